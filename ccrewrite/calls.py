@@ -1,0 +1,67 @@
+"""What counts as a convolution call: torch functions and aten operators, brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ccrewrite.geometry import ConvGeometry
+
+CONV = ("stride", "padding", "dilation", "groups")
+CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
+CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+"""Argument names after (input, weight, bias) of ``F.convNd``, ``F.conv_transposeNd`` and ``aten.convolution``."""
+
+_aten = torch.ops.aten
+FORMS: dict[Any, tuple[str, tuple[str, ...]]] = {
+    **{f: (f.__name__, CONV) for f in (F.conv1d, F.conv2d, F.conv3d)},
+    **{f: (f.__name__, CONV_TRANSPOSE) for f in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)},
+    **{
+        getattr(packet, overload): (name, CONV)
+        for name, packet in (("conv1d", _aten.conv1d), ("conv2d", _aten.conv2d), ("conv3d", _aten.conv3d))
+        for overload in ("default", "padding")
+    },
+    _aten.conv_transpose1d.default: ("conv_transpose1d", CONV_TRANSPOSE),
+    _aten.conv_transpose2d.input: ("conv_transpose2d", CONV_TRANSPOSE),
+    _aten.conv_transpose3d.input: ("conv_transpose3d", CONV_TRANSPOSE),
+    torch.convolution: ("convolution", CONVOLUTION),
+    _aten.convolution.default: ("convolution", CONVOLUTION),
+}
+"""Convolution function or operator -> (its short name, its argument names)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One convolution call's arguments, whatever its spelling. ``input``, ``weight`` and ``bias`` are tensors or fx nodes."""
+
+    name: str
+    input: Any
+    weight: Any
+    bias: Any
+    arguments: Mapping[str, Any]
+
+    def geometry(self, weight_shape: Sequence[int]) -> ConvGeometry:
+        return ConvGeometry.from_call(self.name, weight_shape, self.arguments)
+
+    def torch_arguments(self, geometry: ConvGeometry) -> dict[str, Any]:
+        """The arguments by name as ``F.convNd`` or ``F.conv_transposeNd`` takes them."""
+        names = CONV_TRANSPOSE if geometry.transposed else CONV
+        return {n: self.arguments[n] if n in self.arguments else getattr(geometry, n) for n in names}
+
+
+def as_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Call | None:
+    """``function(*args, **kwargs)`` as a ``Call``, or None where it is no convolution.
+
+    >>> as_call(F.conv1d, (torch.ones(1, 1, 4), torch.ones(1, 1, 3)), {"dilation": 2}).arguments
+    {'dilation': 2}
+    """
+    form = FORMS.get(function)
+    if form is None:
+        return None
+    name, names = form
+    bound = {**dict(zip(("input", "weight", "bias", *names), args, strict=False)), **(kwargs or {})}
+    return Call(name, bound.pop("input"), bound.pop("weight"), bound.pop("bias", None), bound)

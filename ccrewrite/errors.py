@@ -1,0 +1,26 @@
+"""Every error that ccrewrite raises on purpose.
+
+A message names the site or the argument, what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class CcrewriteError(Exception):
+    """Base class: ``except ccrewrite.CcrewriteError`` catches all of them."""
+
+
+class InputError(CcrewriteError, ValueError):
+    """The model, the example inputs or an option can't be used as they are."""
+
+
+class ModelRunError(CcrewriteError, RuntimeError):
+    """The model itself raised on the example inputs; the original exception is the ``__cause__``."""
+
+
+class SelectionError(CcrewriteError, LookupError):
+    """``include``, ``exclude``, ``kinds`` or ``rules`` select no convolution at all."""
+
+
+class SelectionWarning(UserWarning):
+    """One glob of a selection that otherwise selects something hits no convolution."""

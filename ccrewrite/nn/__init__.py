@@ -1,0 +1,30 @@
+"""The layers that ccrewrite puts in place of torch's convolutions."""
+
+from ccrewrite.nn.cc import (
+    CCConv1d,
+    CCConv2d,
+    CCConv3d,
+    CCConvTranspose1d,
+    CCConvTranspose2d,
+    CCConvTranspose3d,
+    CCSampling,
+)
+from ccrewrite.nn.conv import RewrittenConv
+from ccrewrite.nn.dcls import DclsConv1d, DclsConv2d, DclsConv3d, DclsSampling
+from ccrewrite.nn.sampling import Sampling
+
+__all__ = [
+    "CCConv1d",
+    "CCConv2d",
+    "CCConv3d",
+    "CCConvTranspose1d",
+    "CCConvTranspose2d",
+    "CCConvTranspose3d",
+    "CCSampling",
+    "DclsConv1d",
+    "DclsConv2d",
+    "DclsConv3d",
+    "DclsSampling",
+    "RewrittenConv",
+    "Sampling",
+]

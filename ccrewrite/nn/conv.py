@@ -1,0 +1,178 @@
+"""Convolution layers with a ``Sampling``: how a torch layer becomes one of ours, and back.
+
+A replacement layer is the torch layer itself with a ``sampling`` submodule and a class that uses it. The object, its
+parameters, parametrizations, hooks and attributes stay; only the class changes. So every alias, optimizer and reference to
+``model.conv`` keeps meaning what it meant.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar, Self, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from ccrewrite.errors import InputError
+from ccrewrite.geometry import ConvGeometry, Ints
+from ccrewrite.nn.reroute import Rerouted, Route, rerouted_forward
+from ccrewrite.nn.sampling import Sampling
+
+TORCH_LAYERS: tuple[type[_ConvNd], ...] = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+LAYERS: dict[tuple[type[Sampling], type[_ConvNd]], type[RewrittenConv]] = {}
+"""(sampling class, torch layer) -> our layer; filled as the layers are defined."""
+
+
+class RewrittenConv(nn.Module):
+    """Mixin for ``nn.ConvNd``: the convolution goes through ``self.sampling``; the rest of the layer is torch's own."""
+
+    sampling: Sampling
+    sampling_class: ClassVar[type[Sampling]]
+    torch_class: ClassVar[type[_ConvNd]]
+    replaced_class: ClassVar[type[_ConvNd]]
+    """The class that the layer had before, and gets back: ``torch_class`` or a subclass of it."""
+
+    def __init_subclass__(cls, *, replaces: type[_ConvNd] | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if replaces is not None:
+            cls.torch_class = cls.replaced_class = replaces
+            LAYERS[cls.sampling_class, replaces] = cls
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
+        """This layer on ``conv``'s own parameters (shared, not copied), computing what ``conv`` computes.
+
+        ``options`` are those of the sampling. Raises ``InputError`` where ``conv`` is no ``torch_class``.
+        """
+        if not isinstance(conv, cls.torch_class):
+            raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{cls.torch_class.__name__}, found {_name(conv)}")
+        if isinstance(conv, RewrittenConv):
+            raise InputError(f"{cls.__name__}.from_conv takes a plain convolution, found {_name(conv)}: revert it first")
+        if _has_own_forward(type(conv)):
+            raise InputError(f"{_name(conv)} has a forward of its own; ccrewrite.rewrite keeps it, from_conv would not")
+        layer = conv.__new__(type(conv))
+        for key, value in vars(conv).items():
+            vars(layer)[key] = value.copy() if isinstance(value, dict) else value
+        reference = next(conv.parameters())
+        options = {"dtype": reference.dtype, "device": reference.device} | options
+        return cast(Self, adopt_(layer, cls.sampling_class.of(ConvGeometry.from_module(conv), **options)))
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = cast(_ConvNd, self)
+        if isinstance(self, Rerouted):  # its forward's own convolution call is the one that the sampling takes
+            return super()._conv_forward(input, weight, bias)  # pyright: ignore[reportAttributeAccessIssue]
+        padding = layer.padding
+        if layer.padding_mode != "zeros":
+            input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+            padding = 0
+        return self.sampling(input, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+class RewrittenConvTranspose(RewrittenConv):
+    """The same for ``nn.ConvTransposeNd``, whose forward takes an ``output_size``."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if isinstance(self, Rerouted):
+            return super().forward(input, output_size)
+        layer = cast(_ConvTransposeNd, self)
+        extra: Any = layer.output_padding
+        if output_size is not None:
+            stride, padding, taps = (list(cast(Ints, v)) for v in (layer.stride, layer.padding, layer.kernel_size))
+            extra = layer._output_padding(input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
+        arguments = layer.stride, layer.padding, extra, layer.groups, layer.dilation
+        return self.sampling(input, layer.weight, layer.bias, *arguments)
+
+
+def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -> RewrittenConv:
+    """Make ``layer``, a torch convolution, one that uses ``sampling``. In place.
+
+    A subclass with its own forward keeps running it; ``routes`` says which of the calls in it is the sampling's.
+    """
+    param_class = type(layer) if parametrize.is_parametrized(layer) else None
+    replaced = cast(type[_ConvNd], type(layer).__bases__[0] if param_class else type(layer))
+    adopted = _adopted_class(type(sampling), replaced)
+    layer.add_module("sampling", sampling.train(layer.training))
+    if issubclass(adopted, Rerouted):
+        vars(layer)["ccrewrite_routes"] = routes
+    layer.__class__ = _parametrized(param_class, adopted) if param_class else adopted
+    return cast(RewrittenConv, layer)
+
+
+def release_(layer: RewrittenConv) -> _ConvNd:
+    """The layer that ``adopt_`` was given, with the weights that it has now. In place."""
+    param_class = type(layer) if parametrize.is_parametrized(layer) else None
+    del layer._modules["sampling"]
+    vars(layer).pop("ccrewrite_routes", None)
+    replaced = layer.replaced_class
+    layer.__class__ = _parametrized(param_class, replaced) if param_class else replaced  # pyright: ignore
+    return cast(_ConvNd, layer)
+
+
+def host_(module: nn.Module, samplings: nn.ModuleDict, routes: tuple[Route, ...]) -> None:
+    """Send the functional convolutions in ``module``'s own forward that ``routes`` name to ``samplings``. In place."""
+    module.add_module("sampling", samplings.train(module.training))
+    vars(module)["ccrewrite_routes"] = routes
+    module.__class__ = _hosting_class(type(module))
+
+
+def unhost_(module: nn.Module) -> None:
+    """Undo ``host_``. In place."""
+    del module._modules["sampling"]
+    del vars(module)["ccrewrite_routes"]
+    module.__class__ = type(module).__bases__[1]
+
+
+def torch_layer(kind: type) -> type[_ConvNd] | None:
+    """The ``nn.ConvNd`` or ``nn.ConvTransposeNd`` that ``kind`` is or descends from; None for other classes."""
+    return next((layer for layer in TORCH_LAYERS if issubclass(kind, layer)), None)
+
+
+@functools.cache
+def _adopted_class(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> type[_ConvNd]:
+    ours = LAYERS[sampling_class, cast(type[_ConvNd], torch_layer(replaced))]
+    if replaced is ours.torch_class:
+        return ours  # pyright: ignore[reportReturnType]
+    names = {"replaced_class": replaced, "__reduce__": _reduce, "__module__": __name__}
+    own = _has_own_forward(replaced)
+    if own:
+        names["forward"] = rerouted_forward(replaced)
+    bases = (Rerouted, replaced, ours) if own else (replaced, ours)
+    return type(f"{ours.__name__}_{replaced.__name__}", bases, names)  # pyright: ignore[reportReturnType]
+
+
+@functools.cache
+def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
+    # The name stays: frameworks look layers up by it (sharding and checkpoint lists, `architectures` in a saved config).
+    names = {a: getattr(base, a) for a in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, (Rerouted, base), {**names, "forward": rerouted_forward(base), "__reduce__": _reduce})
+
+
+def _parametrized(template: type, base: type) -> type:
+    """The class that ``torch.nn.utils.parametrize`` would have made of ``base``, with the properties of ``template``."""
+    names = {k: v for k, v in vars(template).items() if k not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{base.__name__}", (base,), names)
+
+
+def _reduce(self: nn.Module) -> tuple[Any, ...]:
+    if isinstance(self, RewrittenConv):
+        return _revive, (type(self.sampling), self.replaced_class), vars(self)
+    return _revive, (None, type(self).__bases__[1]), vars(self)
+
+
+def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module:
+    kind = _hosting_class(base) if sampling_class is None else _adopted_class(sampling_class, base)
+    return kind.__new__(kind)
+
+
+def _has_own_forward(kind: type) -> bool:
+    above = kind.__mro__[: kind.__mro__.index(cast(type, torch_layer(kind)))]
+    return any(vars(c).keys() & {"forward", "_conv_forward"} for c in above)
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -1,0 +1,95 @@
+"""Convolutions called inside somebody else's ``forward``, sent through a ``Sampling`` without touching that forward.
+
+A module whose own code calls ``F.conv2d(...)`` (a weight-standardised convolution, an up-sampling block with a fixed filter)
+keeps its code, its control flow and its training flags. While its forward runs, the calls that a ``Route`` names go to the
+sampling instead of torch. ``TorchFunctionMode`` does it in eager mode, under export and under ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ccrewrite.calls import Call, as_call
+from ccrewrite.geometry import ConvGeometry, Ints, Padding
+
+
+@dataclass(frozen=True)
+class Route:
+    """The calls that belong to one sampling: ``weight`` is the path of the tensor they use, from the module whose forward
+    runs, or None where the weight is computed. Channels are left open: per-sample weights vary with the batch."""
+
+    sampling: str
+    weight: str | None
+    transposed: bool
+    kernel_size: Ints
+    stride: Ints
+    padding: Padding
+    dilation: Ints
+
+    @classmethod
+    def of(cls, sampling: str, weight: str | None, geometry: ConvGeometry) -> Route:
+        g = geometry
+        return cls(sampling, weight, g.transposed, g.kernel_size, g.stride, g.padding, g.dilation)
+
+    def takes(self, host: nn.Module, call: Call) -> bool:
+        if self.weight is None:
+            if isinstance(call.weight, nn.Parameter):
+                return False
+        elif call.weight is not at_path(host, self.weight):
+            return False
+        if tuple(call.weight.shape[2:]) != self.kernel_size:
+            return False
+        return Route.of(self.sampling, self.weight, call.geometry(call.weight.shape)) == self
+
+
+class Reroute(TorchFunctionMode):
+    """Sends the convolution calls that a route of ``host`` takes to that route's sampling."""
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.host = host
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        call = as_call(func, args, kwargs)
+        if call is not None:
+            for route in self.host.ccrewrite_routes:  # pyright: ignore[reportGeneralTypeIssues]
+                if route.takes(self.host, call):
+                    arguments = call.torch_arguments(call.geometry(call.weight.shape))
+                    return at_path(self.host, route.sampling)(call.input, call.weight, call.bias, **arguments)
+        return func(*args, **(kwargs or {}))
+
+
+class Rerouted(nn.Module):
+    """Mixin put before a module's class: its forward runs under ``Reroute``.
+
+    Not for direct use: ``nn.conv.adopt_`` and ``host_`` make the classes.
+    """
+
+    ccrewrite_routes: tuple[Route, ...]
+
+
+def rerouted_forward(base: type[nn.Module]) -> Callable[..., Any]:
+    """``base.forward`` under ``Reroute``, with its signature (which fx tracing and Trainer classes read)."""
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with Reroute(self):
+            return base.forward(self, *args, **kwargs)
+
+    return forward
+
+
+def at_path(root: nn.Module, path: str) -> Any:
+    """The attribute of ``root`` at a dotted path, e.g. ``"conv.weight"``."""
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,149 @@
+"""What a replacement layer adds to a convolution: a ``Sampling``, the learnable geometry of its kernel.
+
+A sampling turns the call's ``weight`` into the effective kernel on a dense window, ``K_eff = B(geometry) . weight``, and
+convolves with that. It never owns the weight, so it serves a module's convolution and a functional one alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from ccrewrite.errors import InputError
+from ccrewrite.geometry import ConvGeometry, Ints, per_axis
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+class Sampling(nn.Module, ABC):
+    """Learnable geometry of one convolution; called with the arguments of the torch function that it stands for.
+
+    ``sampling(input, weight, bias, stride, padding, dilation, groups)`` in place of ``F.convNd``, and
+    ``sampling(input, weight, bias, stride, padding, output_padding, groups, dilation)`` in place of ``F.conv_transposeNd``.
+
+    While the geometry is untouched and nothing differentiates through it, the plain torch function runs: bitwise equal.
+    Otherwise the effective kernel is built on the window that holds the original extent and ``margin`` samples on both sides.
+
+    Subclasses give ``movers`` and ``kernel``.
+    """
+
+    margin: Ints
+    """Samples by which the window exceeds the kernel's original extent, per axis and on both sides."""
+
+    def __init__(self, kernel_size: Sequence[int], dilation: Sequence[int], *, transposed: bool, margin: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_size = tuple(kernel_size)
+        self.dilation = tuple(dilation)
+        self.transposed = transposed
+        self.margin = tuple(margin)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel_size)
+
+    @property
+    def window(self) -> Ints:
+        """Size of the effective kernel, per axis."""
+        sizes = zip(self.kernel_size, self.dilation, self.margin, strict=True)
+        return tuple(d * (k - 1) + 1 + 2 * m for k, d, m in sizes)
+
+    @classmethod
+    @abstractmethod
+    def of(cls, geometry: ConvGeometry, **options: Any) -> Self:
+        """The sampling that starts out as a convolution of this geometry; ``options`` are the class's own, and
+        ``dtype``, ``device``."""
+
+    @abstractmethod
+    def movers(self) -> list[Tensor]:
+        """The tensors that are all zero as long as the layer computes what the plain convolution computes.
+
+        An empty list: the layer never equals a plain convolution on this grid.
+        """
+
+    @abstractmethod
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Effective kernel, ``(*weight.shape[:2], *window)``, for ``weight`` of shape ``(out, in/groups, *kernel_size)``
+        (transposed: ``(in, out/groups, *kernel_size)``)."""
+
+    def runs_plain(self) -> bool:
+        """Whether a call made now may run the plain convolution: geometry at its start, and no gradient wanted for it.
+
+        Only where values can be read: never while a graph is being traced, for what it would bake in may change later.
+        """
+        movers = self.movers()
+        if not movers:
+            return False
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return False
+        return readable(movers) and not any(bool(m.any()) for m in movers)
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        call = _bind(self.transposed, arguments, named)
+        if self.runs_plain():
+            function = (TRANSPOSED if self.transposed else CONVOLUTIONS)[self.ndim - 1]
+            return function(input, weight, bias, **call)
+        dilation = per_axis(call["dilation"], self.ndim, "dilation")
+        if dilation != self.dilation:
+            raise InputError(
+                f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
+                "revert and rewrite the model if its dilation changed"
+            )
+        kernel = self.kernel(weight)
+        return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
+
+    def _plain(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
+        if any(low != high for low, high in pads):
+            input = F.pad(input, [p for pair in reversed(pads) for p in pair])
+            pads = ((0, 0),) * self.ndim
+        padding = tuple(low for low, _ in pads)
+        return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, 1, call["groups"])
+
+    def _transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        stride, padding, extra = (per_axis(call[a], self.ndim, a) for a in ("stride", "padding", "output_padding"))
+        function = TRANSPOSED[self.ndim - 1]
+        wide = tuple(p + m for p, m in zip(padding, self.margin, strict=True))
+        if all(e < s for e, s in zip(extra, stride, strict=True)):
+            return function(input, kernel, bias, stride, wide, extra, call["groups"])
+        # An output padding that only the dilation allowed (the window has none): the full output, then crop or extend.
+        full = function(input, kernel, None, stride, 0, 0, call["groups"])
+        cropped = F.pad(full, [n for w, e in zip(reversed(wide), reversed(extra), strict=True) for n in (-w, e - w)])
+        return cropped if bias is None else cropped + bias.view(-1, *(1,) * self.ndim)
+
+    def _pads(self, padding: Any) -> tuple[tuple[int, int], ...]:
+        # Only the padding matters to `pads`; the rest of the geometry is this sampling's own.
+        ones = (1,) * self.ndim
+        value = "same" if padding == "same" else per_axis(0 if padding == "valid" else padding, self.ndim, "padding")
+        return ConvGeometry(1, 1, self.kernel_size, ones, value, self.dilation, 1, (0,) * self.ndim).pads
+
+
+def readable(tensors: Sequence[Tensor]) -> bool:
+    """Whether the values of ``tensors`` may be read now: real ones, outside every tracer, export, compilation and capture."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta for t in tensors):
+        return False
+    if detect_fake_mode(tensors) is not None or get_proxy_mode() is not None:
+        return False
+    return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+_DEFAULTS: dict[bool, dict[str, Any]] = {
+    False: {"stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+    True: {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1},
+}
+
+
+def _bind(transposed: bool, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    defaults = _DEFAULTS[transposed]
+    if len(arguments) > len(defaults) or not named.keys() <= defaults.keys():
+        raise InputError(f"a convolution takes {', '.join(defaults)} after its bias; found {arguments!r} and {sorted(named)}")
+    return defaults | dict(zip(defaults, arguments, strict=False)) | named
