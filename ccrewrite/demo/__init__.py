@@ -1,0 +1,1 @@
+"""A small segmentation network with trained weights, and the run that rewrites it (``ccrewrite demo``)."""
