@@ -58,10 +58,10 @@ def _digits() -> tuple[Image, NDArray[np.int64]]:
 def _canvas(rng: np.random.Generator, drawings: Image, classes: NDArray[np.int64]) -> tuple[Image, NDArray[np.int64]]:
     image = _ramp(rng)
     labels = np.full((SIZE, SIZE), BACKGROUND)
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(1, 5)):
         image = np.maximum(image, rng.uniform(0.4, 1.0) * _stroke(rng))
     for _ in range(rng.integers(3, 7)):
-        chosen, size = rng.integers(len(drawings)), int(rng.integers(12, 27))
+        chosen, size = rng.integers(len(drawings)), int(rng.integers(14, 29))
         top, left = rng.integers(0, SIZE - size + 1, 2)
         place = slice(top, top + size), slice(left, left + size)
         weights = _enlarge(size)
@@ -71,7 +71,7 @@ def _canvas(rng: np.random.Generator, drawings: Image, classes: NDArray[np.int64
             continue
         image[place] = np.maximum(image[place], rng.uniform(0.6, 1.0) * ink)
         labels[place][drawn] = classes[chosen]
-    return image + rng.normal(0, rng.uniform(0.02, 0.12), image.shape), labels
+    return image + rng.normal(0, rng.uniform(0.02, 0.1), image.shape), labels
 
 
 def _ramp(rng: np.random.Generator) -> Image:

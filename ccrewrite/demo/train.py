@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ccrewrite.demo.canvases import CLASSES, canvases
 from ccrewrite.demo.network import WEIGHTS, DigitSegmenter, segmenter
 
-STEPS, BATCH, PEAK = 1200, 32, 5e-3
+STEPS, BATCH, PEAK = 1800, 32, 5e-3
 TEST_CANVASES, TEST_SEED = 200, 0
 
 
