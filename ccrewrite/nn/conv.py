@@ -24,6 +24,8 @@ TORCH_LAYERS: tuple[type[_ConvNd], ...] = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
+HOSTED = "ccrewrite"
+"""Name of the submodule that holds the samplings of a module's functional convolutions."""
 LAYERS: dict[tuple[type[Sampling], type[_ConvNd]], type[RewrittenConv]] = {}
 """(sampling class, torch layer) -> our layer; filled as the layers are defined."""
 
@@ -53,7 +55,7 @@ class RewrittenConv(nn.Module):
             raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{cls.torch_class.__name__}, found {_name(conv)}")
         if isinstance(conv, RewrittenConv):
             raise InputError(f"{cls.__name__}.from_conv takes a plain convolution, found {_name(conv)}: revert it first")
-        if _has_own_forward(type(conv)):
+        if has_own_forward(type(conv)):
             raise InputError(f"{_name(conv)} has a forward of its own; ccrewrite.rewrite keeps it, from_conv would not")
         layer = conv.__new__(type(conv))
         for key, value in vars(conv).items():
@@ -113,18 +115,27 @@ def release_(layer: RewrittenConv) -> _ConvNd:
     return cast(_ConvNd, layer)
 
 
-def host_(module: nn.Module, samplings: nn.ModuleDict, routes: tuple[Route, ...]) -> None:
-    """Send the functional convolutions in ``module``'s own forward that ``routes`` name to ``samplings``. In place."""
-    module.add_module("sampling", samplings.train(module.training))
-    vars(module)["ccrewrite_routes"] = routes
-    module.__class__ = _hosting_class(type(module))
+def host_(module: nn.Module, key: str, sampling: Sampling, route: Route) -> None:
+    """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place."""
+    if HOSTED not in module._modules:
+        module.add_module(HOSTED, nn.ModuleDict())
+        vars(module)["ccrewrite_routes"] = ()
+        module.__class__ = _hosting_class(type(module))
+    cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
+    vars(module)["ccrewrite_routes"] += (route,)
 
 
-def unhost_(module: nn.Module) -> None:
-    """Undo ``host_``. In place."""
-    del module._modules["sampling"]
-    del vars(module)["ccrewrite_routes"]
-    module.__class__ = type(module).__bases__[1]
+def unhost_(module: nn.Module, key: str | None = None) -> None:
+    """Undo ``host_``, of one key or of all. In place."""
+    samplings = cast(nn.ModuleDict, module._modules[HOSTED])
+    for name in list(samplings) if key is None else [key]:
+        del samplings[name]
+        kept = (r for r in vars(module)["ccrewrite_routes"] if r.sampling != f"{HOSTED}.{name}")
+        vars(module)["ccrewrite_routes"] = tuple(kept)
+    if not samplings:
+        del module._modules[HOSTED]
+        del vars(module)["ccrewrite_routes"]
+        module.__class__ = type(module).__bases__[1]
 
 
 def torch_layer(kind: type) -> type[_ConvNd] | None:
@@ -138,7 +149,7 @@ def _adopted_class(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> t
     if replaced is ours.torch_class:
         return ours  # pyright: ignore[reportReturnType]
     names = {"replaced_class": replaced, "__reduce__": _reduce, "__module__": __name__}
-    own = _has_own_forward(replaced)
+    own = has_own_forward(replaced)
     if own:
         names["forward"] = rerouted_forward(replaced)
     bases = (Rerouted, replaced, ours) if own else (replaced, ours)
@@ -169,7 +180,8 @@ def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module
     return kind.__new__(kind)
 
 
-def _has_own_forward(kind: type) -> bool:
+def has_own_forward(kind: type) -> bool:
+    """Whether a convolution class runs code of its own around the convolution (weight standardisation, causal padding, masks)."""
     above = kind.__mro__[: kind.__mro__.index(cast(type, torch_layer(kind)))]
     return any(vars(c).keys() & {"forward", "_conv_forward"} for c in above)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from ccrewrite.calls import Call, as_call
@@ -58,7 +59,8 @@ class Reroute(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        call = as_call(func, args, kwargs)
+        # Operators are left alone: that is how a sampling's own convolution passes.
+        call = None if isinstance(func, OpOverload) else as_call(func, args, kwargs)
         if call is not None:
             for route in self.host.ccrewrite_routes:  # pyright: ignore[reportGeneralTypeIssues]
                 if route.takes(self.host, call):

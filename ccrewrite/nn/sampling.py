@@ -19,8 +19,11 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints, per_axis
 
-CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_aten = torch.ops.aten
+# The operators, not the functions of torch.nn.functional: those are what `Reroute` looks for.
+CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default)
+NAMED_PADDING = (_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding)
+TRANSPOSED = (_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input)
 
 
 class Sampling(nn.Module, ABC):
@@ -73,6 +76,11 @@ class Sampling(nn.Module, ABC):
         """Effective kernel, ``(*weight.shape[:2], *window)``, for ``weight`` of shape ``(out, in/groups, *kernel_size)``
         (transposed: ``(in, out/groups, *kernel_size)``)."""
 
+    def describe(self) -> str:
+        """What was added, in one line for a plan's table."""
+        added = sum(p.numel() for p in self.parameters())
+        return f"{type(self).__name__.removesuffix('Sampling')}, {added} parameters added, window {'x'.join(map(str, self.window))}"
+
     def runs_plain(self) -> bool:
         """Whether a call made now may run the plain convolution: geometry at its start, and no gradient wanted for it.
 
@@ -86,14 +94,13 @@ class Sampling(nn.Module, ABC):
         return readable(movers) and not any(bool(m.any()) for m in movers)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
-        call = _bind(self.transposed, arguments, named)
+        call = _bind(self.transposed, self.ndim, arguments, named)
         if self.runs_plain():
-            function = (TRANSPOSED if self.transposed else CONVOLUTIONS)[self.ndim - 1]
-            return function(input, weight, bias, **call)
-        dilation = per_axis(call["dilation"], self.ndim, "dilation")
-        if dilation != self.dilation:
+            functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS
+            return functions[self.ndim - 1](input, weight, bias, **call)
+        if call["dilation"] != self.dilation:
             raise InputError(
-                f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
+                f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {call['dilation']}; "
                 "revert and rewrite the model if its dilation changed"
             )
         kernel = self.kernel(weight)
@@ -105,24 +112,26 @@ class Sampling(nn.Module, ABC):
             input = F.pad(input, [p for pair in reversed(pads) for p in pair])
             pads = ((0, 0),) * self.ndim
         padding = tuple(low for low, _ in pads)
-        return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, 1, call["groups"])
+        ones = (1,) * self.ndim
+        return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, ones, call["groups"])
 
     def _transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-        stride, padding, extra = (per_axis(call[a], self.ndim, a) for a in ("stride", "padding", "output_padding"))
+        stride, padding, extra = call["stride"], call["padding"], call["output_padding"]
         function = TRANSPOSED[self.ndim - 1]
         wide = tuple(p + m for p, m in zip(padding, self.margin, strict=True))
         if all(e < s for e, s in zip(extra, stride, strict=True)):
             return function(input, kernel, bias, stride, wide, extra, call["groups"])
         # An output padding that only the dilation allowed (the window has none): the full output, then crop or extend.
-        full = function(input, kernel, None, stride, 0, 0, call["groups"])
+        zeros = (0,) * self.ndim
+        full = function(input, kernel, None, stride, zeros, zeros, call["groups"])
         cropped = F.pad(full, [n for w, e in zip(reversed(wide), reversed(extra), strict=True) for n in (-w, e - w)])
         return cropped if bias is None else cropped + bias.view(-1, *(1,) * self.ndim)
 
     def _pads(self, padding: Any) -> tuple[tuple[int, int], ...]:
         # Only the padding matters to `pads`; the rest of the geometry is this sampling's own.
-        ones = (1,) * self.ndim
-        value = "same" if padding == "same" else per_axis(0 if padding == "valid" else padding, self.ndim, "padding")
-        return ConvGeometry(1, 1, self.kernel_size, ones, value, self.dilation, 1, (0,) * self.ndim).pads
+        ones, zeros = (1,) * self.ndim, (0,) * self.ndim
+        padding = zeros if padding == "valid" else padding
+        return ConvGeometry(1, 1, self.kernel_size, ones, padding, self.dilation, 1, zeros).pads
 
 
 def readable(tensors: Sequence[Tensor]) -> bool:
@@ -142,8 +151,9 @@ _DEFAULTS: dict[bool, dict[str, Any]] = {
 }
 
 
-def _bind(transposed: bool, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+def _bind(transposed: bool, ndim: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     defaults = _DEFAULTS[transposed]
     if len(arguments) > len(defaults) or not named.keys() <= defaults.keys():
         raise InputError(f"a convolution takes {', '.join(defaults)} after its bias; found {arguments!r} and {sorted(named)}")
-    return defaults | dict(zip(defaults, arguments, strict=False)) | named
+    call = defaults | dict(zip(defaults, arguments, strict=False)) | named
+    return {name: per_axis(v, ndim, name) if name != "groups" and not isinstance(v, str) else v for name, v in call.items()}

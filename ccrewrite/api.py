@@ -1,0 +1,197 @@
+"""The one call: ``plan``, ``rewrite``, ``rewrite_``, ``revert``, ``verify``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ccrewrite.capture import How, Inputs, Model, as_module, capture
+from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.passes.decide import Patterns, Selection, decide
+from ccrewrite.passes.detect import detect
+from ccrewrite.passes.rules import Rule, check_rules
+from ccrewrite.passes.substitute import Undo, copied, revert_, substitute_
+from ccrewrite.passes.verify import Check, compare_outputs, culprits, outputs_of
+from ccrewrite.sites import Decision, Plan
+
+Rules = Sequence[Rule | str | Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``rewrite`` returns: the rewritten model, the plan as carried out, and the verification."""
+
+    model: nn.Module
+    plan: Plan
+    check: Check
+
+    def to_json(self) -> str:
+        check = {"ran": self.check.ran, "ok": self.check.ok, "note": self.check.note}
+        outputs = [asdict(o) for o in self.check.outputs]
+        return json.dumps({"plan": json.loads(self.plan.to_json()), "check": {**check, "outputs": outputs}}, indent=2)
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n\n{self.check}"
+
+
+def plan(
+    model: Model,
+    example_inputs: Any,
+    *,
+    rules: Rules = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    kinds: Sequence[str] | None = None,
+    how: How = "auto",
+) -> Plan:
+    """What ``rewrite`` would do with each convolution that ``model(example_inputs)`` runs. Touches nothing.
+
+    ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments. ``rules`` is an ordered list
+    of rules (objects, names, or mappings as in a TOML file), ``DEFAULT_RULES`` if None. ``include`` and ``exclude`` are globs of
+    site names or a predicate on the ``Site``; ``kinds`` some of "dilated", "strided", "transposed", "large". ``how`` forces the
+    way of capturing, "export" or "observe".
+
+    Raises ``InputError`` for arguments that can't be used, ``ModelRunError`` where the model raises on the inputs,
+    ``SelectionError`` where ``include``, ``exclude`` and ``kinds`` leave no site.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2))
+    >>> [(site.name, site.kinds, site.decision.code) for site in plan(model, torch.zeros(1, 3, 16, 16))]
+    [('0', ('strided',), 'strided-to-cc'), ('1', ('dilated',), 'dilated-to-dcls')]
+    """
+    return _plan(as_module(model), Inputs.of(example_inputs), rules, Selection(include, exclude, kinds), how)
+
+
+def rewrite(
+    model: Model,
+    example_inputs: Any,
+    *,
+    rules: Rules = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    kinds: Sequence[str] | None = None,
+    verify: bool = True,
+    how: How = "auto",
+) -> Result:
+    """A copy of ``model`` whose dilated, strided and transposed convolutions are learnable layers that compute the same.
+
+    Arguments as ``plan``'s. With ``verify`` the copy's outputs are compared with the original's on ``example_inputs``, and a
+    site that changes them is put back. Raises what ``plan`` raises, and ``SelectionError`` where nothing can be rewritten.
+
+    >>> model, x = nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)
+    >>> result = rewrite(model, x)
+    >>> result.check.ok, result.check.max_abs_error, type(result.model).__name__, type(model).__name__
+    (True, 0.0, 'DclsConv2d', 'Conv2d')
+    """
+    module, inputs = as_module(model), Inputs.of(example_inputs)
+    planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
+    _require_something(planned)
+    return _carry_out(copied(module), module, planned, inputs, verify)
+
+
+def rewrite_(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    rules: Rules = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    kinds: Sequence[str] | None = None,
+    verify: bool = True,
+    how: How = "auto",
+) -> Result:
+    """``rewrite`` in place: ``result.model`` is ``model``. Where it raises, ``model`` is as it was."""
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"rewrite_ changes an nn.Module in place, found {type(model).__name__}; rewrite takes it")
+    inputs = Inputs.of(example_inputs)
+    planned = _plan(model, inputs, rules, Selection(include, exclude, kinds), how)
+    _require_something(planned)
+    return _carry_out(model, None, planned, inputs, verify)
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Put the original layers and calls back, in place, with the weights as they are now; returns ``model``.
+
+    What the added geometry had learnt is dropped. Raises ``InputError`` where nothing in ``model`` was rewritten.
+    """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"revert takes the rewritten model (result.model), found {type(model).__name__}")
+    if not revert_(model):
+        raise InputError(f"nothing in this {type(model).__name__} was rewritten")
+    return model
+
+
+def verify(original: nn.Module, rewritten: nn.Module, example_inputs: Any) -> Check:
+    """Compare the outputs of two models, of any structure, on the same inputs and random state, in evaluation mode."""
+    inputs = Inputs.of(example_inputs)
+    return Check(compare_outputs(outputs_of(original, inputs), outputs_of(rewritten, inputs)), ran=True)
+
+
+def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, how: How) -> Plan:
+    checked = check_rules(rules)
+    program = capture(model, inputs, how)
+    return Plan(decide(detect(model, program), checked, selection), checked, program.how, program.note)
+
+
+def _require_something(planned: Plan) -> None:
+    if not planned.rewritten:
+        raise SelectionError(f"nothing to rewrite: {planned.summary()}. print(ccrewrite.plan(model, inputs)) shows why, site by site")
+
+
+def _carry_out(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool) -> Result:
+    """Substitute in ``model``, compare with ``original`` (None: with ``model`` as it is now), put back what fails."""
+    on_meta = any(t.is_meta for t in (*inputs.tensors(), *model.parameters()))
+    if on_meta or not check:
+        substitute_(model, planned.rewritten, planned.rules)
+        return Result(model, planned, Check((), False, "nothing to run on the meta device" if on_meta else "verify=False"))
+
+    before = outputs_of(original or model, inputs)
+    sites = {site.name: site for site in planned.rewritten}
+    undo: dict[str, Undo] = {}
+    failures: dict[str, str] = {}
+
+    def passes(names: Sequence[str]) -> bool:
+        """Whether ``model`` with just ``names`` rewritten computes what it did before."""
+        for name in [n for n in undo if n not in names]:
+            undo.pop(name)()
+        undo.update(substitute_(model, [sites[n] for n in names if n not in undo], planned.rules))
+        failure = _failure(model, before, inputs)
+        if failure and len(names) == 1:
+            failures[names[0]] = failure
+        return not failure
+
+    note, good = "", list(sites)
+    try:
+        if not passes(good):
+            if not passes([]):
+                note = "two runs of the original differ as well: it is not deterministic, so nothing was put back"
+            else:
+                good = [n for n in good if n not in culprits(good, passes)]
+            if not passes(good) and not note:
+                failures.update(dict.fromkeys(good, "right by itself, wrong together with the others"))
+                passes(good := [])
+        after = outputs_of(model, inputs)
+    except BaseException:
+        for put_back in undo.values():
+            put_back()
+        raise
+    decided = tuple(
+        replace(s, decision=Decision(False, "verification-failed", failures[s.name])) if s.name in failures else s
+        for s in planned.sites
+    )
+    return Result(model, replace(planned, sites=decided), Check(compare_outputs(before, after), True, note))
+
+
+def _failure(model: nn.Module, before: Mapping[str, Any], inputs: Inputs) -> str:
+    """How ``model``'s outputs differ from ``before``, or what it raised; empty where they are equal within tolerance."""
+    try:
+        checks = compare_outputs(before, outputs_of(model, inputs))
+    except Exception as error:
+        return f"the rewritten model raised {type(error).__name__}: {error}"
+    worst = max((c for c in checks if not c.ok), key=lambda c: c.max_rel_error, default=None)
+    if worst is None:
+        return ""
+    return worst.note or f"{worst.path} changed by {worst.max_rel_error:.1e} of its largest magnitude"

@@ -1,0 +1,89 @@
+"""Sites and rules -> plan: one decision per site."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ccrewrite.errors import InputError, SelectionError, SelectionWarning
+from ccrewrite.geometry import LARGE
+from ccrewrite.passes.rules import Rule
+from ccrewrite.sites import UNDECIDED, Decision, Site
+
+KINDS = ("dilated", "strided", "transposed", "large", "plain")
+Patterns = str | Sequence[str] | Callable[[Site], bool] | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which sites the rules may touch. ``include`` and ``exclude`` are globs of site names (a glob that hits a module takes
+    what is below it) or a predicate on the site; ``kinds`` keeps sites that have one of these kinds."""
+
+    include: Patterns = None
+    exclude: Patterns = None
+    kinds: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds or ():
+            if kind not in KINDS:
+                raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+
+    def left_out_by(self, site: Site) -> str | None:
+        """What leaves ``site`` out, in words; None where it is selected."""
+        if self.include is not None and not _hit(self.include, site):
+            return f"not in include={_shown(self.include)}"
+        if self.exclude is not None and _hit(self.exclude, site):
+            return f"in exclude={_shown(self.exclude)}"
+        if self.kinds is not None and not set(self.kinds) & set(site.kinds):
+            return f"not of kinds={','.join(self.kinds)}"
+        return None
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Raise ``SelectionError`` where nothing is selected; warn of each glob that hits no site."""
+        for patterns in (self.include, self.exclude):
+            for pattern in _globs(patterns):
+                if sites and not any(site.matches(pattern) for site in sites):
+                    warnings.warn(f"{pattern!r} hits no convolution", SelectionWarning, stacklevel=4)
+        if sites and all(self.left_out_by(site) for site in sites):
+            names = ", ".join(s.name for s in sites[:8]) + (", ..." if len(sites) > 8 else "")
+            asked = ", ".join(
+                f"{name}={_shown(value)}"
+                for name, value in (("include", self.include), ("exclude", self.exclude), ("kinds", self.kinds))
+                if value is not None
+            )
+            raise SelectionError(f"{asked} selects none of the {len(sites)} convolutions: {names}")
+
+
+def decide(sites: Sequence[Site], rules: Sequence[Rule], selection: Selection) -> tuple[Site, ...]:
+    """``sites`` with a decision each: the first rule that admits a site rewrites it."""
+    selection.check(sites)
+    return tuple(s if s.decision is not UNDECIDED else replace(s, decision=_decision(s, rules, selection)) for s in sites)
+
+
+def _decision(site: Site, rules: Sequence[Rule], selection: Selection) -> Decision:
+    if site.kinds == ("plain",):
+        return Decision(False, "plain", "stride 1, dilation 1")
+    left_out_by = selection.left_out_by(site)
+    if left_out_by:
+        return Decision(False, "not-selected", left_out_by)
+    for rule in rules:
+        if rule.admits(site):
+            return Decision(True, rule.name, rule.sampling(site, device="meta").describe())
+    if site.kinds == ("large",):
+        return Decision(False, "large", f"{max(site.geometry.kernel_size)} taps along an axis, at least {LARGE}")
+    return Decision(False, "no-rule", f"{' '.join(site.kinds)}, and rules are {', '.join(r.name for r in rules) or 'empty'}")
+
+
+def _globs(patterns: Patterns) -> tuple[str, ...]:
+    if patterns is None or callable(patterns):
+        return ()
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _hit(patterns: Patterns, site: Site) -> bool:
+    return bool(patterns(site)) if callable(patterns) else any(site.matches(p) for p in _globs(patterns))
+
+
+def _shown(value: Patterns | Sequence[str]) -> str:
+    return getattr(value, "__name__", repr(value)) if callable(value) else ",".join(_globs(value))

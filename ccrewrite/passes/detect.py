@@ -1,0 +1,168 @@
+"""Program -> sites: the convolution calls of a run, grouped by the weight and the geometry they share."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ccrewrite.capture import ConvCall, Program
+from ccrewrite.geometry import ConvGeometry
+from ccrewrite.nn.conv import RewrittenConv, has_own_forward, torch_layer
+from ccrewrite.nn.reroute import Route
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.sites import UNDECIDED, Decision, Site
+
+ROOT = "(root)"
+"""Name of a site that is the model itself."""
+
+
+def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
+    """The sites of ``program`` in the order of the run, then the convolution modules that were never called.
+
+    Sites that no rule can rewrite carry their decision already.
+    """
+    groups: dict[Hashable, list[ConvCall]] = defaultdict(list)
+    for call in program.calls:
+        groups[_key(model, call)].append(call)
+    sites = [_site(model, calls) for calls in groups.values()]
+    sites = [s if (refusal := _refusal(model, s, sites)) is None else replace(s, decision=refusal) for s in sites]
+    used = {s.module for s in sites} | {s.weight.rpartition(".")[0] for s in sites if s.weight}
+    sites += [_never_called(n, m) for n, m in model.named_modules() if _is_conv(m) and n not in used]
+    return tuple(_with_aliases(model, _distinct(sites)))
+
+
+def _is_conv(module: nn.Module) -> bool:
+    return torch_layer(type(module)) is not None
+
+
+def _key(model: nn.Module, call: ConvCall) -> Hashable:
+    """Calls with equal keys make one site."""
+    module = model.get_submodule(call.module)
+    if isinstance(module, Sampling) or (_is_conv(module) and not call.obstacle and not has_own_forward(type(module))):
+        return call.module
+    return call.module, call.weight, call.geometry, call.obstacle
+
+
+def _site(model: nn.Module, calls: list[ConvCall]) -> Site:
+    first = calls[0]
+    module = model.get_submodule(first.module)
+    path, geometry, form, decision = first.module, first.geometry, "functional", UNDECIDED
+    if isinstance(module, Sampling):
+        path = path.removesuffix(".sampling").removesuffix("sampling")
+        geometry = replace(geometry, kernel_size=module.kernel_size, dilation=module.dilation)
+        decision = Decision(False, "already-rewritten", f"its geometry is a {type(module).__name__} already; revert to redo it")
+        module = model.get_submodule(path)
+    if _is_conv(module):
+        form = "module"
+        if not has_own_forward(type(module)):
+            geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
+    elif first.obstacle:
+        form = "module"
+    name = path or ROOT
+    if form == "functional" and not isinstance(module, Sampling):
+        weight_owner = (first.weight or "").removesuffix(".weight")
+        function = f"conv{'_transpose' if geometry.transposed else ''}{geometry.ndim}d"
+        name = weight_owner or f"{path}:{function}"
+    return Site(
+        name=name,
+        aliases=(),
+        form=form,
+        layer=type(module).__name__,
+        geometry=geometry,
+        calls=len(calls),
+        input_shapes=tuple(c.input_shape for c in calls),
+        output_shapes=tuple(c.output_shape for c in calls),
+        module=path,
+        weight=first.weight,
+        dtype=first.dtype,
+        device=first.device,
+        decision=_obstacle(first) or decision,
+    )
+
+
+def _obstacle(call: ConvCall) -> Decision | None:
+    where = call.module or "the model"
+    messages = {
+        "scripted": f"{where} is TorchScript: rewrite the model before scripting it",
+        "quantized": f"{where} has quantized weights: rewrite the float model, then quantize",
+        "opaque": f"native code below {where} makes this call",
+    }
+    return Decision(False, call.obstacle, messages[call.obstacle]) if call.obstacle else None
+
+
+def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | None:
+    """Why ``site`` can't be rewritten among the other ``sites``, or None."""
+    if site.decision is not UNDECIDED:
+        return None
+    if site.dtype.is_complex:
+        return Decision(False, "complex-dtype", f"its weight is {site.dtype}; the layers are real")
+    others = [s for s in sites if s is not site]
+    if site.form == "module":
+        twins = [s.geometry.describe() for s in others if s.module == site.module and s.form == "module"]
+        if twins:
+            shown = ", ".join([site.geometry.describe(), *twins])
+            return Decision(False, "several-calls", f"the forward of {site.layer} makes several convolutions: {shown}")
+        if hasattr(model.get_submodule(site.module), "sampling"):
+            return Decision(False, "name-taken", f"{site.layer} has an attribute called sampling")
+        return None
+    for other in others:
+        if site.weight and other.weight == site.weight and other.form == "module":
+            return Decision(False, "shared-weight", f"{site.weight} is also the weight of {other.name}, which is called itself")
+        below = other.module == site.module or not site.module or other.module.startswith(f"{site.module}.")
+        if site.weight is None and other.weight is None and below and _route(site) == _route(other):
+            return Decision(False, "ambiguous-call", f"computed weight, and {other.name} looks the same from {site.module or ROOT}")
+    return None
+
+
+def _route(site: Site) -> Route:
+    return Route.of("", site.weight, site.geometry)
+
+
+def _never_called(name: str, module: nn.Module) -> Site:
+    geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
+    weight = next(module.parameters(), torch.empty(0))
+    message = "the example inputs never reach it"
+    if isinstance(module, RewrittenConv):
+        message += "; rewritten already"
+    return Site(
+        name=name or ROOT,
+        aliases=(),
+        form="module",
+        layer=type(module).__name__,
+        geometry=geometry,
+        calls=0,
+        input_shapes=(),
+        output_shapes=(),
+        module=name,
+        weight=None,
+        dtype=weight.dtype,
+        device=weight.device,
+        decision=Decision(False, "never-called", message),
+    )
+
+
+def _distinct(sites: Iterable[Site]) -> list[Site]:
+    """Sites with one name each: the second ``up:conv1d`` is ``up:conv1d#2``."""
+    seen: Counter[str] = Counter()
+    named: list[Site] = []
+    for site in sites:
+        seen[site.name] += 1
+        count = seen[site.name]
+        named.append(site if count == 1 else replace(site, name=f"{site.name}#{count}"))
+    return named
+
+
+def _with_aliases(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
+    """The other paths under which a site's module is registered."""
+    paths: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+    with_them: list[Site] = []
+    for site in sites:
+        others = [p for p in paths[id(model.get_submodule(site.module))] if p != site.module]
+        with_them.append(replace(site, aliases=tuple(others)) if site.form == "module" else site)
+    return with_them

@@ -1,0 +1,90 @@
+"""Functional convolutions of a ``GraphModule``: ``conv(x, w, b, ...) -> sampling(x, w, b, ...)``, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ccrewrite.calls import Call, as_call
+from ccrewrite.errors import InputError
+from ccrewrite.geometry import ConvGeometry
+from ccrewrite.nn.conv import HOSTED
+from ccrewrite.nn.reroute import at_path
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.sites import Site
+
+FUNCTIONS: dict[tuple[bool, int], Any] = {
+    (False, 1): F.conv1d,
+    (False, 2): F.conv2d,
+    (False, 3): F.conv3d,
+    (True, 1): F.conv_transpose1d,
+    (True, 2): F.conv_transpose2d,
+    (True, 3): F.conv_transpose3d,
+}
+
+
+def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: Site, weight: Tensor | None) -> None:
+    """Make the nodes of ``site`` call ``sampling``, registered as ``ccrewrite.<key>``. In place."""
+    nodes = list(_nodes(module, site, weight))
+    if not nodes:
+        raise InputError(f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it")
+    if HOSTED not in module._modules:
+        module.add_module(HOSTED, nn.ModuleDict())
+    cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
+    for node, call in nodes:
+        arguments = (call.input, call.weight, call.bias)
+        with module.graph.inserting_before(node):
+            new = module.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments(site.geometry))
+        _replace(node, new)
+    module.recompile()
+
+
+def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
+    """Give the nodes that call a sampling (of one key, or all) their torch function again; returns how many samplings."""
+    samplings = cast("nn.ModuleDict | None", module._modules.get(HOSTED))
+    if samplings is None:
+        return 0
+    keys = list(samplings) if key is None else [key]
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target in {f"{HOSTED}.{k}" for k in keys}:
+            sampling = cast(Sampling, module.get_submodule(node.target))
+            function = FUNCTIONS[sampling.transposed, sampling.ndim]
+            with module.graph.inserting_before(node):
+                new = module.graph.call_function(function, node.args, dict(node.kwargs))
+            _replace(node, new)
+    for k in keys:
+        del samplings[k]
+    if not samplings:
+        del module._modules[HOSTED]
+    module.recompile()
+    return len(keys)
+
+
+def _nodes(module: fx.GraphModule, site: Site, weight: Tensor | None) -> Iterator[tuple[fx.Node, Call]]:
+    for node in list(module.graph.nodes):
+        call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
+        if call is None:
+            continue
+        source = cast(fx.Node, call.weight)
+        value = at_path(module, cast(str, source.target)) if source.op == "get_attr" else None
+        if value is weight:
+            # A computed weight's shape is not in the graph: its channels and kernel are taken from the site.
+            g = site.geometry
+            channels = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
+            shape = (channels[0], channels[1] // g.groups, *g.kernel_size) if value is None else value.shape
+            if _comparable(call.geometry(shape)) == _comparable(g):
+                yield node, call
+
+
+def _comparable(geometry: ConvGeometry) -> tuple[Any, ...]:
+    g = geometry
+    return g.transposed, g.kernel_size, g.stride, g.padding, g.dilation, g.groups, g.output_padding
+
+
+def _replace(old: fx.Node, new: fx.Node) -> None:
+    new.meta.update(old.meta)
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)

@@ -1,0 +1,115 @@
+"""The rules: which sites are rewritten, into what. A rule is a frozen dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ccrewrite.errors import InputError
+from ccrewrite.nn.cc import CCSampling
+from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.sites import Site
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """``include`` and ``exclude`` (globs of site names) narrow one rule; those of ``rewrite`` narrow them all."""
+
+    name: ClassVar[str]
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    @abstractmethod
+    def takes(self, site: Site) -> bool:
+        """Whether this rule rewrites convolutions of the site's kind."""
+
+    @abstractmethod
+    def sampling(self, site: Site, **factory: Any) -> Sampling:
+        """The geometry to put there; ``factory`` is dtype and device. Raises ``InputError`` for options that can't be."""
+
+    def admits(self, site: Site) -> bool:
+        """``takes``, narrowed by ``include`` and ``exclude``."""
+        named = any(site.matches(p) for p in self.include) and not any(site.matches(p) for p in self.exclude)
+        return named and self.takes(site)
+
+
+@dataclass(frozen=True)
+class DilatedToDcls(Rule):
+    """dilated Conv -> DCLS (``ccrewrite.nn.DclsConv2d``): its taps get learnable positions. Options as ``DclsSampling``'s."""
+
+    name: ClassVar[str] = "dilated-to-dcls"
+    sharing: str = "auto"
+    reach: int = 0
+
+    def takes(self, site: Site) -> bool:
+        return "dilated" in site.kinds and "transposed" not in site.kinds
+
+    def sampling(self, site: Site, **factory: Any) -> Sampling:
+        sharing = self.sharing
+        if sharing == "auto" and site.form == "functional" and site.weight is None:
+            sharing = "tap"  # the channels of a computed weight may change from call to call
+        return DclsSampling.of(site.geometry, sharing=sharing, reach=self.reach, **factory)
+
+
+@dataclass(frozen=True)
+class StridedToCC(Rule):
+    """strided Conv -> CC (``ccrewrite.nn.CCConv2d``): its taps become the nodes of a continuous kernel."""
+
+    name: ClassVar[str] = "strided-to-cc"
+    basis: str = "cubic"
+    hidden: int = 16
+
+    def takes(self, site: Site) -> bool:
+        return "strided" in site.kinds and "transposed" not in site.kinds
+
+    def sampling(self, site: Site, **factory: Any) -> Sampling:
+        return CCSampling.of(site.geometry, basis=self.basis, hidden=self.hidden, **factory)
+
+
+@dataclass(frozen=True)
+class TransposedToCC(StridedToCC):
+    """ConvTranspose -> CC (``ccrewrite.nn.CCConvTranspose2d``): its taps become the nodes of a continuous kernel."""
+
+    name: ClassVar[str] = "transposed-to-cc"
+
+    def takes(self, site: Site) -> bool:
+        return "transposed" in site.kinds
+
+
+DEFAULT_RULES: tuple[Rule, ...] = (DilatedToDcls(), StridedToCC(), TransposedToCC())
+"""The first rule that takes a site rewrites it: a strided dilated convolution becomes DCLS, keeping its stride."""
+
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DilatedToDcls, StridedToCC, TransposedToCC)}
+
+
+def make_rule(options: Mapping[str, Any] | str) -> Rule:
+    """A rule from a name, or from a mapping with a ``rule`` key and its options (a table of a TOML file).
+
+    >>> make_rule({"rule": "dilated-to-dcls", "sharing": "out"}).sharing
+    'out'
+    """
+    options = {"rule": options} if isinstance(options, str) else dict(options)
+    name = options.pop("rule", None)
+    if name not in RULES:
+        raise InputError(f"unknown rule {name!r}; the rules are {', '.join(RULES)}")
+    kind = RULES[name]
+    known = {f.name: f for f in fields(kind)}
+    for option in options:
+        if option not in known:
+            raise InputError(f"rule {name} has no option {option!r}; its options are {', '.join(known)}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def check_rules(rules: Sequence[Any] | None) -> tuple[Rule, ...]:
+    """``rules`` as a tuple of rules (names and mappings made into them); None is ``DEFAULT_RULES``."""
+    if rules is None:
+        return DEFAULT_RULES
+    if isinstance(rules, (str, Mapping, Rule)):
+        rules = [rules]
+    for rule in rules:
+        if not isinstance(rule, (Rule, str, Mapping)):
+            raise InputError(f"a rule must be one of {', '.join(k.__name__ for k in RULES.values())}, found {rule!r}")
+    return tuple(rule if isinstance(rule, Rule) else make_rule(rule) for rule in rules)

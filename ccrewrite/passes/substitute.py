@@ -1,0 +1,125 @@
+"""Plan -> rewritten model: a sampling put at every site that the plan rewrites, and taken away again.
+
+A site whose call is a convolution module's gets its layer changed in the module tree. A functional site is rewritten in the
+graph where its module is a ``GraphModule``, else in the running of its module's own forward (``ccrewrite.nn.reroute``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ccrewrite.nn.conv import HOSTED, RewrittenConv, adopt_, host_, release_, unhost_
+from ccrewrite.nn.reroute import Route
+from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
+from ccrewrite.passes.rules import Rule
+from ccrewrite.preserve import random_states_kept
+from ccrewrite.sites import Site
+
+Undo = Callable[[], object]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that hold tensors with a history (old-style weight and spectral norm after a forward)."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in (*vars(module).values(), *module._buffers.values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()  # a cache: the next forward computes it anew
+    return copy.deepcopy(model, memo)
+
+
+def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, Undo]:
+    """Rewrite ``sites`` of ``model`` in place, all of them or (raising) none; returns how to undo each, by name."""
+    undo: dict[str, Undo] = {}
+    with random_states_kept():
+        torch.manual_seed(0)  # the residuals' inner layers: the same model gets the same layers
+        try:
+            for site in sites:
+                rule = next(rule for rule in rules if rule.admits(site))
+                undo[site.name] = _substitute_(model, site, rule)
+        except BaseException:
+            for put_back in undo.values():
+                put_back()
+            raise
+    return undo
+
+
+def revert_(model: nn.Module) -> int:
+    """Give every layer its original class and every call its original function, in place; returns how many there were."""
+    count = 0
+    for module in list(model.modules()):
+        if isinstance(module, RewrittenConv):
+            release_(module)
+            count += 1
+        elif isinstance(module, fx.GraphModule):
+            count += restore_nodes_(module)
+        elif HOSTED in module._modules:
+            count += len(cast(nn.ModuleDict, module._modules[HOSTED]))
+            unhost_(module)
+    return count
+
+
+def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Undo:
+    module = model.get_submodule(site.module)
+    weight = _weight(model, site)
+    dtype, device = (site.dtype, site.device) if weight is None else (weight.dtype, weight.device)
+    sampling = rule.sampling(site, dtype=dtype, device=device)
+    if isinstance(weight, nn.Parameter):
+        sampling.requires_grad_(weight.requires_grad)
+    if site.form == "module":
+        relative = "weight" if site.weight else None
+        layer = adopt_(cast(_ConvNd, module), sampling, (Route.of("sampling", relative, site.geometry),))
+        return lambda: release_(layer)
+    if isinstance(module, fx.GraphModule):
+        key = _free_key(module, site)
+        reroute_nodes_(module, key, sampling, site, weight)
+        return lambda: restore_nodes_(module, key)
+    host, relative = _host(model, site, weight)
+    key = _free_key(host, site)
+    host_(host, key, sampling, Route.of(f"{HOSTED}.{key}", relative, site.geometry))
+    return lambda: unhost_(host, key)
+
+
+def _weight(model: nn.Module, site: Site) -> Tensor | None:
+    """The tensor that decides dtype, device and whether the geometry is trained; None for a computed functional weight."""
+    if site.form == "module":
+        return next(model.get_submodule(site.module).parameters(), None)
+    if site.weight is None:
+        return None
+    owner, _, name = site.weight.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def _host(model: nn.Module, site: Site, weight: Tensor | None) -> tuple[nn.Module, str | None]:
+    """The innermost module around the call that also holds the weight, and the weight's path in it."""
+    if weight is None:
+        return model.get_submodule(site.module), None
+    path = site.module
+    while True:
+        host = model.get_submodule(path)
+        for name, tensor in _tensors(host):
+            if tensor is weight:
+                return host, name
+        path = path.rpartition(".")[0]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _free_key(host: nn.Module, site: Site) -> str:
+    base = f"conv{'_transpose' if site.geometry.transposed else ''}{site.geometry.ndim}d"
+    taken: Any = host._modules.get(HOSTED) or ()
+    n = 1
+    while (key := base if n == 1 else f"{base}_{n}") in taken:
+        n += 1
+    return key
+
+

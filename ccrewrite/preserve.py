@@ -1,0 +1,104 @@
+"""Run somebody's model and leave no trace of it: training flags, attributes, buffers, parameters and random states come back."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextmanager
+def preserved(model: nn.Module, tensors: Iterable[Tensor] | None = ()) -> Generator[None]:
+    """Run ``model`` in evaluation mode inside; afterwards it, ``tensors`` (its inputs) and the random states are as before.
+
+    Values written in place are saved just before the first write to them, so nothing is copied that the run doesn't change.
+    ``tensors=None`` says that no real value can be written (a run on fake tensors).
+    """
+    modules = list(model.modules())
+    states = [_Attributes(m) for m in modules]
+    with ExitStack() as stack:
+        stack.enter_context(random_states_kept())
+        for state in states:
+            stack.callback(state.restore)
+        for module in modules:
+            module.training = False
+        if tensors is not None:
+            owned = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+            stack.enter_context(_WriteGuard([*owned, *tensors]))
+        yield
+
+
+class _Attributes:
+    """The attributes of one module, and the contents of its containers (registries, hooks, plain lists and dicts)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.values = dict(vars(module))
+        # Exact types: a subclass may forbid changes (diffusers' FrozenDict), so it keeps its own contents.
+        self.containers = [(v, v.copy()) for v in self.values.values() if type(v) in (dict, OrderedDict, list, set)]
+
+    def restore(self) -> None:
+        state = vars(self.module)
+        state.clear()
+        state.update(self.values)
+        for container, contents in self.containers:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(contents)
+            else:
+                container.update(contents)
+
+
+class _WriteGuard(TorchDispatchMode):
+    """Saves a tracked tensor's values before the first operator that writes to its storage, and puts them back on exit."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.tracked = {key: t for t in tensors if (key := _storage(t)) is not None}
+        self.saved: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for position, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    value = args[position] if position < len(args) else kwargs.get(argument.name)
+                    for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                        self._save(tensor)
+        return func(*args, **kwargs)
+
+    def _save(self, tensor: Any) -> None:
+        key = _storage(tensor) if isinstance(tensor, Tensor) else None
+        original = self.tracked.pop(key, None)
+        if original is not None:
+            self.saved.append((original.detach(), original.detach().clone()))
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for original, values in self.saved:
+            original.copy_(values)
+
+
+def _storage(tensor: Tensor) -> int | None:
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.is_meta or tensor.layout != torch.strided:
+        return None
+    return tensor.untyped_storage().data_ptr() or None
+
+
+@contextmanager
+def random_states_kept() -> Generator[None]:
+    """Whatever is drawn inside, torch's, NumPy's and Python's generators go on afterwards as if nothing had been."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the legacy state is what models draw from)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
