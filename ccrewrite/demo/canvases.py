@@ -78,9 +78,7 @@ def _ramp(rng: np.random.Generator) -> Image:
     """Uneven light: a plane between 0 and 0.4."""
     along_rows, along_columns = rng.uniform(0, 0.2, 2)
     steps = np.linspace(0, 1, SIZE)
-    ramp = along_rows * steps[:, None] + along_columns * steps
-    turns = rng.integers(4)
-    return np.rot90(ramp, turns).copy()
+    return np.rot90(along_rows * steps[:, None] + along_columns * steps, int(rng.integers(4)))
 
 
 def _stroke(rng: np.random.Generator) -> Image:

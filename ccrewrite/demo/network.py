@@ -14,8 +14,9 @@ from ccrewrite.demo.canvases import CLASSES, SIZE
 WEIGHTS = Path(__file__).with_name("segmenter.safetensors")
 
 
-def conv_bn(inputs: int, outputs: int, kernel_size: int, **options: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel_size, bias=False, **options)
+def conv_bn(inputs: int, outputs: int, kernel_size: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel_size // 2)
+    convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
@@ -24,15 +25,12 @@ class DigitSegmenter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_bn(1, 16, 3, padding=1)
-        self.down1 = conv_bn(16, 32, 3, stride=2, padding=1)
-        self.down2 = conv_bn(32, 64, 3, stride=2, padding=1)
-        self.context1 = conv_bn(64, 64, 3, dilation=2, padding=2)
-        self.context2 = conv_bn(64, 64, 3, dilation=4, padding=4)
-        self.context3 = nn.Sequential(
-            conv_bn(64, 64, 5, dilation=2, padding=4, groups=64),
-            conv_bn(64, 64, 1),
-        )
+        self.stem = conv_bn(1, 16, 3)
+        self.down1 = conv_bn(16, 32, 3, stride=2)
+        self.down2 = conv_bn(32, 64, 3, stride=2)
+        self.context1 = conv_bn(64, 64, 3, dilation=2)
+        self.context2 = conv_bn(64, 64, 3, dilation=4)
+        self.context3 = nn.Sequential(conv_bn(64, 64, 5, dilation=2, groups=64), conv_bn(64, 64, 1))
         self.up1 = nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1)
         self.up2 = nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1)
         self.head = nn.Conv2d(16, CLASSES, 1)
