@@ -80,10 +80,9 @@ def times(rounds: int) -> dict[str, Any]:
 
 
 def peak_megabytes(what: str) -> float:
-    """Growth of the peak resident set over a process that has just the model (about 500 MB of weights), after a small warm-up."""
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import rewrite_cost; rewrite_cost.measure_peak({what!r})"
-    )
+    """Growth of the peak resident set over a process that has just the model (about 470 MB of weights), after a warm-up."""
+    here = str(Path(__file__).parent)
+    script = f"import sys; sys.path.insert(0, {here!r}); import rewrite_cost; rewrite_cost.measure_peak({what!r})"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return float(done.stdout)
 

@@ -50,10 +50,10 @@ def plan(
 ) -> Plan:
     """What ``rewrite`` would do with each convolution that ``model(example_inputs)`` runs. Touches nothing.
 
-    ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments. ``rules`` is an ordered list
-    of rules (objects, names, or mappings as in a TOML file), ``DEFAULT_RULES`` if None. ``include`` and ``exclude`` are globs of
-    site names or a predicate on the ``Site``; ``kinds`` some of "dilated", "strided", "transposed", "large". ``how`` forces the
-    way of capturing, "export" or "observe".
+    ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments. ``rules`` is an ordered
+    list of rules (objects, names, or mappings as in a TOML file), ``DEFAULT_RULES`` if None. ``include`` and ``exclude`` are
+    globs of site names or a predicate on the ``Site``; ``kinds`` some of "dilated", "strided", "transposed", "large".
+    ``how`` forces the way of capturing, "export" or "observe".
 
     Raises ``InputError`` for arguments that can't be used, ``ModelRunError`` where the model raises on the inputs,
     ``SelectionError`` where ``include``, ``exclude`` and ``kinds`` leave no site.
@@ -138,7 +138,9 @@ def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, 
 
 def _require_something(planned: Plan) -> None:
     if not planned.rewritten:
-        raise SelectionError(f"nothing to rewrite: {planned.summary()}. print(ccrewrite.plan(model, inputs)) shows why, site by site")
+        raise SelectionError(
+            f"nothing to rewrite: {planned.summary()}. print(ccrewrite.plan(model, inputs)) shows why, site by site"
+        )
 
 
 def _carry_out(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool) -> Result:

@@ -23,6 +23,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ccrewrite.calls import as_call
 from ccrewrite.errors import InputError, ModelRunError
@@ -58,7 +59,7 @@ class Inputs:
         return cls((example_inputs,))
 
     def tensors(self) -> list[Tensor]:
-        leaves: list[Any] = torch.utils._pytree.tree_leaves((self.args, self.kwargs))
+        leaves: list[Any] = tree_leaves((self.args, self.kwargs))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def run(self, model: nn.Module) -> Any:
@@ -127,8 +128,10 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
 
 def _refuse_uninitialised(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise InputError(f"{name or 'the model'} is a {type(module).__name__} without weights yet: run the model once first")
+        if isinstance(module, LazyModuleMixin) and cast(Any, module).has_uninitialized_params():
+            raise InputError(
+                f"{name or 'the model'} is a {type(module).__name__} without weights yet: run the model once first"
+            )
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def _reported() -> Generator[None]:
     """Errors meant for the user end the command with their message alone, and status 2."""
     try:
         yield
@@ -173,7 +173,9 @@ def _options(
             raise InputError(f"--config {config}: {error}") from error
         unknown = options.keys() - {"include", "exclude", "kinds", "rules"}
         if unknown:
-            raise InputError(f"--config {config}: unknown key {', '.join(sorted(unknown))}; expected include, exclude, kinds, rules")
+            raise InputError(
+                f"--config {config}: unknown key {', '.join(sorted(unknown))}; expected include, exclude, kinds, rules"
+            )
     given = {
         "include": include,
         "exclude": exclude,

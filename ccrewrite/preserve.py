@@ -76,7 +76,7 @@ class _WriteGuard(TorchDispatchMode):
 
     def _save(self, tensor: Any) -> None:
         key = _storage(tensor) if isinstance(tensor, Tensor) else None
-        original = self.tracked.pop(key, None)
+        original = None if key is None else self.tracked.pop(key, None)
         if original is not None:
             self.saved.append((original.detach(), original.detach().clone()))
 

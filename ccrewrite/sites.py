@@ -83,8 +83,8 @@ class Site:
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        data = asdict(self) | {"kinds": self.kinds, "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
-        return data
+        plain = {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
+        return asdict(self) | {"kinds": self.kinds} | plain
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,10 @@ class Plan:
     def to_json(self) -> str:
         """The whole plan as a JSON document: ``{"how", "note", "rules", "sites"}``."""
         rules = [{"rule": rule.name, **asdict(rule)} for rule in self.rules]
-        return json.dumps({"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}, indent=2)
+        return json.dumps(
+            {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}, indent=2
+        )
 
     def __str__(self) -> str:
         table = tabulate(self.rows(), headers="keys", disable_numparse=True) if self.sites else ""
         return "\n".join(filter(None, (table, self.summary())))
-

@@ -114,7 +114,9 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
             return Decision(False, "shared-weight", f"{site.weight} is also the weight of {other.name}, which is called itself")
         below = other.module == site.module or not site.module or other.module.startswith(f"{site.module}.")
         if site.weight is None and other.weight is None and below and _route(site) == _route(other):
-            return Decision(False, "ambiguous-call", f"computed weight, and {other.name} looks the same from {site.module or ROOT}")
+            return Decision(
+                False, "ambiguous-call", f"computed weight, and {other.name} looks the same from {site.module or ROOT}"
+            )
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -28,13 +27,16 @@ FUNCTIONS: dict[tuple[bool, int], Any] = {
 
 def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: Site, weight: Tensor | None) -> None:
     """Make the nodes of ``site`` call ``sampling``, registered as ``ccrewrite.<key>``. In place."""
-    nodes = list(_nodes(module, site, weight))
+    nodes = [node for node in module.graph.nodes if _makes(node, module, site, weight)]
     if not nodes:
-        raise InputError(f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it")
+        raise InputError(
+            f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it"
+        )
     if HOSTED not in module._modules:
         module.add_module(HOSTED, nn.ModuleDict())
     cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
-    for node, call in nodes:
+    for node in nodes:
+        call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)
         with module.graph.inserting_before(node):
             new = module.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments(site.geometry))
@@ -63,20 +65,20 @@ def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
     return len(keys)
 
 
-def _nodes(module: fx.GraphModule, site: Site, weight: Tensor | None) -> Iterator[tuple[fx.Node, Call]]:
-    for node in list(module.graph.nodes):
-        call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
-        if call is None:
-            continue
-        source = cast(fx.Node, call.weight)
-        value = at_path(module, cast(str, source.target)) if source.op == "get_attr" else None
-        if value is weight:
-            # A computed weight's shape is not in the graph: its channels and kernel are taken from the site.
-            g = site.geometry
-            channels = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
-            shape = (channels[0], channels[1] // g.groups, *g.kernel_size) if value is None else value.shape
-            if _comparable(call.geometry(shape)) == _comparable(g):
-                yield node, call
+def _makes(node: fx.Node, module: fx.GraphModule, site: Site, weight: Tensor | None) -> bool:
+    """Whether ``node`` makes calls of ``site``."""
+    call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
+    if call is None:
+        return False
+    source = cast(fx.Node, call.weight)
+    value = at_path(module, cast(str, source.target)) if source.op == "get_attr" else None
+    if value is not weight:
+        return False
+    # A computed weight's shape is not in the graph: its channels and kernel are taken from the site.
+    g = site.geometry
+    channels = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
+    shape = (channels[0], channels[1] // g.groups, *g.kernel_size) if value is None else value.shape
+    return _comparable(call.geometry(shape)) == _comparable(g)
 
 
 def _comparable(geometry: ConvGeometry) -> tuple[Any, ...]:

@@ -121,5 +121,3 @@ def _free_key(host: nn.Module, site: Site) -> str:
     while (key := base if n == 1 else f"{base}_{n}") in taken:
         n += 1
     return key
-
-

@@ -110,7 +110,9 @@ def _compare(path: str, before: Any, after: Any) -> OutputCheck | None:
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         if type(before) is type(after) and before == after:
             return None
-        return OutputCheck(path, type(before).__name__, (), float("inf"), float("inf"), 1, False, f"{before!r} became {after!r}")
+        return OutputCheck(
+            path, type(before).__name__, (), float("inf"), float("inf"), 1, False, f"{before!r} became {after!r}"
+        )
     shape, dtype = tuple(before.shape), str(before.dtype).removeprefix("torch.")
     if shape != tuple(after.shape) or before.dtype != after.dtype:
         note = f"{shape} {before.dtype} became {tuple(after.shape)} {after.dtype}"
