@@ -1,4 +1,4 @@
-"""Run somebody's model and leave no trace of it: training flags, attributes, buffers, parameters and random states come back."""
+"""Run somebody's model and leave no trace: training flags, attributes, buffers, parameters and random states come back."""
 
 from __future__ import annotations
 

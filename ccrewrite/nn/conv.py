@@ -181,7 +181,7 @@ def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module
 
 
 def has_own_forward(kind: type) -> bool:
-    """Whether a convolution class runs code of its own around the convolution (weight standardisation, causal padding, masks)."""
+    """Whether a convolution class runs code of its own around the convolution (weight standardisation, masks, padding)."""
     above = kind.__mro__[: kind.__mro__.index(cast(type, torch_layer(kind)))]
     return any(vars(c).keys() & {"forward", "_conv_forward"} for c in above)
 

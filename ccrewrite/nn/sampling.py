@@ -79,7 +79,8 @@ class Sampling(nn.Module, ABC):
     def describe(self) -> str:
         """What was added, in one line for a plan's table."""
         added = sum(p.numel() for p in self.parameters())
-        return f"{type(self).__name__.removesuffix('Sampling')}, {added} parameters added, window {'x'.join(map(str, self.window))}"
+        window = "x".join(map(str, self.window))
+        return f"{type(self).__name__.removesuffix('Sampling')}, {added} parameters added, window {window}"
 
     def runs_plain(self) -> bool:
         """Whether a call made now may run the plain convolution: geometry at its start, and no gradient wanted for it.
