@@ -1,163 +1,288 @@
-"""DCLS layers: convolutions whose taps have learnable positions (arXiv 2112.03740).
+"""DCLS layers: convolutions whose taps have learnable positions (arXiv 2112.03740; Gaussian and triangle: arXiv 2306.00817).
 
-    K_eff[s] = sum_t weight_t prod_axis phi(s - p_t),      p_t = dilation * t + offset_t
+    K_eff[s] = sum_t weight_t prod_axis phi(s - p_t),      p_t = start_t + offset_t
 
-``s`` runs over the kernel's window, ``t`` over its taps, one axis after the other (row first). ``offset`` starts at zero: the
-effective kernel is then the weight on its dilated grid. Positions are kept inside the window.
+``s`` runs over the kernel's window, ``t`` over its taps, one axis after the other (row first). A layer made of a trained
+convolution has a tap per weight, which starts on the dilated grid; its ``offset`` is zero, so the effective kernel is the
+weight on that grid. A layer with ``elements`` has that many taps, whose offsets are counted from the window's centre. Positions
+are kept inside the window.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.geometry import ConvGeometry, Ints
+from ccrewrite.geometry import ConvGeometry, Ints, per_axis
+from ccrewrite.nn import placement
 from ccrewrite.nn.conv import RewrittenConv
+from ccrewrite.nn.interpolation import INTERPOLATIONS, MIN_WIDTH, SCRATCH_WIDTH, sharp_width
+from ccrewrite.nn.placement import Axis, positions_of, widths_of
 from ccrewrite.nn.sampling import Sampling
 
 SHARINGS = ("tap", "group", "out", "in", "full")
+POSITION_INITS = ("normal", "uniform")
 
 
 class DclsSampling(Sampling):
     """Learnable positions of one convolution's taps.
 
-    Parameter ``offset``, ``(axes, A, B, *kernel_size)``, in samples: for each learnable axis (those with more than one tap) and
-    tap, a position for all channels (``sharing="tap"``: A = B = 1), one per group ("group"), output channel ("out"),
-    input channel ("in") or pair of them ("full", the paper's). ``sharing="auto"`` is "full" for depthwise, "tap" for others.
+    Args:
+        geometry: the convolution's; with ``elements``, its ``kernel_size`` is the window.
+        interpolation: "linear", "gaussian" or "triangle" (formulas in ``ccrewrite.nn.interpolation``).
+        sharing: which channels share a tap's position: all ("tap"), those of one group ("group"), output channel ("out") or
+            input channel ("in"), or none ("full", the paper's). "auto" is "full" for depthwise convolutions and "tap" for
+            others.
+        reach: samples by which the window is wider than the original kernel, on both sides. At 0 no tap leaves the original
+            extent, so a causal convolution stays causal and the outermost taps can only move inwards.
+        axes: the axes along which taps move; None: those with more than one tap.
+        width: start width of a Gaussian (its standard deviation) or triangle (its half-width, at least 1), in samples. None:
+            the width that starts out exact (``sharp_width``), or with ``elements`` the papers' (0.5 and 1).
+        elements: number of taps, placed freely in the window. None: one per weight, on the kernel's grid.
+        position_init: with ``elements``, "normal" (standard deviation 0.5 around the centre, the papers') or "uniform" over the
+            window.
 
-    ``reach`` widens the window, in samples at both sides. At 0 no tap leaves the original extent, so a causal convolution stays
-    causal and the outermost taps can only move inwards.
+    Parameters: ``offset``, ``(len(axes), A, B, *taps)``, in samples, with ``A`` 1, groups or out and ``B`` 1 or in/groups as
+    ``sharing`` says; ``taps`` is ``kernel_size``, or ``(elements, *window along the other axes)``. Not for "linear":
+    ``widening``, of the same shape and zero at the start: the logarithm of each tap's width over ``width``.
+
+    Raises ``InputError`` for a transposed geometry, and for options out of their range.
     """
+
+    offset: nn.Parameter
+    widening: nn.Parameter | None
 
     def __init__(
         self,
         geometry: ConvGeometry,
         *,
+        interpolation: str = "linear",
         sharing: str = "auto",
         reach: int = 0,
+        axes: Sequence[int] | None = None,
+        width: float | None = None,
+        elements: int | None = None,
+        position_init: str = "normal",
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
+        g = geometry
         if sharing == "auto":
-            sharing = "full" if geometry.depthwise else "tap"
-        if sharing not in SHARINGS:
-            raise InputError(f"sharing must be 'auto' or one of {', '.join(SHARINGS)}, found {sharing!r}")
+            sharing = "full" if g.depthwise else "tap"
+        _one_of("sharing", sharing, ("auto", *SHARINGS))
+        _one_of("interpolation", interpolation, INTERPOLATIONS)
+        _one_of("position_init", position_init, POSITION_INITS)
         if reach < 0:
             raise InputError(f"reach must be at least 0 samples, found {reach}")
-        if geometry.transposed:
+        if g.transposed:
             raise InputError("DCLS samples the input of a convolution; for a transposed one use a CC layer")
-        margin = tuple(reach if k > 1 else 0 for k in geometry.kernel_size)
-        super().__init__(geometry.kernel_size, geometry.dilation, transposed=False, margin=margin)
+        if elements is not None and (elements < 1 or set(g.dilation) != {1}):
+            raise InputError(f"elements must be at least 1, in an undilated window; found {elements} and dilation {g.dilation}")
+        wide = [n + 2 * reach for n in g.extent]
+        self.axes: Ints = tuple(a for a, k in enumerate(g.kernel_size) if k > 1) if axes is None else tuple(sorted(axes))
+        if not self.axes or any(a not in range(g.ndim) or wide[a] < 2 for a in self.axes):
+            raise InputError(f"axes must name at least one axis of a window {tuple(wide)} with room to move, found {self.axes}")
+        margin = tuple(reach if a in self.axes else 0 for a in range(g.ndim))
+        super().__init__(g.kernel_size, g.dilation, transposed=False, margin=margin)
         self.sharing = sharing
-        self.axes = tuple(a for a, k in enumerate(geometry.kernel_size) if k > 1)
-        g = geometry
+        self.interpolation = interpolation
+        self.elements = elements
+        self.position_init = position_init
+        self.width = _start_width(interpolation, width, elements, dtype or torch.get_default_dtype())
+        exact = interpolation == "linear" or self.width <= sharp_width(interpolation, dtype or torch.get_default_dtype())
+        self.starts_exact = exact and elements is None
+        self.placement = self._placement()
         rows = {"group": g.groups, "out": g.out_channels, "full": g.out_channels}.get(sharing, 1)
         columns = g.in_channels // g.groups if sharing in ("in", "full") else 1
-        self.offset = nn.Parameter(torch.zeros(len(self.axes), rows, columns, *self.kernel_size, dtype=dtype, device=device))
+        shape = (len(self.axes), rows, columns, *self.taps)
+        self.offset = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        wider = None if interpolation == "linear" else nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        self.register_parameter("widening", wider)
+        self.reset_parameters()
+
+    def _placement(self) -> tuple[Axis, ...]:
+        window, fixed = self.window, [a for a in range(self.ndim) if a not in self.axes]
+        rows = {a: row for row, a in enumerate(self.axes)}
+        if self.elements is None:
+            grid = zip(window, self.margin, self.dilation, strict=True)
+            return tuple(Axis(size, a, float(m), d, rows.get(a, -1)) for a, (size, m, d) in enumerate(grid))
+        return tuple(
+            Axis(size, 0, self.margin[a] + (self.kernel_size[a] - 1) / 2, 0, rows[a])
+            if a in rows
+            else Axis(size, 1 + fixed.index(a), 0.0, 1, -1)
+            for a, size in enumerate(window)
+        )
 
     @classmethod
     def of(cls, geometry: ConvGeometry, **options: Any) -> Self:
         return cls(geometry, **options)
 
+    @property
+    def taps(self) -> Ints:
+        """Shape of one filter's taps: ``weight.shape[2:]``."""
+        if self.elements is None:
+            return self.kernel_size
+        return self.elements, *(k for a, k in enumerate(self.kernel_size) if a not in self.axes)
+
+    def reset_parameters(self) -> None:
+        """Start again: on the grid, or with ``elements`` where ``position_init`` draws them; widths at ``width``."""
+        if self.elements is None:
+            nn.init.zeros_(self.offset)
+        elif self.position_init == "normal":
+            nn.init.normal_(self.offset, 0, 0.5)
+        else:
+            for offset, axis in zip(self.offset, self.axes, strict=True):
+                half = (self.window[axis] - 1) / 2
+                nn.init.uniform_(offset, -half, half)
+        if self.widening is not None:
+            nn.init.zeros_(self.widening)
+
+    def positions(self) -> Tensor:
+        """Where the taps are: ``(len(axes), A, B, *taps)``, in samples from the window's centre, row first, inside the
+        window."""
+        found = positions_of(self.placement, self.taps, self.offset)
+        centred = [found[a] - (self.window[a] - 1) / 2 for a in self.axes]
+        return torch.stack(centred).view(self.offset.shape)
+
+    def widths(self) -> Tensor | None:
+        """Width of every tap, of ``offset``'s shape, in samples; None for "linear"."""
+        found = widths_of(self.placement, self.interpolation, self.width, self.widening)
+        return None if self.widening is None else torch.stack([w for w in found if w is not None]).view(self.offset.shape)
+
     def movers(self) -> list[Tensor]:
-        return [self.offset]
+        if not self.starts_exact:
+            return []
+        return [self.offset] if self.widening is None else [self.offset, self.widening]
 
     def kernel(self, weight: Tensor) -> Tensor:
-        return dcls_kernel(weight, self.offset, self.dilation, self.margin, self.axes)
+        # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
+        return placement.dcls_kernel(weight, self.offset, self.widening, self.placement, self.interpolation, self.width)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, sharing={self.sharing}, margin={self.margin}"
+        grid = f"dilation={self.dilation}" if self.elements is None else f"elements={self.elements}"
+        width = "" if self.widening is None else f", width={self.width:.3g}"
+        return (
+            f"window={self.window}, {grid}, interpolation={self.interpolation}, sharing={self.sharing}, axes={self.axes}{width}"
+        )
 
 
-@torch.fx.wrap
-def dcls_kernel(weight: Tensor, offset: Tensor, dilation: Ints, margin: Ints, axes: Ints) -> Tensor:
-    """Effective kernel, ``(out, in/groups, *window)``. A leaf for ``torch.fx.symbolic_trace``."""
-    ndim = weight.ndim - 2
-    dtype = torch.promote_types(offset.dtype, torch.float32)
-    with torch.autocast(weight.device.type, enabled=False):
-        offset = offset.to(dtype).flatten(3)
-        rows, columns, taps = offset.shape[1:]
-        factors: list[Tensor] = []
-        for axis in range(ndim):
-            taps_along, spacing, edge = weight.shape[2 + axis], dilation[axis], margin[axis]
-            size = spacing * (taps_along - 1) + 1 + 2 * edge
-            shape = [-1 if a == axis else 1 for a in range(ndim)]
-            start = edge + spacing * torch.arange(taps_along, dtype=dtype, device=weight.device)
-            start = start.view(shape).expand(weight.shape[2:]).flatten()
-            if axis in axes:
-                position = KeepInside.apply(start + offset[axes.index(axis)], 0, size - 1)
-            else:
-                position = start.expand(rows, columns, taps)
-            factors.append(saturating_hat(position, size))
-        kernel = _place(weight.flatten(2).to(torch.promote_types(weight.dtype, torch.float32)), factors)
-    return kernel.to(weight.dtype)
+def share_positions(*layers: nn.Module) -> None:
+    """Let DCLS layers share one set of positions (and widths), the first one's, as the stages of ConvNeXt-dcls do. In place.
+
+    The parameters become the same objects: copies, pickles, optimizers and ``state_dict`` keep the tie. Raises ``InputError``
+    where the layers' positions differ in shape, start, interpolation or window.
+
+    >>> a, b = (DclsConv2d(8, 8, elements=5, window=7, padding="same", groups=8) for _ in range(2))
+    >>> share_positions(a, b)
+    >>> a.sampling.offset is b.sampling.offset
+    True
+    """
+    samplings = [getattr(layer, "sampling", layer) for layer in layers]
+    for index, sampling in enumerate(samplings):
+        if not isinstance(sampling, DclsSampling):
+            raise InputError(f"share_positions takes DCLS layers, found {type(layers[index]).__name__} at index {index}")
+    first, *others = cast(list[DclsSampling], samplings)
+    for index, other in enumerate(others, 1):
+        for name in ("interpolation", "width", "placement"):
+            _same(name, getattr(first, name), getattr(other, name), index)
+        _same("offset's shape", tuple(first.offset.shape), tuple(other.offset.shape), index)
+    for other in others:
+        other.offset, other.widening = first.offset, first.widening
 
 
-def saturating_hat(position: Tensor, size: int) -> Tensor:
-    """``hat(s - position)`` for the cells ``s = 0 .. size-1``, last; constant outside, so that the border cells hold all of a
-    tap that stands on them. Derivatives on the grid are the mean of the one-sided ones, at the borders too."""
-    cells = torch.arange(size, dtype=position.dtype, device=position.device)
-    distance = (cells - position[..., None]).abs()
-    zero = position.new_zeros(())
-    if size > 1:
-        first = torch.maximum(position, zero)[..., None]
-        last = torch.maximum(size - 1 - position, zero)[..., None]
-        distance = torch.cat([first, distance[..., 1:-1], last], -1)
-    return torch.maximum(1 - distance, zero)
-
-
-class KeepInside(torch.autograd.Function):
-    """``clamp(position, low, high)`` whose gradient stops only what would push further out, so a tap can always come back."""
-
-    @staticmethod
-    def forward(ctx: Any, position: Tensor, low: int, high: int) -> Tensor:  # pyright: ignore
-        ctx.save_for_backward(position)
-        ctx.bounds = low, high
-        return position.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        (position,) = ctx.saved_tensors
-        low, high = ctx.bounds
-        outward = ((position < low) & (gradient > 0)) | ((position > high) & (gradient < 0))
-        return gradient.masked_fill(outward, 0), None, None
-
-
-def _place(weight: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """``sum_t weight[o, i, t] prod_axis factors[axis][a, b, t, s]``: ``(out, in/groups, *window)``."""
-    out, inner, taps = weight.shape
-    rows, columns = factors[0].shape[:2]
-    sizes = [f.shape[-1] for f in factors]
-    rest = factors[-1]
-    for factor in reversed(factors[1:-1]):
-        rest = (factor[..., :, None] * rest[..., None, :]).flatten(-2)
-    if rows == columns == 1:
-        table = rest if len(factors) == 1 else (factors[0][..., :, None] * rest[..., None, :]).flatten(-2)
-        return (weight.reshape(out * inner, taps) @ table[0, 0]).view(out, inner, *sizes)
-    weight = weight.view(rows, out // rows, columns, inner // columns, taps).transpose(1, 2)
-    if len(factors) == 1:
-        kernel = weight.flatten(2, 3).reshape(rows, columns, -1, taps) @ rest
-    else:
-        left = weight[..., None] * factors[0][:, :, None, None]
-        kernel = left.mT @ rest[:, :, None, None]
-    kernel = kernel.view(rows, columns, out // rows, inner // columns, *sizes)
-    return kernel.transpose(1, 2).reshape(out, inner, *sizes)
-
-
-class DclsConv1d(RewrittenConv, nn.Conv1d, replaces=nn.Conv1d):
-    """A convolution with learnable tap positions; see ``DclsConv2d``."""
+class DclsConv(RewrittenConv):
+    """What the DCLS layers of all dimensions have in common; use ``DclsConv1d``, ``DclsConv2d``, ``DclsConv3d``."""
 
     sampling_class = DclsSampling
+    weight_init = "kaiming"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        elements: int | None = None,
+        window: int | Sequence[int] | None = None,
+        weight_init: str = "kaiming",
+        **options: Any,
+    ) -> None:
+        ndim = int(self.torch_class.__name__[-2])
+        _one_of("weight_init", weight_init, ("kaiming", "trunc_normal"))
+        self.weight_init = weight_init
+        if (elements is None) != (window is None) or (elements is None) == (kernel_size is None):
+            raise InputError(
+                f"{type(self).__name__} takes either kernel_size (taps on a grid) or elements and window (taps placed freely); "
+                f"found kernel_size={kernel_size}, elements={elements}, window={window}"
+            )
+        size = per_axis(
+            window if kernel_size is None else kernel_size, ndim, "window" if kernel_size is None else "kernel_size"
+        )
+        # On the meta device: with `elements` the weight has another shape than torch would give it.
+        super().__init__(in_channels, out_channels, size, stride, padding, dilation, groups, bias, padding_mode, "meta", dtype)  # pyright: ignore
+        conv = cast(_ConvNd, self)
+        factory: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": conv.weight.dtype}
+        sampling = DclsSampling(ConvGeometry.from_module(conv), elements=elements, **options, **factory)
+        conv.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *sampling.taps, **factory))
+        if conv.bias is not None:
+            conv.bias = nn.Parameter(torch.empty(out_channels, **factory))
+        self.sampling = sampling
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew, and the positions as ``DclsSampling.reset_parameters`` does."""
+        conv = cast(_ConvNd, self)
+        _ConvNd.reset_parameters(conv)
+        if self.weight_init == "trunc_normal":
+            nn.init.trunc_normal_(conv.weight, std=0.02)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        sampling = self._modules.get("sampling")
+        if sampling is not None:  # torch's own constructor calls this before there is one
+            cast(DclsSampling, sampling).reset_parameters()
 
 
-class DclsConv2d(RewrittenConv, nn.Conv2d, replaces=nn.Conv2d):
-    """A convolution whose taps have learnable positions (arXiv 2112.03740; formula in ``ccrewrite.nn.dcls``).
+class DclsConv1d(DclsConv, nn.Conv1d, replaces=nn.Conv1d):
+    """A 1-d convolution with learnable tap positions; arguments as ``DclsConv2d``'s.
 
-    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s. Made from a trained layer, it computes the same:
+    Input ``(N, C_in, L)`` or ``(C_in, L)``, output as ``nn.Conv1d``'s.
+
+    >>> delays = DclsConv1d(4, 4, elements=2, window=31, padding="same", interpolation="gaussian", position_init="uniform")
+    >>> delays(torch.randn(1, 4, 50)).shape, delays.sampling.positions().shape
+    (torch.Size([1, 4, 50]), torch.Size([1, 1, 1, 2]))
+    """
+
+
+class DclsConv2d(DclsConv, nn.Conv2d, replaces=nn.Conv2d):
+    """A 2-d convolution whose taps have learnable positions (arXiv 2112.03740; formula in ``ccrewrite.nn.dcls``).
+
+    From scratch, either ``elements`` taps placed freely in a ``window`` (the papers' layer), or a grid of ``kernel_size`` taps
+    with a ``dilation``. ``weight`` is ``(out, in/groups, elements)`` or ``(out, in/groups, *kernel_size)``; taps placed freely
+    along some ``axes`` only are ``(out, in/groups, elements, *window along the others)``. ``weight_init`` is "kaiming" (torch's
+    and the reference's) or "trunc_normal" (standard deviation 0.02 and zero bias, ConvNeXt's). The other arguments are those of
+    ``nn.Conv2d`` (``padding="same"`` too) and, by name, of ``DclsSampling``.
+
+    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s for a kernel of the window's size.
+
+    >>> layer = DclsConv2d(16, 16, padding="same", groups=16, elements=34, window=17)
+    >>> layer(torch.randn(1, 16, 32, 32)).shape, layer.weight.shape, layer.sampling.offset.shape
+    (torch.Size([1, 16, 32, 32]), torch.Size([16, 1, 34]), torch.Size([2, 16, 1, 34]))
+
+    Made from a trained layer, it computes the same:
 
     >>> conv = nn.Conv2d(3, 8, 3, padding=4, dilation=4)
     >>> layer, x = DclsConv2d.from_conv(conv), torch.randn(1, 3, 9, 9)
@@ -165,10 +290,37 @@ class DclsConv2d(RewrittenConv, nn.Conv2d, replaces=nn.Conv2d):
     (True, torch.Size([2, 1, 1, 3, 3]))
     """
 
-    sampling_class = DclsSampling
+
+class DclsConv3d(DclsConv, nn.Conv3d, replaces=nn.Conv3d):
+    """A 3-d convolution with learnable tap positions; arguments as ``DclsConv2d``'s.
+
+    Input ``(N, C_in, D, H, W)`` or ``(C_in, D, H, W)``, output as ``nn.Conv3d``'s. Taps that move in time alone:
+
+    >>> layer = DclsConv3d(2, 4, padding="same", elements=3, window=(9, 3, 3), axes=(0,))
+    >>> layer.weight.shape, layer(torch.randn(1, 2, 9, 8, 8)).shape
+    (torch.Size([4, 2, 3, 3, 3]), torch.Size([1, 4, 9, 8, 8]))
+    """
 
 
-class DclsConv3d(RewrittenConv, nn.Conv3d, replaces=nn.Conv3d):
-    """A convolution with learnable tap positions; see ``DclsConv2d``."""
+def _start_width(interpolation: str, width: float | None, elements: int | None, dtype: torch.dtype) -> float:
+    if interpolation == "linear":
+        if width is not None:
+            raise InputError(f"interpolation 'linear' has no width, found {width}; use 'gaussian' or 'triangle'")
+        return 1.0
+    if width is None:
+        return sharp_width(interpolation, dtype) if elements is None else SCRATCH_WIDTH[interpolation]
+    if not (math.isfinite(width) and width >= MIN_WIDTH[interpolation]):
+        raise InputError(f"width of a {interpolation} must be at least {MIN_WIDTH[interpolation]} samples, found {width}")
+    return float(width)
 
-    sampling_class = DclsSampling
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
+
+
+def _same(name: str, expected: Any, found: Any, index: int) -> None:
+    if expected != found:
+        raise InputError(
+            f"layers that share positions must agree in {name}: {expected} in the first, {found} in number {index}"
+        )
