@@ -26,6 +26,12 @@ corpus: .venv-corpus/.ready  ## fifteen third-party models
 bench: $(READY)  ## what rewriting costs: reports/cpu/rewrite_cost.{json,md}
 	$(BIN)/python benchmarks/rewrite_cost.py
 
+.venv-corpus/.ready: pyproject.toml constraints.txt tests/corpus/requirements.txt
+	$(PYTHON) -m venv .venv-corpus
+	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r tests/corpus/requirements.txt
+	touch $@
+
 clean:
 	rm -rf $(VENV) .venv-corpus
 

@@ -81,6 +81,8 @@ class ConvCall:
     output_shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    node: str | None = field(default=None, compare=False)
+    """Name of the call's node in the program's graph, where the graph shows it."""
     obstacle: Literal["scripted", "quantized", "opaque"] | None = None
 
 
@@ -169,6 +171,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Program:
                 tuple(int(n) for n in out.shape),
                 out.dtype,
                 out.device,
+                node.name,
             )
         )
     return Program(tuple(calls), "export", exported.graph_module, "")
@@ -221,7 +224,7 @@ class _Observer(TorchFunctionMode):
 
     def record(self, path: str, weight: str | None, geometry: ConvGeometry, input: Tensor, out: Tensor, obstacle: Any) -> None:
         shapes = tuple(input.shape), tuple(out.shape)
-        self.calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, obstacle))
+        self.calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, None, obstacle))
 
 
 class _Operators(TorchDispatchMode):
