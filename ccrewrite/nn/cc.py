@@ -22,6 +22,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn.conv import RewrittenConv, RewrittenConvTranspose
 from ccrewrite.nn.interpolation import hat, keys_cubic
+from ccrewrite.nn.placement import KeepInside
 from ccrewrite.nn.sampling import Sampling
 
 BASES = {"linear": hat, "cubic": keys_cubic}
@@ -112,7 +113,7 @@ def cc_kernel(weight: Tensor, shift: Tensor, residuals: Sequence[Layers], dilati
             taps = weight.shape[2 + axis]
             cells = torch.arange(spacing * (taps - 1) + 1 + 2 * SUPPORT, dtype=dtype, device=weight.device) - SUPPORT
             places = spacing * torch.arange(taps, dtype=dtype, device=weight.device)
-            moved = shift[axis].to(dtype).clamp(-MAX_SHIFT, MAX_SHIFT)
+            moved = KeepInside.apply(shift[axis].to(dtype), -MAX_SHIFT, MAX_SHIFT)
             along = phi(cells[:, None] - places - moved, basis, residuals[axis]).to(kernel.dtype)
             kernel = (kernel.movedim(2 + axis, -1) @ along.mT).movedim(-1, 2 + axis)
     return kernel.to(weight.dtype)
