@@ -14,8 +14,8 @@ from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.detect import detect
 from ccrewrite.passes.rules import Rule, check_rules
-from ccrewrite.passes.substitute import Undo, copied, revert_, substitute_
-from ccrewrite.passes.verify import Check, compare_outputs, culprits, outputs_of
+from ccrewrite.passes.substitute import Substitution, copied, revert_, substitute_
+from ccrewrite.passes.verify import Check, compare_outputs, culprits, modules_run, outputs_of
 from ccrewrite.sites import Decision, Plan
 
 Rules = Sequence[Rule | str | Mapping[str, Any]] | None
@@ -152,15 +152,15 @@ def _carry_out(model: nn.Module, original: nn.Module | None, planned: Plan, inpu
 
     before = outputs_of(original or model, inputs)
     sites = {site.name: site for site in planned.rewritten}
-    undo: dict[str, Undo] = {}
+    done: dict[str, Substitution] = {}
     failures: dict[str, str] = {}
 
     def passes(names: Sequence[str]) -> bool:
-        """Whether ``model`` with just ``names`` rewritten computes what it did before."""
-        for name in [n for n in undo if n not in names]:
-            undo.pop(name)()
-        undo.update(substitute_(model, [sites[n] for n in names if n not in undo], planned.rules))
-        failure = _failure(model, before, inputs)
+        """Whether ``model`` with just ``names`` rewritten computes what it did before, through their samplings."""
+        for name in [n for n in done if n not in names]:
+            done.pop(name).undo()
+        done.update(substitute_(model, [sites[n] for n in names if n not in done], planned.rules))
+        failure = _failure(model, before, inputs, done)
         if failure and len(names) == 1:
             failures[names[0]] = failure
         return not failure
@@ -177,8 +177,8 @@ def _carry_out(model: nn.Module, original: nn.Module | None, planned: Plan, inpu
                 passes(good := [])
         after = outputs_of(model, inputs)
     except BaseException:
-        for put_back in undo.values():
-            put_back()
+        for substitution in done.values():
+            substitution.undo()
         raise
     decided = tuple(
         replace(s, decision=Decision(False, "verification-failed", failures[s.name])) if s.name in failures else s
@@ -187,13 +187,17 @@ def _carry_out(model: nn.Module, original: nn.Module | None, planned: Plan, inpu
     return Result(model, replace(planned, sites=decided), Check(compare_outputs(before, after), True, note))
 
 
-def _failure(model: nn.Module, before: Mapping[str, Any], inputs: Inputs) -> str:
-    """How ``model``'s outputs differ from ``before``, or what it raised; empty where they are equal within tolerance."""
+def _failure(model: nn.Module, before: Mapping[str, Any], inputs: Inputs, done: Mapping[str, Substitution]) -> str:
+    """What is wrong with ``model`` after the substitutions ``done``; empty where nothing is."""
     try:
-        checks = compare_outputs(before, outputs_of(model, inputs))
+        with modules_run() as seen:
+            after = outputs_of(model, inputs)
     except Exception as error:
         return f"the rewritten model raised {type(error).__name__}: {error}"
-    worst = max((c for c in checks if not c.ok), key=lambda c: c.max_rel_error, default=None)
+    unreached = [name for name, substitution in done.items() if id(substitution.sampling) not in seen]
+    if unreached:
+        return f"the call of {unreached[0]} is not made by a function of torch.nn.functional, so it did not reach its sampling"
+    worst = max((c for c in compare_outputs(before, after) if not c.ok), key=lambda c: c.max_rel_error, default=None)
     if worst is None:
         return ""
     return worst.note or f"{worst.path} changed by {worst.max_rel_error:.1e} of its largest magnitude"

@@ -44,13 +44,21 @@ class Call:
     bias: Any
     arguments: Mapping[str, Any]
 
+    @property
+    def ndim(self) -> int:
+        return int(self.name[-2]) if self.name.endswith("d") else len(self.arguments["stride"])
+
+    @property
+    def transposed(self) -> bool:
+        return bool(self.arguments.get("transposed", "transpose" in self.name))
+
     def geometry(self, weight_shape: Sequence[int]) -> ConvGeometry:
         return ConvGeometry.from_call(self.name, weight_shape, self.arguments)
 
-    def torch_arguments(self, geometry: ConvGeometry) -> dict[str, Any]:
-        """The arguments by name as ``F.convNd`` or ``F.conv_transposeNd`` takes them."""
-        names = CONV_TRANSPOSE if geometry.transposed else CONV
-        return {n: self.arguments[n] if n in self.arguments else getattr(geometry, n) for n in names}
+    def torch_arguments(self) -> dict[str, Any]:
+        """The arguments given, by name, as ``F.convNd`` or ``F.conv_transposeNd`` takes them."""
+        names = CONV_TRANSPOSE if self.transposed else CONV
+        return {n: self.arguments[n] for n in names if n in self.arguments}
 
 
 def as_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Call | None:

@@ -118,7 +118,7 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
         try:
             return _export(model, inputs)
         except Exception as refusal:
-            # Whatever export dislikes, the model may still run; if not, the observation below raises with the model's own error.
+            # Whatever export dislikes, the model may still run; if not, the observation raises with the model's own error.
             if how == "export":
                 raise
             note = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0] if str(refusal).strip() else ''}"

@@ -41,10 +41,12 @@ class _Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.values = dict(vars(module))
+        self.training = module.training
         # Exact types: a subclass may forbid changes (diffusers' FrozenDict), so it keeps its own contents.
         self.containers = [(v, v.copy()) for v in self.values.values() if type(v) in (dict, OrderedDict, list, set)]
 
     def restore(self) -> None:
+        self.module.training = self.training  # a ScriptModule keeps it elsewhere
         state = vars(self.module)
         state.clear()
         state.update(self.values)

@@ -118,7 +118,7 @@ def release_(layer: RewrittenConv) -> _ConvNd:
 def host_(module: nn.Module, key: str, sampling: Sampling, route: Route) -> None:
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place."""
     if HOSTED not in module._modules:
-        module.add_module(HOSTED, nn.ModuleDict())
+        module.add_module(HOSTED, nn.ModuleDict().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
         module.__class__ = _hosting_class(type(module))
     cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
@@ -171,8 +171,8 @@ def _parametrized(template: type, base: type) -> type:
 
 def _reduce(self: nn.Module) -> tuple[Any, ...]:
     if isinstance(self, RewrittenConv):
-        return _revive, (type(self.sampling), self.replaced_class), vars(self)
-    return _revive, (None, type(self).__bases__[1]), vars(self)
+        return _revive, (type(self.sampling), self.replaced_class), self.__getstate__()
+    return _revive, (None, type(self).__bases__[1]), self.__getstate__()
 
 
 def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
@@ -39,14 +39,16 @@ class Route:
         return cls(sampling, weight, g.transposed, g.kernel_size, g.stride, g.padding, g.dilation)
 
     def takes(self, host: nn.Module, call: Call) -> bool:
-        if self.weight is None:
-            if isinstance(call.weight, nn.Parameter):
+        if (call.ndim, call.transposed) != (len(self.kernel_size), self.transposed):
+            return False
+        if self.weight is not None:
+            if call.weight is not at_path(host, self.weight):
                 return False
-        elif call.weight is not at_path(host, self.weight):
+        elif isinstance(call.weight, nn.Parameter):
             return False
-        if tuple(call.weight.shape[2:]) != self.kernel_size:
-            return False
-        return Route.of(self.sampling, self.weight, call.geometry(call.weight.shape)) == self
+        elif not isinstance(call.weight, fx.Proxy) and tuple(call.weight.shape[2:]) != self.kernel_size:
+            return False  # (a proxy has no shape to compare)
+        return Route.of(self.sampling, self.weight, call.geometry((1, 1, *self.kernel_size))) == self
 
 
 class Reroute(TorchFunctionMode):
@@ -64,8 +66,8 @@ class Reroute(TorchFunctionMode):
         if call is not None:
             for route in self.host.ccrewrite_routes:  # pyright: ignore[reportGeneralTypeIssues]
                 if route.takes(self.host, call):
-                    arguments = call.torch_arguments(call.geometry(call.weight.shape))
-                    return at_path(self.host, route.sampling)(call.input, call.weight, call.bias, **arguments)
+                    sampling = at_path(self.host, route.sampling)
+                    return sampling(call.input, call.weight, call.bias, **call.torch_arguments())
         return func(*args, **(kwargs or {}))
 
 

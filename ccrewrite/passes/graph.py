@@ -33,13 +33,13 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
             f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it"
         )
     if HOSTED not in module._modules:
-        module.add_module(HOSTED, nn.ModuleDict())
+        module.add_module(HOSTED, nn.ModuleDict().train(module.training))
     cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
     for node in nodes:
         call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)
         with module.graph.inserting_before(node):
-            new = module.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments(site.geometry))
+            new = module.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments())
         _replace(node, new)
     module.recompile()
 

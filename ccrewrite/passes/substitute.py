@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ccrewrite.errors import InputError
 from ccrewrite.nn.conv import HOSTED, RewrittenConv, adopt_, host_, release_, unhost_
 from ccrewrite.nn.reroute import Route
+from ccrewrite.nn.sampling import Sampling
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
 from ccrewrite.passes.rules import Rule
 from ccrewrite.preserve import random_states_kept
 from ccrewrite.sites import Site
 
-Undo = Callable[[], object]
+
+class Substitution(NamedTuple):
+    """One site rewritten: its sampling, and how to undo it."""
+
+    sampling: Sampling
+    undo: Callable[[], object]
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -31,23 +38,29 @@ def copied(model: nn.Module) -> nn.Module:
         for value in (*vars(module).values(), *module._buffers.values()):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # a cache: the next forward computes it anew
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}). "
+            "rewrite_(model, ...) works in place, and ccrewrite.revert undoes it"
+        ) from error
 
 
-def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, Undo]:
-    """Rewrite ``sites`` of ``model`` in place, all of them or (raising) none; returns how to undo each, by name."""
-    undo: dict[str, Undo] = {}
+def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, Substitution]:
+    """Rewrite ``sites`` of ``model`` in place, all of them or (raising) none; by name."""
+    done: dict[str, Substitution] = {}
     with random_states_kept():
         torch.manual_seed(0)  # the residuals' inner layers: the same model gets the same layers
         try:
             for site in sites:
                 rule = next(rule for rule in rules if rule.admits(site))
-                undo[site.name] = _substitute_(model, site, rule)
+                done[site.name] = _substitute_(model, site, rule)
         except BaseException:
-            for put_back in undo.values():
-                put_back()
+            for substitution in done.values():
+                substitution.undo()
             raise
-    return undo
+    return done
 
 
 def revert_(model: nn.Module) -> int:
@@ -65,7 +78,7 @@ def revert_(model: nn.Module) -> int:
     return count
 
 
-def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Undo:
+def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
     module = model.get_submodule(site.module)
     weight = _weight(model, site)
     dtype, device = (site.dtype, site.device) if weight is None else (weight.dtype, weight.device)
@@ -75,15 +88,15 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Undo:
     if site.form == "module":
         relative = "weight" if site.weight else None
         layer = adopt_(cast(_ConvNd, module), sampling, (Route.of("sampling", relative, site.geometry),))
-        return lambda: release_(layer)
+        return Substitution(sampling, lambda: release_(layer))
     if isinstance(module, fx.GraphModule):
         key = _free_key(module, site)
         reroute_nodes_(module, key, sampling, site, weight)
-        return lambda: restore_nodes_(module, key)
+        return Substitution(sampling, lambda: restore_nodes_(module, key))
     host, relative = _host(model, site, weight)
     key = _free_key(host, site)
     host_(host, key, sampling, Route.of(f"{HOSTED}.{key}", relative, site.geometry))
-    return lambda: unhost_(host, key)
+    return Substitution(sampling, lambda: unhost_(host, key))
 
 
 def _weight(model: nn.Module, site: Site) -> Tensor | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ccrewrite.capture import Inputs
 from ccrewrite.preserve import preserved
@@ -72,6 +74,21 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         torch.manual_seed(0)
         # Copies: an output may be (a view of) an input or a buffer that `preserved` puts back.
         return {p: v.clone() if isinstance(v, Tensor) else v for p, v in leaves(inputs.run(model), "output")}
+
+
+@contextmanager
+def modules_run() -> Generator[set[int]]:
+    """The ``id`` of every module called inside."""
+    seen: set[int] = set()
+
+    def note(module: nn.Module, args: Any) -> None:
+        seen.add(id(module))
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
