@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ccrewrite.nn.interpolation import MIN_WIDTH, interpolate, interpolate_backward
 
+MAX_NDIM = 3
+
 
 class Axis(NamedTuple):
     """One axis of the window: where its taps start, and which entry of ``offset`` moves them."""
@@ -76,7 +78,9 @@ def dcls_kernel(
         out, inner = weight.shape[:2]
         rows, columns, taps = positions[0].shape
         grouped = weight.to(dtype).reshape(rows, out // rows, columns, inner // columns, taps).transpose(1, 2).flatten(2, 3)
-        kernel = Place.apply(grouped, kinds, tuple(axis.size for axis in axes), *positions, *widths)
+        absent = [None] * (MAX_NDIM - len(axes))
+        sizes = tuple(axis.size for axis in axes)
+        kernel = Place.apply(grouped, kinds, sizes, *positions, *absent, *widths, *absent)
         window = kernel.shape[3:]
         kernel = kernel.view(rows, columns, out // rows, inner // columns, *window).transpose(1, 2)
     return kernel.reshape(out, inner, *window).to(weight.dtype)
@@ -108,14 +112,27 @@ class KeepInside(torch.autograd.Function):
 class Place(torch.autograd.Function):
     """``(A, B, M, T)`` weights, T taps with positions (and widths) ``(A, B, T)`` per axis -> ``(A, B, M, *sizes)``.
 
+    Axes beyond ``len(sizes)`` have None for both, as have widths of the linear form.
+
     Keeps its inputs alone for the backward, which is made of differentiable operations: derivatives of any order work.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, kinds: tuple[str, ...], sizes: tuple[int, ...], *places: Tensor | None) -> Tensor:  # pyright: ignore
-        factors = _factors(kinds, sizes, places)
+    def forward(  # pyright: ignore
+        weight: Tensor,
+        kinds: tuple[str, ...],
+        sizes: tuple[int, ...],
+        position_0: Tensor,
+        position_1: Tensor | None,
+        position_2: Tensor | None,
+        width_0: Tensor | None,
+        width_1: Tensor | None,
+        width_2: Tensor | None,
+    ) -> Tensor:
+        # One parameter for each argument: where no gradient is wanted, torch.compile tells by their number whether to pass ctx.
+        factors = _factors(kinds, sizes, (position_0, position_1, position_2, width_0, width_1, width_2))
         first, rest = factors[0], _outer(factors[1:])
         if rest is None:
             kernel = weight @ first
@@ -157,11 +174,11 @@ class Place(torch.autograd.Function):
                 d_first = (d_pair @ rest[..., None]).squeeze(-1)
                 d_rest = (first[..., None, :] @ d_pair).squeeze(-2)
                 d_factors = [d_first, *_outer_backward(d_rest, factors[1:])]
-        d_positions: list[Tensor | None] = [None] * ndim
-        d_widths: list[Tensor | None] = [None] * ndim
+        d_positions: list[Tensor | None] = [None] * MAX_NDIM
+        d_widths: list[Tensor | None] = [None] * MAX_NDIM
         for axis, d_factor in enumerate(d_factors):
-            position, width = places[axis], places[ndim + axis]
-            if ctx.needs_input_grad[3 + axis] or ctx.needs_input_grad[3 + ndim + axis]:
+            position, width = places[axis], places[MAX_NDIM + axis]
+            if ctx.needs_input_grad[3 + axis] or ctx.needs_input_grad[3 + MAX_NDIM + axis]:
                 found = interpolate_backward(ctx.kinds[axis], position, width, d_factor, ndim)
                 d_positions[axis], d_widths[axis] = found
         return d_weight, None, None, *d_positions, *d_widths
@@ -169,7 +186,7 @@ class Place(torch.autograd.Function):
 
 def _factors(kinds: tuple[str, ...], sizes: tuple[int, ...], places: Sequence[Any]) -> list[Tensor]:
     ndim = len(sizes)
-    return [interpolate(kinds[a], places[a], places[ndim + a], sizes[a], ndim) for a in range(ndim)]
+    return [interpolate(kinds[a], places[a], places[MAX_NDIM + a], sizes[a], ndim) for a in range(ndim)]
 
 
 def _folds(weight: Tensor) -> bool:

@@ -138,6 +138,8 @@ def test_ways_of_running(kind: str) -> None:
     meta = copy.deepcopy(layer).to("meta")
     assert meta(x.to("meta")).shape == expected.shape
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), expected, atol=1e-6)
     found = compiled(x)
     assert torch.allclose(found, expected, atol=1e-6)
     for a, b in zip(torch.autograd.grad(found.square().sum(), [*layer.parameters()]), gradients, strict=True):
