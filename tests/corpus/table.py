@@ -39,3 +39,10 @@ REFUSED: dict[str, dict[str, str]] = {}
 HIDDEN = {"hf_mobilenetv2_deeplab": 1, "hf_encodec": 23}
 """Model -> calls whose weight gets no gradient from the outputs: a head that segmentation leaves unused; the encoder before a
 quantiser (its outputs are integer codes). In every other model all calls matter to the outputs."""
+
+NOT_EXPORTABLE = {"hf_encodec"}
+"""Models that ``torch.export.export(strict=False)`` refuses, rewritten or not: a pad length read from a buffer."""
+
+NOT_COMPILABLE = {"hf_encodec", "hf_wav2vec2", "monai_basicunet_odd"}
+"""Models that ``torch.compile(fullgraph=True)`` refuses, rewritten or not: that pad length, numpy's random numbers, a branch on
+TorchScript."""

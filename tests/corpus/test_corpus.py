@@ -12,7 +12,6 @@ import copy
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +20,12 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.capture import capture
 
 from .models import MODELS, build
-from .observe import Observer, Seen, loss, relative_error, state
-from .table import CALLS, HIDDEN, REFUSED
+from .observe import Observer, Seen, loss, relative_error, state, tensors
+from .table import CALLS, HIDDEN, NOT_COMPILABLE, NOT_EXPORTABLE, REFUSED
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:::(?!ccrewrite)")]
+pytestmark = [pytest.mark.slow]
 LEARNABLE = ("dilated", "strided", "transposed")
 
 
@@ -63,24 +61,30 @@ class Case:
         return {name: p for name, p in self.result.model.named_parameters() if name not in known}
 
 
-def case_of(name: str, dtype: torch.dtype) -> Case:
+def case_of(name: str, dtype: torch.dtype, *, training: bool) -> Case:
+    """``training``: the model is in training mode while it is rewritten."""
     model, inputs = build(name)
     model, inputs = model.to(dtype), tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
     with torch.no_grad():
         output = model(*inputs)
+    model.train(training)
     before = state(model)
     result = ccrewrite.rewrite(model, inputs)
-    return Case(name, model, inputs, output, before, result, state(model))
+    case = Case(name, model, inputs, output, before, result, state(model))
+    assert {m.training for m in result.model.modules()} == {training}
+    model.eval()
+    result.model.eval()
+    return case
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def single(request: pytest.FixtureRequest) -> Iterator[Case]:
-    return case_of(request.param, torch.float32)
+def single(request: pytest.FixtureRequest) -> Case:
+    return case_of(request.param, torch.float32, training=False)
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def double(request: pytest.FixtureRequest) -> Iterator[Case]:
-    return case_of(request.param, torch.float64)
+def double(request: pytest.FixtureRequest) -> Case:
+    return case_of(request.param, torch.float64, training=True)
 
 
 def test_the_table_covers_the_models() -> None:
@@ -143,6 +147,12 @@ def test_original_is_untouched(single: Case) -> None:
         assert relative_error(single.model(*single.inputs), single.output) == 0.0
 
 
+def test_original_in_training_mode_is_untouched(double: Case) -> None:
+    assert double.after == double.before
+    with torch.no_grad():
+        assert relative_error(double.model(*double.inputs), double.output) == 0.0
+
+
 def test_original_checkpoint_loads(single: Case) -> None:
     model = copy.deepcopy(single.result.model)
     missing, unexpected = model.load_state_dict(single.model.state_dict(), strict=False)
@@ -162,11 +172,41 @@ def test_revert(single: Case) -> None:
         assert relative_error(back(*single.inputs), single.output) == 0.0
 
 
-def test_export_and_observation_see_the_same(single: Case) -> None:
-    observed = capture(single.model, single.inputs, how="observe")
-    if single.result.plan.how == "export":
-        assert capture(single.model, single.inputs, how="export").calls == observed.calls
-    assert single.result.plan.how == ("observed" if single.name == "hf_encodec" else "export")
+def test_a_second_rewrite_finds_everything_done(single: Case) -> None:
+    again = ccrewrite.plan(single.result.model, single.inputs, how="observe")
+    done = {s.name for s in again.sites if s.decision.code == "already-rewritten"}
+    assert done == {s.name for s in single.result.plan.rewritten}
+    assert {(s.name, s.calls) for s in again.sites} == {(s.name, s.calls) for s in single.result.plan.sites}
+    with pytest.raises(ccrewrite.SelectionError, match="already-rewritten"):
+        ccrewrite.rewrite(single.result.model, single.inputs, how="observe")
+
+
+def test_export_and_observation_find_the_same_sites(single: Case) -> None:
+    plan = single.result.plan
+    assert plan.how == ("observed" if single.name in NOT_EXPORTABLE else "export")
+    assert ccrewrite.plan(single.model, single.inputs, how="observe").sites == plan.sites
+
+
+def test_rewritten_model_exports(single: Case) -> None:
+    if single.name in NOT_EXPORTABLE:
+        with pytest.raises(torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+            torch.export.export(single.result.model, single.inputs, strict=False)
+        return
+    with torch.no_grad():
+        program = torch.export.export(single.result.model, single.inputs, strict=False)
+        assert relative_error(program.module()(*single.inputs), single.output) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own doing
+def test_rewritten_model_compiles_whole(single: Case) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(single.result.model, backend="aot_eager", fullgraph=True)
+    if single.name in NOT_COMPILABLE:
+        with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+            compiled(*single.inputs)
+        return
+    with torch.no_grad():
+        assert relative_error(compiled(*single.inputs), single.output) <= 1e-5
 
 
 def test_one_training_step(single: Case) -> None:
@@ -174,8 +214,10 @@ def test_one_training_step(single: Case) -> None:
     model = copy.deepcopy(single.result.model)
     added = {name: p for name, p in model.named_parameters() if name in single.added}
     reached = {name for name in added if _owner(name) in single.reached}
-    zeros = {name for name in reached if not bool(added[name].any())}
-    assert {_owner(name) for name in zeros} == {_owner(name) for name in reached}
+    zeros = {name for name in reached if re.search(r"(offset|shift|last\.weight|last\.bias)$", name)}
+    assert zeros == {name for name in reached if not bool(added[name].any())}
+    sites = {call.module for call in single.calls if call.kind in LEARNABLE and call.module in single.reached}
+    assert {_owner(name) for name in zeros} == sites
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     loss(model(*single.inputs)).backward()
@@ -190,8 +232,20 @@ def test_one_training_step(single: Case) -> None:
     assert reached <= (live := {n for n, p in added.items() if _live(p)}), sorted(reached - live)
 
 
+def test_moved_geometry_shows_whether_gradients_are_wanted_or_not(double: Case) -> None:
+    model = copy.deepcopy(double.result.model)
+    for name, p in model.named_parameters():
+        if name in double.added:
+            p.data.add_(1e-3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=p.dtype))
+    moved = [t.detach() for t in tensors(model(*double.inputs)) if t.is_floating_point()]
+    with torch.no_grad():
+        plain = [t for t in tensors(model(*double.inputs)) if t.is_floating_point()]
+    assert relative_error(plain, moved) <= 1e-12
+    assert relative_error(plain, [t for t in tensors(double.output) if t.is_floating_point()]) > 1e-6
+
+
 def _owner(added: str) -> str:
-    """The module whose forward makes the call that an added parameter belongs to: the layer, or the host of a functional one."""
+    """The module whose forward makes the call that an added parameter belongs to: a layer, or a functional call's host."""
     return re.split(r"\.sampling\.|\.ccrewrite\.", added)[0]
 
 
