@@ -107,7 +107,8 @@ def cc_kernel(weight: Tensor, shift: Tensor, residuals: Sequence[Layers], dilati
     Coordinates in at least float32, autocast or not. A leaf for ``torch.fx.symbolic_trace``.
     """
     dtype = torch.promote_types(shift.dtype, torch.float32)
-    with torch.autocast(weight.device.type, enabled=False):
+    device_type = "cpu" if weight.is_meta else weight.device.type  # autocast knows no meta device
+    with torch.autocast(device_type, enabled=False):
         kernel = weight.to(torch.promote_types(weight.dtype, torch.float32))
         for axis, spacing in enumerate(dilation):
             taps = weight.shape[2 + axis]

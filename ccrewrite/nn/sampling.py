@@ -7,7 +7,7 @@ convolves with that. It never owns the weight, so it serves a module's convoluti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -93,6 +93,11 @@ class Sampling(nn.Module, ABC):
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return False
         return readable(movers) and not any(bool(m.any()) for m in movers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Flat, so that `model.to(memory_format=...)` leaves it alone: torch means the pictures' formats for every tensor of
+        # four or five axes, and raises where the number is the wrong one of the two.
+        return super()._apply(lambda t: fn(t.flatten()).view(t.shape), recurse)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         call = _bind(self.transposed, self.ndim, arguments, named)
