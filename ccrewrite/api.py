@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from ccrewrite.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.detect import detect
 from ccrewrite.passes.rules import Rule, check_rules
-from ccrewrite.passes.substitute import Substitution, copied, revert_, substitute_
-from ccrewrite.passes.verify import Check, compare_outputs, culprits, modules_run, outputs_of
-from ccrewrite.sites import Decision, Plan
+from ccrewrite.passes.substitute import copied, revert_, substitute_
+from ccrewrite.passes.verify import Check, compare_outputs, outputs_of
+from ccrewrite.sites import Plan
 
 Rules = Sequence[Rule | str | Mapping[str, Any]] | None
 
@@ -30,9 +31,8 @@ class Result:
     check: Check
 
     def to_json(self) -> str:
-        check = {"ran": self.check.ran, "ok": self.check.ok, "note": self.check.note}
-        outputs = [asdict(o) for o in self.check.outputs]
-        return json.dumps({"plan": json.loads(self.plan.to_json()), "check": {**check, "outputs": outputs}}, indent=2)
+        check = {"ok": self.check.ok, **asdict(self.check)}
+        return json.dumps({"plan": json.loads(self.plan.to_json()), "check": check}, indent=2)
 
     def __str__(self) -> str:
         return f"{self.plan}\n\n{self.check}"
@@ -58,6 +58,7 @@ def plan(
     Raises ``InputError`` for arguments that can't be used, ``ModelRunError`` where the model raises on the inputs,
     ``SelectionError`` where ``include``, ``exclude`` and ``kinds`` leave no site.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2))
     >>> [(site.name, site.kinds, site.decision.code) for site in plan(model, torch.zeros(1, 3, 16, 16))]
     [('0', ('strided',), 'strided-to-cc'), ('1', ('dilated',), 'dilated-to-dcls')]
@@ -81,6 +82,7 @@ def rewrite(
     Arguments as ``plan``'s. With ``verify`` the copy's outputs are compared with the original's on ``example_inputs``, and a
     site that changes them is put back. Raises what ``plan`` raises, and ``SelectionError`` where nothing can be rewritten.
 
+    >>> import torch
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)
     >>> result = rewrite(model, x)
     >>> result.check.ok, result.check.max_abs_error, type(result.model).__name__, type(model).__name__
@@ -88,8 +90,7 @@ def rewrite(
     """
     module, inputs = as_module(model), Inputs.of(example_inputs)
     planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
-    _require_something(planned)
-    return _carry_out(copied(module), module, planned, inputs, verify)
+    return _rewritten(copied(module) if planned.rewritten else module, module, planned, inputs, verify)
 
 
 def rewrite_(
@@ -108,8 +109,7 @@ def rewrite_(
         raise InputError(f"rewrite_ changes an nn.Module in place, found {type(model).__name__}; rewrite takes it")
     inputs = Inputs.of(example_inputs)
     planned = _plan(model, inputs, rules, Selection(include, exclude, kinds), how)
-    _require_something(planned)
-    return _carry_out(model, None, planned, inputs, verify)
+    return _rewritten(model, None, planned, inputs, verify)
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -136,68 +136,12 @@ def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, 
     return Plan(decide(detect(model, program), checked, selection), checked, program.how, program.note)
 
 
-def _require_something(planned: Plan) -> None:
+def _rewritten(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool) -> Result:
     if not planned.rewritten:
         raise SelectionError(
             f"nothing to rewrite: {planned.summary()}. print(ccrewrite.plan(model, inputs)) shows why, site by site"
         )
-
-
-def _carry_out(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool) -> Result:
-    """Substitute in ``model``, compare with ``original`` (None: with ``model`` as it is now), put back what fails."""
-    on_meta = any(t.is_meta for t in (*inputs.tensors(), *model.parameters()))
-    if on_meta or not check:
-        substitute_(model, planned.rewritten, planned.rules)
-        return Result(model, planned, Check((), False, "nothing to run on the meta device" if on_meta else "verify=False"))
-
-    before = outputs_of(original or model, inputs)
-    sites = {site.name: site for site in planned.rewritten}
-    done: dict[str, Substitution] = {}
-    failures: dict[str, str] = {}
-
-    def passes(names: Sequence[str]) -> bool:
-        """Whether ``model`` with just ``names`` rewritten computes what it did before, through their samplings."""
-        for name in [n for n in done if n not in names]:
-            done.pop(name).undo()
-        done.update(substitute_(model, [sites[n] for n in names if n not in done], planned.rules))
-        failure = _failure(model, before, inputs, done)
-        if failure and len(names) == 1:
-            failures[names[0]] = failure
-        return not failure
-
-    note, good = "", list(sites)
-    try:
-        if not passes(good):
-            if not passes([]):
-                note = "two runs of the original differ as well: it is not deterministic, so nothing was put back"
-            else:
-                good = [n for n in good if n not in culprits(good, passes)]
-            if not passes(good) and not note:
-                failures.update(dict.fromkeys(good, "right by itself, wrong together with the others"))
-                passes(good := [])
-        after = outputs_of(model, inputs)
-    except BaseException:
-        for substitution in done.values():
-            substitution.undo()
-        raise
-    decided = tuple(
-        replace(s, decision=Decision(False, "verification-failed", failures[s.name])) if s.name in failures else s
-        for s in planned.sites
-    )
-    return Result(model, replace(planned, sites=decided), Check(compare_outputs(before, after), True, note))
-
-
-def _failure(model: nn.Module, before: Mapping[str, Any], inputs: Inputs, done: Mapping[str, Substitution]) -> str:
-    """What is wrong with ``model`` after the substitutions ``done``; empty where nothing is."""
-    try:
-        with modules_run() as seen:
-            after = outputs_of(model, inputs)
-    except Exception as error:
-        return f"the rewritten model raised {type(error).__name__}: {error}"
-    unreached = [name for name, substitution in done.items() if id(substitution.sampling) not in seen]
-    if unreached:
-        return f"the call of {unreached[0]} is not made by a function of torch.nn.functional, so it did not reach its sampling"
-    worst = max((c for c in compare_outputs(before, after) if not c.ok), key=lambda c: c.max_rel_error, default=None)
-    if worst is None:
-        return ""
-    return worst.note or f"{worst.path} changed by {worst.max_rel_error:.1e} of its largest magnitude"
+    if check:
+        return Result(model, *carry_out_(model, original, planned, inputs))
+    substitute_(model, planned.rewritten, planned.rules)
+    return Result(model, planned, Check((), ran=False, note="verify=False"))

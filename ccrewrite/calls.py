@@ -16,6 +16,16 @@ CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
 CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 """Argument names after (input, weight, bias) of ``F.convNd``, ``F.conv_transposeNd`` and ``aten.convolution``."""
 
+FUNCTIONS: dict[tuple[bool, int], Any] = {
+    (False, 1): F.conv1d,
+    (False, 2): F.conv2d,
+    (False, 3): F.conv3d,
+    (True, 1): F.conv_transpose1d,
+    (True, 2): F.conv_transpose2d,
+    (True, 3): F.conv_transpose3d,
+}
+"""(transposed, number of spatial axes) -> torch's function."""
+
 _aten = torch.ops.aten
 FORMS: dict[Any, tuple[str, tuple[str, ...]]] = {
     **{f: (f.__name__, CONV) for f in (F.conv1d, F.conv2d, F.conv3d)},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ccrewrite.errors import InputError, SelectionError, SelectionWarning
 from ccrewrite.geometry import LARGE
-from ccrewrite.passes.rules import Rule
+from ccrewrite.passes.rules import Rule, rule_for
 from ccrewrite.sites import UNDECIDED, Decision, Site
 
 KINDS = ("dilated", "strided", "transposed", "large", "plain")
@@ -67,9 +67,9 @@ def _decision(site: Site, rules: Sequence[Rule], selection: Selection) -> Decisi
     left_out_by = selection.left_out_by(site)
     if left_out_by:
         return Decision(False, "not-selected", left_out_by)
-    for rule in rules:
-        if rule.admits(site):
-            return Decision(True, rule.name, rule.sampling(site, device="meta").describe())
+    rule = rule_for(site, rules)
+    if rule is not None:
+        return Decision(True, rule.name, rule.sampling(site, device="meta").describe())
     if site.kinds == ("large",):
         return Decision(False, "large", f"{max(site.geometry.kernel_size)} taps along an axis, at least {LARGE}")
     return Decision(False, "no-rule", f"{' '.join(site.kinds)}, and rules are {', '.join(r.name for r in rules) or 'empty'}")

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ccrewrite.calls import Call, as_call
+from ccrewrite.calls import FUNCTIONS, Call, as_call
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn.conv import HOSTED
 from ccrewrite.nn.reroute import at_path
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.sites import Site
-
-FUNCTIONS: dict[tuple[bool, int], Any] = {
-    (False, 1): F.conv1d,
-    (False, 2): F.conv2d,
-    (False, 3): F.conv3d,
-    (True, 1): F.conv_transpose1d,
-    (True, 2): F.conv_transpose2d,
-    (True, 3): F.conv_transpose3d,
-}
 
 
 def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: Site, weight: Tensor | None) -> None:

@@ -85,6 +85,11 @@ DEFAULT_RULES: tuple[Rule, ...] = (DilatedToDcls(), StridedToCC(), TransposedToC
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (DilatedToDcls, StridedToCC, TransposedToCC)}
 
 
+def rule_for(site: Site, rules: Sequence[Rule]) -> Rule | None:
+    """The first of ``rules`` that admits ``site``."""
+    return next((rule for rule in rules if rule.admits(site)), None)
+
+
 def make_rule(options: Mapping[str, Any] | str) -> Rule:
     """A rule from a name, or from a mapping with a ``rule`` key and its options (a table of a TOML file).
 

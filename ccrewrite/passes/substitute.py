@@ -19,7 +19,7 @@ from ccrewrite.nn.conv import HOSTED, RewrittenConv, adopt_, host_, release_, un
 from ccrewrite.nn.reroute import Route
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
-from ccrewrite.passes.rules import Rule
+from ccrewrite.passes.rules import Rule, rule_for
 from ccrewrite.preserve import random_states_kept
 from ccrewrite.sites import Site
 
@@ -54,8 +54,7 @@ def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) 
         torch.manual_seed(0)  # the residuals' inner layers: the same model gets the same layers
         try:
             for site in sites:
-                rule = next(rule for rule in rules if rule.admits(site))
-                done[site.name] = _substitute_(model, site, rule)
+                done[site.name] = _substitute_(model, site, cast(Rule, rule_for(site, rules)))
         except BaseException:
             for substitution in done.values():
                 substitution.undo()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -12,8 +12,12 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ccrewrite.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
 from ccrewrite.capture import Inputs
-from ccrewrite.preserve import preserved
+from ccrewrite.geometry import ConvGeometry
+from ccrewrite.passes.rules import Rule
+from ccrewrite.preserve import preserved, random_states_kept
+from ccrewrite.sites import Site
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference allowed, relative to the largest magnitude of the original's output."""
@@ -39,11 +43,16 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Check:
-    """What verification found. ``ran`` is False where there was nothing to run (meta device, ``verify=False``)."""
+    """What verification found. ``ran`` is False where the model was not run (meta device, ``verify=False``).
+
+    ``outputs`` compares the models as they run without gradients. ``built_error`` is the largest relative difference, over the
+    sites, between the plain convolution and the kernel built from the geometry, as in training: in float64, on a small input.
+    """
 
     outputs: tuple[OutputCheck, ...]
     ran: bool
     note: str = ""
+    built_error: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -65,7 +74,9 @@ class Check:
             for o in self.outputs
         ]
         table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", ""))
-        return "\n".join(filter(None, (table, "outputs are equal" if self.ok else "outputs DIFFER", self.note)))
+        verdict = "outputs are equal" if self.ok else "outputs DIFFER"
+        built = f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64"
+        return "\n".join(filter(None, (table, verdict, built, self.note)))
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -150,6 +161,32 @@ def _compare(path: str, before: Any, after: Any) -> OutputCheck | None:
     relative = largest / scale if scale else largest
     base = torch.zeros((), dtype=before.dtype).abs().dtype
     return OutputCheck(path, dtype, shape, largest, relative, 0, relative <= TOLERANCE.get(base, 1e-5))
+
+
+def built_error(site: Site, rule: Rule) -> float:
+    """Largest difference between the plain convolution and the rule's sampling with its kernel built, relative to the largest
+    output, in float64, for the site's geometry with few channels and a small input."""
+    geometry = _with_few_channels(site.geometry)
+    with random_states_kept():
+        torch.manual_seed(0)
+        sampling = rule.sampling(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
+        g = geometry
+        rows, columns = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
+        weight = torch.randn(rows, columns // g.groups, *g.kernel_size, dtype=torch.float64)
+        size = [4 if g.transposed else e + 2 * s for e, s in zip(g.extent, g.stride, strict=True)]
+        input = torch.randn(2, g.in_channels, *size, dtype=torch.float64)
+    arguments: dict[str, Any] = {n: getattr(g, n) for n in (CONV_TRANSPOSE if g.transposed else CONV)}
+    with torch.enable_grad():
+        built = sampling(input, weight, None, **arguments).detach()
+    plain: Tensor = FUNCTIONS[g.transposed, g.ndim](input, weight, None, **arguments)
+    return float((built - plain).abs().max() / plain.abs().max())
+
+
+def _with_few_channels(geometry: ConvGeometry) -> ConvGeometry:
+    """The same geometry with at most two groups, and few channels in each."""
+    g = geometry
+    groups, inputs, outputs = min(g.groups, 2), min(g.in_channels // g.groups, 2), min(g.out_channels // g.groups, 3)
+    return replace(g, in_channels=groups * inputs, out_channels=groups * outputs, groups=groups)
 
 
 def culprits(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> list[str]:
