@@ -143,12 +143,14 @@ class DclsSampling(Sampling):
         if self.widening is not None:
             nn.init.zeros_(self.widening)
 
+    def cells(self) -> list[Tensor]:
+        """Where the taps are on each axis, ``(A, B, prod(taps))`` in samples from the window's first cell, inside it."""
+        return positions_of(self.placement, self.taps, self.offset)
+
     def positions(self) -> Tensor:
-        """Where the taps are: ``(len(axes), A, B, *taps)``, in samples from the window's centre, row first, inside the
-        window."""
-        found = positions_of(self.placement, self.taps, self.offset)
-        centred = [found[a] - (self.window[a] - 1) / 2 for a in self.axes]
-        return torch.stack(centred).view(self.offset.shape)
+        """Where the taps are: ``(len(axes), A, B, *taps)``, in samples from the window's centre, inside the window."""
+        found = self.cells()
+        return torch.stack([found[a] - (self.window[a] - 1) / 2 for a in self.axes]).view(self.offset.shape)
 
     def widths(self) -> Tensor | None:
         """Width of every tap, of ``offset``'s shape, in samples; None for "linear"."""
