@@ -69,3 +69,10 @@ def test_what_a_functional_site_adds_has_its_hosts_training_flag(training: bool)
     result = ccrewrite.rewrite(nn.Sequential(Downsample()).train(training), torch.randn(1, 2, 8))
     assert len(result.plan.rewritten) == 1
     assert {m.training for m in result.model.modules()} == {training}
+
+
+def test_a_transposed_convolution_that_crops_most_of_its_output() -> None:
+    """diffusers' 1-d up-sampling: 8 taps, stride 2, padding 7. Four inputs would leave nothing."""
+    result = ccrewrite.rewrite(nn.ConvTranspose1d(2, 2, 8, stride=2, padding=7), torch.randn(1, 2, 20))
+    assert result.check.ok
+    assert len(result.plan.rewritten) == 1
