@@ -1,0 +1,139 @@
+"""The command line: tables, JSON, files, exit codes, and one clear line for each mistake."""
+
+import json
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_model
+from torch import nn
+from typer.testing import CliRunner
+
+import ccrewrite
+from ccrewrite.cli import app
+
+MODEL = "cli_models:network"
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 1))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command in a folder that holds ``cli_models.py``."""
+    source = """
+        import torch
+        from torch import nn
+
+        class Keywords(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv1d(2, 2, 3, stride=2)
+
+            def forward(self, signal, step):
+                return self.conv(signal) + step[:, None, None]
+
+        def network():
+            return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 1))
+
+        def with_inputs():
+            return network(), torch.zeros(1, 3, 16, 16)
+
+        number = 3
+    """
+    (tmp_path / "cli_models.py").write_text(textwrap.dedent(source))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def invoke(*arguments: str):
+        return CliRunner().invoke(app, list(arguments))
+
+    return invoke
+
+
+def test_plan_is_a_plain_table_when_piped(run):
+    result = run("plan", MODEL, "--input", "1x3x16x16")
+    assert result.exit_code == 0
+    assert "strided-to-cc" in result.stdout
+    assert "3 sites: 2 rewritten; left alone: 1 plain" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_plan_as_json_is_that_of_python(run):
+    result = run("plan", MODEL, "--input", "1x3x16x16", "--kinds", "dilated,transposed", "--exclude", "2", "--json")
+    data = json.loads(result.stdout)
+    planned = ccrewrite.plan(network(), torch.zeros(1, 3, 16, 16), kinds=["dilated", "transposed"], exclude="2")
+    assert data == json.loads(planned.to_json())
+    assert [s["decision"]["code"] for s in data["sites"]] == ["not-selected", "dilated-to-dcls", "plain"]
+
+
+def test_factory_may_bring_inputs_and_inputs_may_be_named(run):
+    assert run("plan", "cli_models:with_inputs").exit_code == 0
+    named = run("plan", "cli_models:Keywords", "--input", "signal=1x2x9", "--input", "step=1:int64")
+    assert named.exit_code == 0
+    assert "strided-to-cc" in named.stdout
+
+
+def test_rewrite_saves_what_loads(run, tmp_path):
+    result = run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved")
+    assert result.exit_code == 0
+    assert "outputs are equal" in result.stdout
+    saved = json.loads((tmp_path / "saved" / "rewrite.json").read_text())
+    assert saved["check"]["ok"]
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["rewrite.json", "weights.safetensors"]
+    fresh = ccrewrite.rewrite(network(), torch.zeros(1, 3, 16, 16)).model
+    missing, unexpected = load_model(fresh, tmp_path / "saved" / "weights.safetensors")
+    assert not missing
+    assert not unexpected
+
+
+def test_rules_on_the_command_line_and_in_a_file_agree(run, tmp_path):
+    text = 'include = ["1"]\n[[rules]]\nrule = "dilated-to-dcls"\nsharing = "out"\nreach = 1\n'
+    (tmp_path / "rules.toml").write_text(text)
+    common = ("plan", MODEL, "--input", "1x3x16x16", "--json")
+    from_file = run(*common, "--config", "rules.toml")
+    from_line = run(*common, "--include", "1", "--rule", "dilated-to-dcls:sharing=out,reach=1")
+    assert from_file.exit_code == from_line.exit_code == 0
+    assert json.loads(from_file.stdout) == json.loads(from_line.stdout)
+    assert json.loads(from_file.stdout)["rules"][0]["sharing"] == "out"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere:factory", "--input", "1x3x16x16"), "no module called 'nowhere'"),
+        (("cli_models", "--input", "1x3x16x16"), "package.module:factory"),
+        (("cli_models:missing", "--input", "1x3x16x16"), "has no 'missing'"),
+        (("cli_models:number", "--input", "1x3x16x16"), "must be an nn.Module"),
+        ((MODEL,), "--input 1x3x224x224"),
+        ((MODEL, "--input", "1x3xAx16"), "a shape is written like"),
+        ((MODEL, "--input", "1x3x16x16:float31"), "no dtype 'float31'"),
+        ((MODEL, "--input", "1x3x16x16", "--input", "step=1"), "can't be mixed"),
+        ((MODEL, "--input", "1x5x16x16"), "raised RuntimeError on the example inputs"),
+        ((MODEL, "--input", "1x3x16x16", "--kinds", "wide"), "unknown kind 'wide'"),
+        ((MODEL, "--input", "1x3x16x16", "--rule", "magic"), "unknown rule 'magic'"),
+        ((MODEL, "--input", "1x3x16x16", "--rule", "dilated-to-dcls:speed=3"), "has no option 'speed'"),
+        ((MODEL, "--input", "1x3x16x16", "--rule", "dilated-to-dcls:reach"), "option=value"),
+        ((MODEL, "--input", "1x3x16x16", "--config", "absent.toml"), "absent.toml"),
+    ],
+)
+def test_mistakes_get_one_clear_message(run, arguments, says):
+    result = run("plan", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_key_in_a_file(run, tmp_path):
+    (tmp_path / "wrong.toml").write_text("incldue = ['*']\n")
+    result = run("plan", MODEL, "--input", "1x3x16x16", "--config", "wrong.toml")
+    assert result.exit_code == 2
+    assert "unknown key incldue" in result.stderr
+
+
+def test_unwritable_target(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "file")
+    assert result.exit_code == 2
+    assert "--out file" in result.stderr
