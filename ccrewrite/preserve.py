@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,19 +58,27 @@ class _Attributes:
                 container.update(contents)
 
 
+RUNNING_STATISTICS = ("running_mean", "running_var")
+"""Arguments that batch norm's operators update without a word of it in their schemas."""
+
+
 class _WriteGuard(TorchDispatchMode):
     """Saves a tracked tensor's values before the first operator that writes to its storage, and puts them back on exit."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self.tracked = {key: t for t in tensors if (key := _storage(t)) is not None}
+        self.tracked: dict[int, list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            if (key := _storage(tensor)) is not None:
+                self.tracked[key].append(tensor)  # several where they are slices of one
         self.saved: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if func._schema.is_mutable or "batch_norm" in func._schema.name:
             for position, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
+                declared = argument.alias_info is not None and argument.alias_info.is_write
+                if declared or argument.name in RUNNING_STATISTICS:
                     value = args[position] if position < len(args) else kwargs.get(argument.name)
                     for tensor in value if isinstance(value, (list, tuple)) else (value,):
                         self._save(tensor)
@@ -78,9 +86,8 @@ class _WriteGuard(TorchDispatchMode):
 
     def _save(self, tensor: Any) -> None:
         key = _storage(tensor) if isinstance(tensor, Tensor) else None
-        original = None if key is None else self.tracked.pop(key, None)
-        if original is not None:
-            self.saved.append((original.detach(), original.detach().clone()))
+        originals = () if key is None else self.tracked.pop(key, ())
+        self.saved += [(original.detach(), original.detach().clone()) for original in originals]
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
