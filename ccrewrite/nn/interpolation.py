@@ -66,7 +66,7 @@ def _profile(kind: str, position: Tensor, width: Tensor | None, size: int, ndim:
         nearest = (position - position.round()).detach()[..., None]
         exponent = (nearest + distance) * (nearest - distance) * (0.5 / width.square())[..., None]
         floor = math.log(torch.finfo(position.dtype).tiny) / (ndim + 1)
-        bump = exponent.exp().masked_fill(exponent < floor, 0)
+        bump = exponent.masked_fill(exponent < floor, -math.inf).exp()
     total = bump.sum(-1, keepdim=True)
     return bump / total, distance, total
 
