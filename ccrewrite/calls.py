@@ -40,6 +40,10 @@ FORMS: dict[Any, tuple[str, tuple[str, ...]]] = {
     _aten.conv_transpose3d.input: ("conv_transpose3d", CONV_TRANSPOSE),
     torch.convolution: ("convolution", CONVOLUTION),
     _aten.convolution.default: ("convolution", CONVOLUTION),
+    # What torch.jit.trace records; the switches of cuDNN that follow are left to torch.
+    torch._convolution: ("convolution", CONVOLUTION),  # pyright: ignore[reportPrivateImportUsage]
+    _aten._convolution.default: ("convolution", CONVOLUTION),
+    _aten._convolution.deprecated: ("convolution", CONVOLUTION),
 }
 """Convolution function or operator -> (its short name, its argument names)."""
 

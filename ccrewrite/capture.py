@@ -172,6 +172,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Program:
                 out.dtype,
                 out.device,
                 node.name,
+                "scripted" if isinstance(module, torch.jit.ScriptModule) else None,
             )
         )
     return Program(tuple(calls), "export", exported.graph_module, "")
