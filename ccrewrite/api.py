@@ -45,7 +45,7 @@ def plan(
     rules: Rules = None,
     include: Patterns = None,
     exclude: Patterns = None,
-    kinds: Sequence[str] | None = None,
+    kinds: str | Sequence[str] | None = None,
     how: How = "auto",
 ) -> Plan:
     """What ``rewrite`` would do with each convolution that ``model(example_inputs)`` runs. Touches nothing.
@@ -73,7 +73,7 @@ def rewrite(
     rules: Rules = None,
     include: Patterns = None,
     exclude: Patterns = None,
-    kinds: Sequence[str] | None = None,
+    kinds: str | Sequence[str] | None = None,
     verify: bool = True,
     how: How = "auto",
 ) -> Result:
@@ -100,7 +100,7 @@ def rewrite_(
     rules: Rules = None,
     include: Patterns = None,
     exclude: Patterns = None,
-    kinds: Sequence[str] | None = None,
+    kinds: str | Sequence[str] | None = None,
     verify: bool = True,
     how: How = "auto",
 ) -> Result:

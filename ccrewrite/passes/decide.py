@@ -22,9 +22,11 @@ class Selection:
 
     include: Patterns = None
     exclude: Patterns = None
-    kinds: Sequence[str] | None = None
+    kinds: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.kinds, str):
+            object.__setattr__(self, "kinds", (self.kinds,))
         for kind in self.kinds or ():
             if kind not in KINDS:
                 raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
@@ -44,7 +46,9 @@ class Selection:
         for patterns in (self.include, self.exclude):
             for pattern in _globs(patterns):
                 if sites and not any(site.matches(pattern) for site in sites):
-                    warnings.warn(f"{pattern!r} hits no convolution", SelectionWarning, stacklevel=4)
+                    warnings.warn(
+                        f"{pattern!r} hits no convolution", SelectionWarning, stacklevel=5
+                    )  # the caller of plan or rewrite
         if sites and all(self.left_out_by(site) for site in sites):
             names = ", ".join(s.name for s in sites[:8]) + (", ..." if len(sites) > 8 else "")
             asked = ", ".join(

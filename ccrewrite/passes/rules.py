@@ -22,6 +22,11 @@ class Rule(ABC):
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            globs: str | Sequence[str] = getattr(self, name)
+            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+
     @abstractmethod
     def takes(self, site: Site) -> bool:
         """Whether this rule rewrites convolutions of the site's kind."""
@@ -105,7 +110,7 @@ def make_rule(options: Mapping[str, Any] | str) -> Rule:
     for option in options:
         if option not in known:
             raise InputError(f"rule {name} has no option {option!r}; its options are {', '.join(known)}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    return kind(**options)
 
 
 def check_rules(rules: Sequence[Any] | None) -> tuple[Rule, ...]:
