@@ -1,13 +1,13 @@
 """The layers that ccrewrite puts in place of torch's convolutions."""
 
-from ccrewrite.nn.cc import (
+from ccrewrite.nn.cc import CCSampling
+from ccrewrite.nn.cc_layers import (
     CCConv1d,
     CCConv2d,
     CCConv3d,
     CCConvTranspose1d,
     CCConvTranspose2d,
     CCConvTranspose3d,
-    CCSampling,
 )
 from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.dcls import DclsConv1d, DclsConv2d, DclsConv3d, DclsSampling

@@ -1,12 +1,10 @@
-"""CC layers: strided and transposed convolutions whose taps are the nodes of a continuous kernel (arXiv 2006.11120).
+"""The sampling of CC layers: taps as the nodes of a continuous kernel, sampled for any output size (arXiv 2006.11120).
 
-Along each axis, tap ``t`` contributes ``phi_t(s - t')`` to sample ``s`` of the window, with ``t'`` the tap's own place and
-
-    phi_t(z) = basis(z - shift) + window(z - shift) * residual_t(z - shift)
-
-``basis`` is a cardinal interpolant (1 at 0, 0 at the other integers), so with ``shift`` and ``residual`` at zero the effective
-kernel is the weight on its dilated grid. Coordinates are samples of the finer lattice: the input's for a convolution, the
-output's for a transposed one.
+At its native size a layer convolves with the effective kernel: along each axis, tap ``t`` contributes ``phi_t(s - t')`` to
+sample ``s`` of the window, with ``t'`` the tap's own place (``phi``: ``ccrewrite.nn.profiles``). While shift and residual are
+zero, that is the weight on its dilated grid. Coordinates are samples of the finer lattice: the input's for a convolution, the
+output's for a transposed one. At another size, the axes that change are resampled (``ccrewrite.nn.resample``) around the
+untouched weight.
 """
 
 from __future__ import annotations
@@ -17,20 +15,19 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
-from ccrewrite.nn.conv import RewrittenConv, RewrittenConvTranspose
-from ccrewrite.nn.interpolation import hat, keys_cubic
-from ccrewrite.nn.placement import KeepInside
+from ccrewrite.nn import sampling
+from ccrewrite.nn.profiles import BASES, SUPPORT, Along, full_precision, profile
+from ccrewrite.nn.resample import Line, extend, largest, pad, resample, scaled_size
 from ccrewrite.nn.sampling import Sampling
 
-BASES = {"linear": hat, "cubic": keys_cubic}
-SUPPORT = 2
-"""Half-width of ``phi``, in samples: that of the cubic basis and of the residual's window."""
-MAX_SHIFT = 0.5
-Layers = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Weights and biases of a residual's inner and last layer."""
+ALIGNMENTS = ("native", "centred")
+Layers = tuple[Tensor, ...]
+Asked = tuple[int | None, ...]
+Scales = float | tuple[float, ...]
 
 
 class Residual(nn.Module):
@@ -41,6 +38,9 @@ class Residual(nn.Module):
         super().__init__()
         self.inner = nn.Linear(1, hidden, dtype=dtype, device=device)
         self.last = nn.Linear(hidden, taps, dtype=dtype, device=device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         # Frequencies up to one cycle per two samples: as much as samples one apart can carry.
         nn.init.uniform_(self.inner.weight, -math.pi, math.pi)
         nn.init.uniform_(self.inner.bias, -math.pi, math.pi)
@@ -54,8 +54,21 @@ class Residual(nn.Module):
 class CCSampling(Sampling):
     """Continuous kernel of one convolution: a shift and a residual per axis over the nodes that the weight gives.
 
+    Args:
+        geometry: the convolution's.
+        basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
+        hidden: width of the residual networks.
+        alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
+            input's, at every size (the paper's grid).
+
     Parameters: ``shift`` (ndim,), in samples of the finer lattice, kept within +-0.5; ``residual``, one ``Residual`` per axis.
-    ``basis`` is "cubic" (Keys) or "linear". The residual's inner layers learn once its last layer has moved.
+    The residual's inner layers learn once its last layer has moved.
+
+    ``output_size`` (an int, or one per spatial axis) or ``scale`` (a ratio to the native output size, or one per axis) ask for
+    another output size, of every call from then on; None, the start, is the native size. ``alignment``, ``output_size`` and
+    ``scale`` are plain attributes: copied and pickled with the layer, not part of its ``state_dict``.
+
+    Raises ``InputError`` for options out of their range.
     """
 
     def __init__(
@@ -64,6 +77,7 @@ class CCSampling(Sampling):
         *,
         basis: str = "cubic",
         hidden: int = 16,
+        alignment: str = "native",
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
@@ -74,6 +88,9 @@ class CCSampling(Sampling):
         margin = (SUPPORT,) * geometry.ndim
         super().__init__(geometry.kernel_size, geometry.dilation, transposed=geometry.transposed, margin=margin)
         self.basis = basis
+        self._output_size: Ints | None = None
+        self._scale: Scales | None = None
+        self.alignment = alignment
         self.shift = nn.Parameter(torch.zeros(self.ndim, dtype=dtype, device=device))
         self.residual = nn.ModuleList(Residual(k, hidden, dtype=dtype, device=device) for k in self.kernel_size)
 
@@ -81,92 +98,191 @@ class CCSampling(Sampling):
     def of(cls, geometry: ConvGeometry, **options: Any) -> Self:
         return cls(geometry, **options)
 
+    def reset_parameters(self) -> None:
+        """Start again: no shift, no residual."""
+        nn.init.zeros_(self.shift)
+        for residual in self.residual:
+            cast(Residual, residual).reset_parameters()
+
+    @property
+    def output_size(self) -> Ints | None:
+        """Output size asked for, per spatial axis; None: not asked for."""
+        return self._output_size
+
+    @output_size.setter
+    def output_size(self, size: int | Sequence[int] | None) -> None:
+        if size is not None:
+            size = _sizes(size, self.ndim)
+            if self._scale is not None:
+                raise InputError(f"output_size and scale can't both be set: scale is {self._scale}; set it to None first")
+        self._output_size = size
+
+    @property
+    def scale(self) -> Scales | None:
+        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float | Sequence[float] | None) -> None:
+        if scale is not None:
+            scale = tuple(scale) if isinstance(scale, Sequence) else scale
+            values = scale if isinstance(scale, tuple) else (scale,) * self.ndim
+            if len(values) != self.ndim or not all(math.isfinite(v) and v >= 1e-3 for v in values):
+                raise InputError(f"scale must be one number of at least 0.001, or {self.ndim} (one per axis), found {scale!r}")
+            if self._output_size is not None:
+                raise InputError(
+                    f"output_size and scale can't both be set: output_size is {self._output_size}; set it to None first"
+                )
+        self._scale = scale
+
+    @property
+    def alignment(self) -> str:
+        """ "native" or "centred"."""
+        return self._alignment
+
+    @alignment.setter
+    def alignment(self, alignment: str) -> None:
+        if alignment not in ALIGNMENTS:
+            raise InputError(f"alignment must be 'native' or 'centred', found {alignment!r}")
+        self._alignment = alignment
+
     def movers(self) -> list[Tensor]:
         return [self.shift, *(p for r in self.residual for p in cast(Residual, r).tensors()[2:])]
 
     def kernel(self, weight: Tensor) -> Tensor:
-        residuals = tuple(cast(Residual, r).tensors() for r in self.residual)
-        return cc_kernel(weight, self.shift, residuals, self.dilation, self.basis)
+        return cc_kernel(weight, self._along(), self.dilation, self.margin)
+
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *arguments: Any,
+        output_size: int | Sequence[int] | None = None,
+        padding_mode: str = "zeros",
+        **named: Any,
+    ) -> Tensor:
+        """The convolution, at the size that ``output_size`` says, or else the attributes. ``padding_mode`` (torch's) is for a
+        resized convolution, whose input must then not be padded yet."""
+        if output_size is None and not self.resized:
+            return super().forward(input, weight, bias, *arguments, **named)
+        asked: Ints | None = self._output_size if output_size is None else _sizes(output_size, self.ndim)
+        scale = self._scale if output_size is None else None
+        call = sampling.bind(self.transposed, self.ndim, arguments, named)
+        self.check_dilation(call["dilation"])
+        call["padding_mode"] = padding_mode
+        return cc_resized(input, weight, bias, self._along(), call, asked, scale, self.alignment, self.runs_plain())
+
+    @property
+    def resized(self) -> bool:
+        """Whether calls are asked for another size or grid than the convolution's own."""
+        return self._output_size is not None or self._scale is not None or self._alignment != "native"
+
+    def _along(self) -> tuple[Along, ...]:
+        axes = enumerate(self.residual)
+        return tuple(Along(self.basis, a, self.shift, cast(Residual, r).tensors()) for a, r in axes)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, basis={self.basis}, transposed={self.transposed}"
+        asked = f", output_size={self._output_size}" if self._output_size is not None else ""
+        asked += f", scale={self._scale}" if self._scale is not None else ""
+        asked += f", alignment={self._alignment}" if self._alignment != "native" else ""
+        return (
+            f"kernel_size={self.kernel_size}, dilation={self.dilation}, basis={self.basis}, transposed={self.transposed}{asked}"
+        )
 
 
-def phi(coordinate: Tensor, basis: str, layers: Layers) -> Tensor:
-    """``basis(z) + window(z) * residual(z)`` for coordinates ``(..., taps)``, in samples; same shape."""
-    inner, inner_bias, last, last_bias = (p.to(coordinate.dtype) for p in layers)
-    residual = (torch.sin(coordinate[..., None] * inner[:, 0] + inner_bias) * last).sum(-1) + last_bias
-    taper = torch.cos(coordinate.clamp(-SUPPORT, SUPPORT) * (math.pi / (2 * SUPPORT))) ** 2
-    return BASES[basis](coordinate) + taper * residual
+def _sizes(size: int | Sequence[int], ndim: int) -> Ints:
+    sizes: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size,) * ndim
+    if len(sizes) != ndim:
+        raise InputError(f"output_size must be an int or {ndim} of them (one per spatial axis), found {size!r}")
+    if any(isinstance(n, float) or n < 1 for n in sizes):
+        raise InputError(f"output_size must be integers of at least 1, found {size!r}; for a ratio set scale")
+    return sizes
 
 
 @torch.fx.wrap
-def cc_kernel(weight: Tensor, shift: Tensor, residuals: Sequence[Layers], dilation: Ints, basis: str) -> Tensor:
-    """Effective kernel, ``(*weight.shape[:2], *window)``, one banded matrix product per axis.
+def cc_kernel(
+    weight: Tensor, alongs: tuple[Along, ...], dilation: Ints, margin: Ints, axes: Sequence[int] | None = None
+) -> Tensor:
+    """Effective kernel, ``(*weight.shape[:2], *window)``, one banded matrix product per axis (of ``axes``; None: all).
 
     Coordinates in at least float32, autocast or not. A leaf for ``torch.fx.symbolic_trace``.
     """
-    dtype = torch.promote_types(shift.dtype, torch.float32)
-    device_type = "cpu" if weight.is_meta else weight.device.type  # autocast knows no meta device
-    with torch.autocast(device_type, enabled=False):
+    with full_precision(weight.device):
         kernel = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        for axis, spacing in enumerate(dilation):
+        for axis in range(len(alongs)) if axes is None else axes:
+            along, spacing, wide = alongs[axis], dilation[axis], margin[axis]
             taps = weight.shape[2 + axis]
-            cells = torch.arange(spacing * (taps - 1) + 1 + 2 * SUPPORT, dtype=dtype, device=weight.device) - SUPPORT
-            places = spacing * torch.arange(taps, dtype=dtype, device=weight.device)
-            moved = KeepInside.apply(shift[axis].to(dtype), -MAX_SHIFT, MAX_SHIFT)
-            along = phi(cells[:, None] - places - moved, basis, residuals[axis]).to(kernel.dtype)
-            kernel = (kernel.movedim(2 + axis, -1) @ along.mT).movedim(-1, 2 + axis)
+            cells = torch.arange(spacing * (taps - 1) + 1 + 2 * wide, dtype=along.dtype, device=weight.device) - wide
+            places = spacing * torch.arange(taps, dtype=along.dtype, device=weight.device)
+            values, _ = profile(cells - places[:, None], along)
+            kernel = (kernel.movedim(2 + axis, -1) @ values.to(kernel.dtype)).movedim(-1, 2 + axis)
     return kernel.to(weight.dtype)
 
 
-class CCConv1d(RewrittenConv, nn.Conv1d, replaces=nn.Conv1d):
-    """A strided convolution with a continuous kernel; see ``CCConv2d``."""
+@torch.fx.wrap
+def cc_resized(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alongs: tuple[Along, ...],
+    call: dict[str, Any],
+    asked: Ints | None,
+    scale: Scales | None,
+    alignment: str,
+    still: bool,
+) -> Tensor:
+    """The convolution of ``call`` (torch's arguments, and ``padding_mode``) at another size. A leaf for
+    ``torch.fx.symbolic_trace``, which has no shapes.
 
-    sampling_class = CCSampling
-
-
-class CCConv2d(RewrittenConv, nn.Conv2d, replaces=nn.Conv2d):
-    """A strided convolution whose taps are the nodes of a continuous kernel (arXiv 2006.11120; formula in ``ccrewrite.nn.cc``).
-
-    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s. Made from a trained layer, it computes the same:
-
-    >>> conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-    >>> layer, x = CCConv2d.from_conv(conv), torch.randn(1, 3, 9, 9)
-    >>> torch.allclose(layer(x), conv(x), atol=1e-5), sorted(dict(layer.sampling.named_parameters()))[-1]
-    (True, 'shift')
+    Axes that keep their size keep their stride; ``still``: on them the kernel is the weight itself.
     """
+    ndim, transposed = len(alongs), "output_padding" in call
+    taps = tuple(weight.shape[2:])
+    geometry = ConvGeometry.from_call("conv_transpose" if transposed else "conv", weight.shape, call)
+    sizes = tuple(input.shape[-ndim:])
+    native = geometry.output_size(sizes)
+    if any(statically_known_true(n < 1) for n in native):
+        raise InputError(f"input of {sizes} samples is too small for {geometry.describe()}: its native output size is {native}")
+    lines = []
+    for a in range(ndim):
+        ratio = scale[a] if isinstance(scale, tuple) else scale
+        size = native[a] if ratio is None or ratio == 1 else scaled_size(native[a], ratio)
+        size = size if asked is None else asked[a]
+        low = geometry.pads[a][0]
+        line = Line(transposed, taps[a], geometry.stride[a], geometry.dilation[a], low, sizes[a], native[a], size)
+        lines.append(line._replace(moved=line.offset) if alignment == "centred" else line)
+    changed = [a for a, line in enumerate(lines) if _changes(line, still, geometry.output_padding[a])]
+    kept = [a for a in range(ndim) if a not in changed]
+    kernel = weight if still or not kept else cc_kernel(weight, alongs, geometry.dilation, (SUPPORT,) * ndim, kept)
+    margin = 0 if still else SUPPORT
+    stride = tuple(taps[a] if a in changed else s for a, s in enumerate(geometry.stride))
+    dilation = tuple(d if a in kept and still else 1 for a, d in enumerate(geometry.dilation))
+    if transposed:
+        padding = tuple(0 if a in changed else low + margin for a, (low, _) in enumerate(geometry.pads))
+        extra = tuple(0 if a in changed else e for a, e in enumerate(geometry.output_padding))
+        function = sampling.TRANSPOSED[ndim - 1]
+        out = function(input, kernel, None, stride, padding, extra, geometry.groups, dilation)
+        for a in changed:
+            out = resample(out, a - ndim, lines[a], alongs[a])
+        return out if bias is None else out + bias.view(-1, *(1,) * ndim)
+    mode = call["padding_mode"]
+    for a in changed:
+        line = lines[a]
+        if mode != "zeros":
+            first, last = line.ends(0, line.asked, alongs[a])
+            low, high = largest(0, -first), largest(0, last + 1 - line.size)
+            input = extend(input, a - ndim, mode, low, high)
+            line = line.extended(low, high)
+        input = resample(input, a - ndim, line, alongs[a])
+    input = pad(input, tuple((0, 0) if a in changed else geometry.pads[a] for a in range(ndim)), mode)
+    if not still:
+        input = pad(input, tuple((0, 0) if a in changed else (margin, margin) for a in range(ndim)), "zeros")
+    return sampling.CONVOLUTIONS[ndim - 1](input, kernel, bias, stride, (0,) * ndim, dilation, geometry.groups)
 
-    sampling_class = CCSampling
 
-
-class CCConv3d(RewrittenConv, nn.Conv3d, replaces=nn.Conv3d):
-    """A strided convolution with a continuous kernel; see ``CCConv2d``."""
-
-    sampling_class = CCSampling
-
-
-class CCConvTranspose1d(RewrittenConvTranspose, nn.ConvTranspose1d, replaces=nn.ConvTranspose1d):
-    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``."""
-
-    sampling_class = CCSampling
-
-
-class CCConvTranspose2d(RewrittenConvTranspose, nn.ConvTranspose2d, replaces=nn.ConvTranspose2d):
-    """A transposed convolution whose taps are the nodes of a continuous kernel on the output's lattice (arXiv 2006.11120).
-
-    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``; output and ``output_size`` as ``nn.ConvTranspose2d``'s.
-
-    >>> conv = nn.ConvTranspose2d(4, 2, 4, stride=2, padding=1)
-    >>> layer, x = CCConvTranspose2d.from_conv(conv), torch.randn(1, 4, 5, 5)
-    >>> torch.allclose(layer(x), conv(x), atol=1e-5)
-    True
-    """
-
-    sampling_class = CCSampling
-
-
-class CCConvTranspose3d(RewrittenConvTranspose, nn.ConvTranspose3d, replaces=nn.ConvTranspose3d):
-    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``."""
-
-    sampling_class = CCSampling
+def _changes(line: Line, still: bool, output_padding: int) -> bool:
+    if not statically_known_true(line.asked == line.native) or not statically_known_true(line.moved == 0):
+        return True
+    # An output padding that only the dilation allows: the window has none.
+    return line.transposed and not still and output_padding >= line.stride

@@ -100,17 +100,21 @@ class Sampling(nn.Module, ABC):
         return super()._apply(lambda t: fn(t.flatten()).view(t.shape), recurse)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
-        call = _bind(self.transposed, self.ndim, arguments, named)
+        call = bind(self.transposed, self.ndim, arguments, named)
         if self.runs_plain():
             functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS
             return functions[self.ndim - 1](input, weight, bias, **call)
-        if call["dilation"] != self.dilation:
-            raise InputError(
-                f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {call['dilation']}; "
-                "revert and rewrite the model if its dilation changed"
-            )
+        self.check_dilation(call["dilation"])
         kernel = self.kernel(weight)
         return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
+
+    def check_dilation(self, dilation: Ints) -> None:
+        """Raise where a call's dilation is another one than this geometry's."""
+        if dilation != self.dilation:
+            raise InputError(
+                f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
+                "revert and rewrite the model if its dilation changed"
+            )
 
     def _plain(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
@@ -157,7 +161,8 @@ _DEFAULTS: dict[bool, dict[str, Any]] = {
 }
 
 
-def _bind(transposed: bool, ndim: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+def bind(transposed: bool, ndim: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments after the bias, by name, one entry per axis, with torch's defaults."""
     defaults = _DEFAULTS[transposed]
     if len(arguments) > len(defaults) or not named.keys() <= defaults.keys():
         raise InputError(f"a convolution takes {', '.join(defaults)} after its bias; found {arguments!r} and {sorted(named)}")

@@ -1,0 +1,200 @@
+"""One axis of a CC layer asked for another output size: where its outputs look, and the banded matrix that does it.
+
+A convolution's axis of ``size`` samples, ``native`` outputs and ``M`` asked ones is resampled at the places of its taps, before
+a convolution of stride ``K`` with the untouched weight:
+
+    R[(y, t), i] = phi_t((i - project(y) - rho node(t)) / rho) / rho          rho = max(1, native / M)
+
+A transposed one puts its weighted samples side by side with stride ``K``, and its native output lattice is resampled after:
+
+    A[y, (i, t)] = phi_t((Y(y) - n(i, t)) / rho) / rho        n(i, t) = s i + d t - p,   Y(y) = (y + 1/2) native / M - 1/2
+
+So a convolution asked for less filters its input before it takes samples, a transposed one its output. Whatever the fraction,
+each row's sum is that of the native kernel: what is missing is added in the shape of the interpolant (never divided by a sum
+that can be zero). Coordinates are integers over ``2 M``; only a fraction within one sample becomes a float, so that
+6000 -> 8001 samples is as exact as 6 -> 8.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from ccrewrite.nn.profiles import Along, full_precision, gain, profile
+
+BLOCK = 512
+"""Samples of an axis from which it is resampled block by block: a matrix of all its outputs would be mostly zeros."""
+
+
+def scaled_size(native: int, scale: float) -> int:
+    """``max(1, round(native * scale))`` in integer arithmetic, symbolic sizes included.
+
+    >>> scaled_size(28, 0.75), scaled_size(5, 0.5), scaled_size(3, 0.1)
+    (21, 2, 1)
+    """
+    ratio = Fraction(scale).limit_denominator(10**6)
+    p, q = ratio.numerator, ratio.denominator
+    even = (p * native // q) % 2  # a half goes to the even neighbour, as in Python's round
+    return largest(1, (2 * p * native + q - 1 + even) // (2 * q))
+
+
+def largest(a: int, b: int) -> int:
+    """``max`` that leaves symbolic sizes open."""
+    return cast(int, torch.sym_max(a, b))
+
+
+class Line(NamedTuple):
+    """One axis of one call. Sizes may be symbolic."""
+
+    transposed: bool
+    taps: int
+    stride: int
+    dilation: int
+    padding: int
+    """At the low end."""
+    size: int
+    native: int
+    asked: int
+    moved: int = 0
+    """Twice the distance by which all places move down, in samples of the lattice: ``offset`` where the grid is centred."""
+
+    def extended(self, low: int, high: int) -> Line:
+        """The same outputs of an input that has ``low`` and ``high`` samples more at its ends."""
+        return self._replace(size=self.size + low + high, padding=self.padding - low)
+
+    @property
+    def stretch(self) -> int:
+        """``rho`` times ``asked``."""
+        return largest(self.native, self.asked)
+
+    @property
+    def offset(self) -> int:
+        """Twice the distance from the input's centre to the native grid's (transposed: on the output lattice)."""
+        reach = self.dilation * (self.taps - 1) - 2 * self.padding
+        if self.transposed:
+            return self.native - 1 - self.stride * (self.size - 1) - reach
+        return self.stride * (self.native - 1) + reach - (self.size - 1)
+
+    def places(self, start: int, stop: int, device: Any) -> Tensor:
+        """Where the outputs ``start .. stop-1`` look, times ``2 asked``: (stop - start, taps), in samples of the input, or
+        (stop - start, 1), in samples of the native output."""
+        step = 1 if self.transposed else self.stride
+        y = torch.arange(start, stop, device=device)[:, None]
+        return 2 * step * self.native * y + self._origin() + self._nodes(device)
+
+    def _origin(self) -> int:
+        """Where output 0 looks, times ``2 asked``."""
+        if self.transposed:
+            return self.native - (1 + self.moved) * self.asked
+        reach = self.dilation * (self.taps - 1) - 2 * self.padding
+        return (reach - self.stride - self.moved) * self.asked + self.stride * self.native
+
+    def _nodes(self, device: Any) -> Tensor:
+        """Places of the taps around their output, times ``2 asked``."""
+        if self.transposed:
+            return torch.zeros(1, dtype=torch.int64, device=device)
+        return self.dilation * self.stretch * (2 * torch.arange(self.taps, device=device) - (self.taps - 1))
+
+    def reach(self, along: Along) -> int:
+        """How many samples around its place an output reads, at most."""
+        return (along.twice_support * self.stretch + 2 * self.asked - 1) // (2 * self.asked)
+
+    def ends(self, start: int, stop: int, along: Along) -> tuple[int, int]:
+        """The first and last lattice sample that the outputs ``start .. stop-1`` read."""
+        step = 1 if self.transposed else self.stride
+        half = 0 if self.transposed else self.dilation * self.stretch * (self.taps - 1)
+        den, reach = 2 * self.asked, self.reach(along)
+        first = 2 * step * self.native * start + self._origin() - half
+        last = 2 * step * self.native * (stop - 1) + self._origin() + half
+        return first // den - reach, last // den + reach + 1
+
+    def band(self, start: int, stop: int, along: Along, dtype: torch.dtype, device: Any) -> tuple[Tensor, Tensor]:
+        """(lattice samples, their weights) for the outputs ``start .. stop-1``: ``(stop - start, taps or 1, n)`` and
+        ``(stop - start, taps, n)``."""
+        den, reach = 2 * self.asked, self.reach(along)
+        places = self.places(start, stop, device)
+        below = torch.div(places, den, rounding_mode="floor")
+        fraction = (places - below * den).to(dtype) / den
+        near = torch.arange(-reach, reach + 2, device=device)
+        distance = (near.to(dtype) - fraction[..., None]) * self.asked / self.stretch
+        # A transposed layer's outputs are at -distance from their places on the lattice.
+        values, bump = profile(-distance if self.transposed else distance, along)
+        bump = bump / bump.sum(-1, keepdim=True)
+        values = values * self.asked / self.stretch
+        missing = gain(along, dtype, device)[:, None] - values.sum(-1, keepdim=True)
+        return below[..., None] + near, values + missing * bump
+
+
+def resample(x: Tensor, axis: int, line: Line, along: Along) -> Tensor:
+    """``x`` with ``axis`` (counted from the end) resampled: (size -> asked * taps), transposed (size * taps -> asked)."""
+    blocks = [(0, line.asked)]
+    if statically_known_true(line.size > BLOCK) and type(line.asked) is int:
+        count = -(-line.size // (BLOCK // 2))
+        rows = -(-line.asked // count)
+        blocks = [(y, min(y + rows, line.asked)) for y in range(0, line.asked, rows)]
+    pieces = [_block(x, axis, line, along, start, stop, whole=len(blocks) == 1) for start, stop in blocks]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
+
+def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int, *, whole: bool) -> Tensor:
+    first, last = 0, line.size
+    if not whole:
+        low, high = line.ends(start, stop, along)
+        if line.transposed:  # n = s i + d t - p
+            low, high = low + line.padding - line.dilation * (line.taps - 1), high + line.padding
+            low, high = -(-low // line.stride), high // line.stride
+        first = min(max(low, 0), line.size - 1)
+        last = min(max(high + 1, first + 1), line.size)
+    with full_precision(x.device):
+        matrix = _matrix(line, along, start, stop, first, last, x.device).to(x.dtype)
+    width = line.taps if line.transposed else 1
+    part = x if whole else x.narrow(axis, first * width, (last - first) * width)
+    return (part.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+
+
+def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> Tensor:
+    """``R`` (or ``A``) of the outputs ``start .. stop-1`` and the input samples ``first .. last-1``."""
+    lattice, values = line.band(start, stop, along, along.dtype, device)
+    taps = torch.arange(line.taps, device=device)[:, None]
+    samples = lattice
+    meets = torch.ones((), dtype=torch.bool, device=device)
+    if line.transposed:
+        ahead = lattice + line.padding - line.dilation * taps
+        samples = torch.div(ahead, line.stride, rounding_mode="floor")
+        meets = samples * line.stride == ahead
+    meets = meets & (samples >= first) & (samples < last)
+    values = values * meets
+    columns = (samples - first).clamp(0, last - first - 1)
+    rows, width = stop - start, last - first
+    if line.transposed:
+        columns, width = columns * line.taps + taps, width * line.taps
+    else:
+        rows = rows * line.taps
+    empty = torch.zeros(rows, width, dtype=values.dtype, device=device)
+    return empty.scatter_add(1, columns.reshape(rows, -1), values.reshape(rows, -1))
+
+
+def extend(x: Tensor, axis: int, mode: str, low: int, high: int) -> Tensor:
+    """``x`` continued by ``low`` and ``high`` samples along ``axis`` (counted from the end) as torch's padding ``mode`` says,
+    by more than its length where need be."""
+    size = x.shape[axis]
+    places = torch.arange(-low, size + high, device=x.device)
+    if mode == "circular":
+        places = places % size
+    elif mode == "replicate":
+        places = places.clamp(0, size - 1)
+    else:
+        places = (size - 1) - ((places % largest(1, 2 * size - 2)) - (size - 1)).abs()
+    return x.index_select(axis, places)
+
+
+def pad(x: Tensor, pads: tuple[tuple[int, int], ...], mode: str) -> Tensor:
+    """``F.pad`` of the spatial axes by (low, high) pairs."""
+    if not any(n for pair in pads for n in pair):
+        return x
+    return F.pad(x, [n for pair in reversed(pads) for n in pair], mode="constant" if mode == "zeros" else mode)
