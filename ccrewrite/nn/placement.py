@@ -78,12 +78,18 @@ def dcls_kernel(
         out, inner = weight.shape[:2]
         rows, columns, taps = positions[0].shape
         grouped = weight.to(dtype).reshape(rows, out // rows, columns, inner // columns, taps).transpose(1, 2).flatten(2, 3)
-        absent = [None] * (MAX_NDIM - len(axes))
-        sizes = tuple(axis.size for axis in axes)
-        kernel = Place.apply(grouped, kinds, sizes, *positions, *absent, *widths, *absent)
+        kernel = place(grouped, kinds, tuple(axis.size for axis in axes), positions, widths)
         window = kernel.shape[3:]
         kernel = kernel.view(rows, columns, out // rows, inner // columns, *window).transpose(1, 2)
     return kernel.reshape(out, inner, *window).to(weight.dtype)
+
+
+def place(
+    weight: Tensor, kinds: tuple[str, ...], sizes: tuple[int, ...], positions: Sequence[Tensor], widths: Sequence[Tensor | None]
+) -> Tensor:
+    """``(A, B, M, T)`` weights of T taps, with positions (and widths) ``(A, B, T)`` per axis -> ``(A, B, M, *sizes)``."""
+    absent = [None] * (MAX_NDIM - len(sizes))
+    return Place.apply(weight, kinds, sizes, *positions, *absent, *widths, *absent)
 
 
 class KeepInside(torch.autograd.Function):
@@ -110,7 +116,7 @@ class KeepInside(torch.autograd.Function):
 
 
 class Place(torch.autograd.Function):
-    """``(A, B, M, T)`` weights, T taps with positions (and widths) ``(A, B, T)`` per axis -> ``(A, B, M, *sizes)``.
+    """``place``, with its derivatives.
 
     Axes beyond ``len(sizes)`` have None for both, as have widths of the linear form.
 
