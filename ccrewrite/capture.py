@@ -114,7 +114,11 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
     inputs = Inputs.of(example_inputs)
     _refuse_uninitialised(model)
     note = ""
-    if how != "observe" and not isinstance(model, fx.GraphModule):
+    graph = next((n for n, m in model.named_modules() if isinstance(m, fx.GraphModule)), None)
+    if graph and how == "auto":
+        # Export would show the calls of an inner graph as its parent's.
+        how, note = "observe", f"{graph} is a GraphModule"
+    if how != "observe" and graph != "":
         try:
             return _export(model, inputs)
         except Exception as refusal:

@@ -58,7 +58,7 @@ def _site(model: nn.Module, calls: list[ConvCall]) -> Site:
         module = model.get_submodule(path)
     if _is_conv(module):
         form = "module"
-        if not has_own_forward(type(module)):
+        if not has_own_forward(module.replaced_class if isinstance(module, RewrittenConv) else type(module)):
             geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
     elif first.obstacle:
         form = "module"

@@ -7,6 +7,7 @@ graph where its module is a ``GraphModule``, else in the running of its module's
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -39,7 +40,9 @@ def copied(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # a cache: the next forward computes it anew
     try:
-        return copy.deepcopy(model, memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, for the trees in an exported graph
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}). "
