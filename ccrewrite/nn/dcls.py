@@ -20,11 +20,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints, per_axis
-from ccrewrite.nn import placement
+from ccrewrite.nn import placement, shifting
 from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.interpolation import INTERPOLATIONS, MIN_WIDTH, SCRATCH_WIDTH, sharp_width
 from ccrewrite.nn.placement import Axis, positions_of, widths_of
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.nn.sampling import Sampling, bind
 
 SHARINGS = ("tap", "group", "out", "in", "full")
 POSITION_INITS = ("normal", "uniform")
@@ -98,6 +98,8 @@ class DclsSampling(Sampling):
         exact = interpolation == "linear" or self.width <= sharp_width(interpolation, dtype or torch.get_default_dtype())
         self.starts_exact = exact and elements is None
         self.placement = self._placement()
+        shared = sharing in ("tap", "out") and g.groups == 1
+        self.shifts = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
         rows = {"group": g.groups, "out": g.out_channels, "full": g.out_channels}.get(sharing, 1)
         columns = g.in_channels // g.groups if sharing in ("in", "full") else 1
         shape = (len(self.axes), rows, columns, *self.taps)
@@ -161,6 +163,15 @@ class DclsSampling(Sampling):
         if not self.starts_exact:
             return []
         return [self.offset] if self.widening is None else [self.offset, self.widening]
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        call = bind(False, self.ndim, arguments, named)
+        if not self.shifts or call["groups"] != 1 or self.runs_plain():
+            return super().forward(input, weight, bias, **call)
+        self.check_dilation(call["dilation"])
+        pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
+        places = self.offset, self.widening, self.placement, self.interpolation, self.width
+        return shifting.dcls_conv_shifted(input, weight, bias, *places, call["stride"], pads)
 
     def kernel(self, weight: Tensor) -> Tensor:
         # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
