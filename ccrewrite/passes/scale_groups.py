@@ -1,0 +1,343 @@
+"""Which CC sites must change their output sizes together, which can't, and what the others then do.
+
+``observe_sizes`` runs the model on symbolic sizes and ``Ties`` solves what it relied on. What comes out of that is a
+conjecture in both directions (code may turn a size into a number and back), so each one is tried on fake tensors: a group is
+free only if the model runs with it at other sizes and its outputs keep their shapes, and pinned only if it doesn't.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, overload
+
+import sympy
+from tabulate import tabulate
+from torch import nn
+
+from ccrewrite.capture import Inputs
+from ccrewrite.errors import InputError, ModelRunError, SelectionError
+from ccrewrite.geometry import Ints
+from ccrewrite.passes.sizes import Expr, SizeRun, Where, observe_sizes, samplings_of, try_sizes
+from ccrewrite.passes.ties import Ties
+
+RATIOS = (0.7, 0.85, 1.2)
+"""Of the native sizes, tried before a group is called free."""
+Setting = float | Sequence[float]
+Settings = Mapping[str, Setting]
+"""Group name, site name or glob of module paths -> output size over native size, one number or one per axis."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why an axis keeps its size: what relies on it, the size that was tried, and what happened."""
+
+    node: str
+    module: str
+    tried: int
+    failure: str
+
+    @property
+    def where(self) -> Where:
+        return Where(self.node, self.module)
+
+    def __str__(self) -> str:
+        return f"{self.where} (at size {self.tried}: {self.failure})"
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Sites whose output sizes are chosen together. ``native`` has each site's size as it is; ``pins`` one entry for each
+    axis, None where the axis is free; ``relations`` each site's sizes as expressions of those that can be chosen, ``n``."""
+
+    name: str
+    sites: tuple[str, ...]
+    native: tuple[Ints, ...]
+    pins: tuple[Pin | None, ...]
+    relations: tuple[str, ...]
+
+    @property
+    def free_axes(self) -> tuple[int, ...]:
+        return tuple(axis for axis, pin in enumerate(self.pins) if pin is None)
+
+    @property
+    def free(self) -> bool:
+        """Whether every axis is free."""
+        return not any(self.pins)
+
+
+class ScaleGroups(Sequence[ScaleGroup]):
+    """The scale groups of a model for inputs of one shape, in the order of the run. ``print`` it, or take ``to_json()``."""
+
+    def __init__(self, run: SizeRun, ties: Ties, pins: Mapping[Expr, Pin]) -> None:
+        self._run, self._ties, self._pins = run, ties, dict(pins)
+        self._groups = tuple(self._named())
+
+    @overload
+    def __getitem__(self, key: int | str) -> ScaleGroup: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[ScaleGroup, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> ScaleGroup | tuple[ScaleGroup, ...]:
+        """By position, by group name, or by the name of one of the group's sites."""
+        if not isinstance(key, str):
+            return self._groups[key]
+        for group in self._groups:
+            if key == group.name or key in group.sites:
+                return group
+        raise KeyError(f"no scale group or site is called {key!r}; there are {', '.join(g.name for g in self)}")
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def free(self) -> tuple[ScaleGroup, ...]:
+        """The groups with every axis free."""
+        return tuple(g for g in self if g.free)
+
+    def sizes(self, settings: Settings) -> dict[str, Ints]:
+        """Output size of every site under ``settings``: those asked for and their group by the ratio, pinned ones native, the
+        others as the original's arithmetic makes them from what they now get (the first site of a group decides).
+
+        Raises ``SelectionError`` for a key that hits no site, ``InputError`` for a ratio that can't be.
+        """
+        asked: dict[Expr, tuple[float, str]] = {}
+        for key, setting in settings.items():
+            for site in self._hit(key):
+                symbols = self._run.sites[site].symbols
+                for axis, (symbol, ratio) in enumerate(zip(symbols, _ratios(key, setting, len(symbols)), strict=True)):
+                    for root in self._ties.size(symbol).free_symbols:
+                        self._ask(asked, root, ratio, f"{key!r} (site {site}, axis {axis})")
+        known = self._resolved({root: _scaled(self._run.values[root], ratio) for root, (ratio, _) in asked.items()})
+        return {n: tuple(known[s] for s in sizes.symbols) for n, sizes in self._run.sites.items() if sizes.one_size}
+
+    def changes(self, settings: Settings) -> dict[str, Ints]:
+        """``sizes``, of those sites alone that would not have them by themselves."""
+        sizes = self.sizes(settings)
+        known = {s: v for n, values in sizes.items() for s, v in zip(self._run.sites[n].symbols, values, strict=True)}
+        natural = {n: tuple(_number(e, known) for e in self._run.sites[n].natural) for n in sizes}
+        return {n: size for n, size in sizes.items() if size != natural[n]}
+
+    def _ask(self, asked: dict[Expr, tuple[float, str]], root: Expr, ratio: float, who: str) -> None:
+        pin, before = self._pins.get(root), asked.get(root)
+        if pin and _scaled(self._run.values[root], ratio) != self._run.values[root]:
+            raise InputError(
+                f"{who} can't be resized by {ratio}: it is pinned by {pin}. print(ccrewrite.scale_groups(...)) shows all"
+            )
+        if before and before[0] != ratio:
+            raise InputError(f"{who} asks for {ratio} of a size that {before[1]} sets to {before[0]}: they must be equal")
+        asked[root] = ratio, who
+
+    def _hit(self, key: str) -> list[str]:
+        """The sites that a key of the settings means."""
+        for group in self:
+            if key == group.name:
+                return list(group.sites)
+        sites = [s for s in self._run.sites if any(fnmatchcase(p, key) for p in paths(s))]
+        if not sites:
+            known = ", ".join(g.name for g in self)
+            raise SelectionError(f"{key!r} hits no group, site or module; the scale groups are {known}")
+        return sites
+
+    def _resolved(self, chosen: Mapping[Expr, int]) -> dict[Expr, int]:
+        """All sizes, with these roots at these values."""
+        ties, native = self._ties, self._run.values
+        natural = {s: e for x in self._run.sites.values() for s, e in zip(x.symbols, x.natural, strict=True)}
+        follows = {s for x in self._run.sites.values() if not x.one_size for s in x.symbols}
+        known: dict[Expr, int] = {
+            r: chosen.get(r, native[r]) for r in ties.roots if r in chosen or (r in self._pins and r not in follows)
+        }
+        for root in ties.roots:
+            if root not in known:
+                expression = ties.size(natural[root])
+                complete = expression.free_symbols <= known.keys()  # not where its own group comes before it
+                known[root] = max(1, _number(expression, known)) if complete else native[root]
+        return {s: max(1, _number(ties.size(s), known)) for s in natural}
+
+    def _named(self) -> Iterator[ScaleGroup]:
+        components = self._components()
+        for sites in components:
+            prefix = _common(sites)
+            own = prefix and all(s in sites for s in self._run.sites if prefix in paths(s))
+            name = prefix if own else sites[0]
+            first = self._run.sites[sites[0]]
+            pins = tuple(self._pin(self._ties.size(s)) for s in first.symbols)
+            relations = tuple(self._relations(sites))
+            yield ScaleGroup(name, tuple(sites), tuple(self._run.sites[s].native for s in sites), pins, relations)
+
+    def _components(self) -> list[list[str]]:
+        """Sites that share roots, directly or through others."""
+        components: list[tuple[list[str], set[Expr]]] = []
+        for name, sizes in self._run.sites.items():
+            roots = {r for s in sizes.symbols for r in self._ties.size(s).free_symbols}
+            meeting = [c for c in components if c[1] & roots]
+            components = [c for c in components if not c[1] & roots]
+            components.append(([n for c in meeting for n in c[0]] + [name], roots.union(*(c[1] for c in meeting))))
+        order = list(self._run.sites)
+        return sorted((sorted(c, key=order.index) for c, _ in components), key=lambda c: order.index(c[0]))
+
+    def _pin(self, expression: Expr) -> Pin | None:
+        return next((self._pins[r] for r in expression.free_symbols if r in self._pins), None)
+
+    def _relations(self, sites: Sequence[str]) -> Iterator[str]:
+        """Each site's sizes as expressions of the group's roots: ``n0 x n1``, ``2*n0 x 2*n1``."""
+        sizes = [[self._ties.size(s) for s in self._run.sites[site].symbols] for site in sites]
+        roots = dict.fromkeys(r for site in sizes for e in site for r in self._ties.roots if r in e.free_symbols)
+        names = {r: sympy.Symbol(f"n{i}" if len(roots) > 1 else "n") for i, r in enumerate(roots)}
+        for site in sizes:
+            yield " x ".join(str(e.xreplace(names)) for e in site)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table's cells, by column."""
+        return [
+            {
+                "group": g.name if i == 0 else "",
+                "site": site,
+                "native": "x".join(map(str, g.native[i])),
+                "size": g.relations[i],
+                "axes": (" ".join("pinned" if p else "free" for p in g.pins) if any(g.pins) else "free") if i == 0 else "",
+                "pinned by": "; ".join(dict.fromkeys(str(p.where) for p in g.pins if p)) if i == 0 else "",
+            }
+            for g in self
+            for i, site in enumerate(g.sites)
+        ]
+
+    def to_json(self) -> str:
+        """``{"groups": [{"name", "sites", "native", "pins", "relations", "free_axes"}]}``."""
+        return json.dumps({"groups": [{**asdict(g), "free_axes": g.free_axes} for g in self]}, indent=2)
+
+    def __str__(self) -> str:
+        counts = f"{len(self)} scale groups, {len(self.free)} free"
+        return f"{tabulate(self.rows(), headers='keys', disable_numparse=True)}\n{counts}"
+
+
+def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
+    """The groups of CC sites of a rewritten model whose output sizes must change together, and which of them can.
+
+    A site's output size is free to choose unless something downstream relies on it: an addition or a concatenation ties it to
+    another site's or to the input's, a flatten before a linear layer, a position embedding or the shape of the model's outputs
+    pins it. No values are computed: the model runs on fake tensors, some runs for each group.
+
+    Raises ``InputError`` where the model has no CC site, ``ModelRunError`` where it can't run on fake tensors.
+
+    >>> import ccrewrite, torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    >>> x = torch.randn(1, 3, 32, 32)
+    >>> groups = scale_groups(ccrewrite.rewrite(model, x).model, x)
+    >>> [(g.name, g.native, g.free) for g in groups]
+    [('0', ((15, 15),), True)]
+    """
+    inputs = Inputs.of(example_inputs)
+    require_sites(model)
+    try:
+        run = observe_sizes(model, inputs)
+    except Exception as error:
+        raise ModelRunError(
+            f"{type(model).__name__} can't be followed on fake tensors ({type(error).__name__}: {error}), so its scale groups "
+            "are unknown. Check that model(*example_inputs) runs, and that no TorchScript or NumPy code sees its tensors"
+        ) from error
+    ties = Ties.of(run)
+    return ScaleGroups(run, ties, _Trials(model, inputs, run, ties).pins())
+
+
+def require_sites(model: nn.Module) -> None:
+    if not samplings_of(model):
+        raise InputError(
+            f"this {type(model).__name__} has no CC site, so no size can be chosen: rewrite it first, "
+            "model = ccrewrite.rewrite(model, inputs).model"
+        )
+
+
+class _Trials:
+    """Runs at other sizes that tell real pins from conjectured ones, and free groups from seemingly free ones."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, run: SizeRun, ties: Ties) -> None:
+        self.model, self.inputs, self.run, self.ties = model, inputs, run, ties
+
+    def pins(self) -> dict[Expr, Pin]:
+        for relation in self.run.relations:
+            # What Python code compared may have been a mere question, with an answer for either case.
+            if not relation.where.node and any(self.fails_alone(r, self.held()) for r in self.ties.open(relation)):
+                self.ties.add(relation)
+        pins = self.held()
+        for name, sizes in self.run.sites.items():
+            if not sizes.one_size:
+                shown = ", ".join("x".join(map(str, c)) for c in dict.fromkeys(sizes.calls))
+                message = f"it is called for different sizes, {shown}, and one can't serve them all"
+                for symbol, size in zip(sizes.symbols, sizes.native, strict=True):
+                    for root in self.ties.size(symbol).free_symbols:
+                        pins[root] = Pin("convolution", name, size, message)
+        for root, pin in list(pins.items()):
+            if not pin.failure:
+                failure = self.fails_alone(root, pins)
+                if failure is None:
+                    del pins[root]
+                else:
+                    tried, where, message = failure
+                    elsewhere = "" if where == pin.where else f" ({where})"
+                    pins[root] = Pin(pin.node, pin.module, tried, message + elsewhere)
+        if not self.all_run(pins):
+            for root in reversed(self.ties.roots):  # once a later site keeps its size, an earlier one may be free
+                if root not in pins and (failure := self.fails_alone(root, pins)):
+                    tried, where, message = failure
+                    pins[root] = Pin(where.node, where.module, tried, message)
+        return pins
+
+    def held(self) -> dict[Expr, Pin]:
+        return {r: Pin(w.node, w.module, 0, "") for r, w in self.ties.held.items()}
+
+    def fails_alone(self, root: Expr, pins: Mapping[Expr, Pin]) -> tuple[int, Where, str] | None:
+        """The first size of one root that does not run, the others as they come; None where all run."""
+        native = self.run.values[root]
+        for ratio in RATIOS:
+            size = _scaled(native, ratio)
+            size = size if size != native else native + (1 if ratio > 1 or native == 1 else -1)
+            failure = self.fails({root: size}, pins)
+            if failure:
+                return size, *failure
+        return None
+
+    def all_run(self, pins: Mapping[Expr, Pin]) -> bool:
+        """Whether all free roots together run, each at every ratio next to others at other ones; and each site's alone."""
+        roots, ratios = [r for r in self.ties.roots if r not in pins], dict[Expr, float]()
+        for shift in range(len(RATIOS)):
+            ratios = {r: RATIOS[(i + shift) % len(RATIOS)] for i, r in enumerate(roots)}
+            if self.fails({r: _scaled(self.run.values[r], ratio) for r, ratio in ratios.items()}, pins):
+                return False
+        alone = {
+            tuple(r for s in x.symbols for r in self.ties.size(s).free_symbols if r in ratios) for x in self.run.sites.values()
+        }
+        return not any(self.fails({r: _scaled(self.run.values[r], ratios[r]) for r in roots}, pins) for roots in alone if roots)
+
+    def fails(self, chosen: Mapping[Expr, int], pins: Mapping[Expr, Pin]) -> tuple[Where, str] | None:
+        others = {r: p for r, p in pins.items() if r not in chosen}
+        known = ScaleGroups(self.run, self.ties, others)._resolved(chosen)
+        sizes = {n: tuple(known[s] for s in x.symbols) for n, x in self.run.sites.items() if x.one_size}
+        return try_sizes(self.model, self.inputs, sizes, self.run.shapes)
+
+
+def _scaled(native: int, ratio: float) -> int:
+    return max(1, round(native * ratio))
+
+
+def _ratios(key: str, setting: Setting, ndim: int) -> tuple[float, ...]:
+    ratios = tuple(setting) if isinstance(setting, Sequence) else (setting,)
+    if len(ratios) not in (1, ndim) or not all(0 < r < float("inf") for r in ratios):
+        raise InputError(f"{key!r}: expected one positive ratio, or {ndim} (one per axis), found {setting!r}")
+    return ratios * ndim if len(ratios) == 1 else ratios
+
+
+def _number(expression: Expr, known: Mapping[Expr, int]) -> int:
+    return int(expression.xreplace(known))
+
+
+def paths(site: str) -> list[str]:
+    """The site's name and the paths of the modules around it."""
+    parts = site.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def _common(sites: Sequence[str]) -> str:
+    """The path of the innermost module that contains all sites; a single site's own name."""
+    return next((p for p in reversed(paths(sites[0])) if all(p in paths(s) for s in sites)), "")
