@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,7 +63,18 @@ class Inputs:
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def run(self, model: nn.Module) -> Any:
-        return model(*self.args, **self.kwargs)
+        """Raises ``ModelRunError`` where the model raises."""
+        try:
+            with warnings.catch_warnings():
+                # They are ours: a compiled module in a run that is observed.
+                warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")
+                return model(*self.args, **self.kwargs)
+        except Exception as error:
+            raise ModelRunError(
+                f"{type(model).__name__} raised {type(error).__name__} on the example inputs "
+                f"({', '.join(str(tuple(t.shape)) for t in self.tensors()) or 'no tensors'}): {error}. "
+                "Check that model(*example_inputs) runs by itself"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,10 @@ def as_module(model: Model) -> nn.Module:
         return model.module()
     if isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         return model
+    if isinstance(model, type):
+        raise InputError(
+            f"the model must be an instance, found the class {model.__name__}: call it first, {model.__name__}(...)"
+        )
     raise InputError(f"the model must be an nn.Module, a GraphModule or an ExportedProgram, found {type(model).__name__}")
 
 
@@ -111,6 +126,8 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
 
     Raises ``InputError`` for inputs or modules that can't be used, ``ModelRunError`` where the model itself raises.
     """
+    if how not in get_args(How):
+        raise InputError(f"how must be 'auto', 'export' or 'observe', found {how!r}")
     inputs = Inputs.of(example_inputs)
     _refuse_uninitialised(model)
     note = ""
@@ -123,9 +140,11 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
             return _export(model, inputs)
         except Exception as refusal:
             # Whatever export dislikes, the model may still run; if not, the observation raises with the model's own error.
-            if how == "export":
-                raise
             note = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0] if str(refusal).strip() else ''}"
+            if how == "export":
+                raise InputError(
+                    f"torch.export refused {type(model).__name__} ({note}); how='auto' observes it instead"
+                ) from refusal
             log.info("torch.export refused %s, observing the run instead (%s)", type(model).__name__, note)
     calls = _observe(model, inputs)
     is_graph = isinstance(model, fx.GraphModule)
@@ -191,15 +210,8 @@ def _observe(model: nn.Module, inputs: Inputs) -> tuple[ConvCall, ...]:
     observer = _Observer(model)
     with preserved(model, inputs.tensors()), torch.no_grad(), _module_stack(model) as stack:
         observer.stack = stack
-        try:
-            with _Operators(observer), observer:
-                inputs.run(model)
-        except Exception as error:
-            raise ModelRunError(
-                f"{type(model).__name__} raised {type(error).__name__} on the example inputs "
-                f"({', '.join(str(tuple(t.shape)) for t in inputs.tensors()) or 'no tensors'}): {error}. "
-                "Check that model(*example_inputs) runs by itself"
-            ) from error
+        with _Operators(observer), observer:
+            inputs.run(model)
     return tuple(observer.calls)
 
 

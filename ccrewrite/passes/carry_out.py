@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ccrewrite.capture import Inputs
+from ccrewrite.errors import ModelRunError
 from ccrewrite.passes.rules import Rule, rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
 from ccrewrite.passes.verify import TOLERANCE, Check, built_error, compare_outputs, culprits, modules_run, outputs_of
@@ -74,8 +75,8 @@ def _failure(model: nn.Module, before: Mapping[str, Any], inputs: Inputs, done: 
     try:
         with modules_run() as seen:
             after = outputs_of(model, inputs)
-    except Exception as error:
-        return f"the rewritten model raised {type(error).__name__}: {error}"
+    except ModelRunError as error:
+        return f"the rewritten model raised {type(error.__cause__).__name__}: {error.__cause__}"
     unreached = [name for name, substitution in done.items() if id(substitution.sampling) not in seen]
     if unreached:
         return f"the call of {unreached[0]} is not made by a function of torch.nn.functional, so it did not reach its sampling"

@@ -35,13 +35,17 @@ def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
     return tuple(_with_aliases(model, _distinct(sites)))
 
 
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    return nn.Module.get_submodule(model, path)  # a ScriptModule refuses its own
+
+
 def _is_conv(module: nn.Module) -> bool:
     return torch_layer(type(module)) is not None
 
 
 def _key(model: nn.Module, call: ConvCall) -> Hashable:
     """Calls with equal keys make one site."""
-    module = model.get_submodule(call.module)
+    module = _submodule(model, call.module)
     if isinstance(module, Sampling) or (_is_conv(module) and not call.obstacle and not has_own_forward(type(module))):
         return call.module
     return call.module, call.weight, call.geometry, call.obstacle
@@ -49,13 +53,13 @@ def _key(model: nn.Module, call: ConvCall) -> Hashable:
 
 def _site(model: nn.Module, calls: list[ConvCall]) -> Site:
     first = calls[0]
-    module = model.get_submodule(first.module)
+    module = _submodule(model, first.module)
     path, geometry, form, decision = first.module, first.geometry, "functional", UNDECIDED
     if isinstance(module, Sampling):
         path = path.removesuffix(".sampling").removesuffix("sampling")
         geometry = replace(geometry, kernel_size=module.kernel_size, dilation=module.dilation)
         decision = Decision(False, "already-rewritten", f"its geometry is a {type(module).__name__} already; revert to redo it")
-        module = model.get_submodule(path)
+        module = _submodule(model, path)
     if _is_conv(module):
         form = "module"
         if not has_own_forward(module.replaced_class if isinstance(module, RewrittenConv) else type(module)):
@@ -106,7 +110,7 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
         if twins:
             shown = ", ".join([site.geometry.describe(), *twins])
             return Decision(False, "several-calls", f"the forward of {site.layer} makes several convolutions: {shown}")
-        if hasattr(model.get_submodule(site.module), "sampling"):
+        if hasattr(_submodule(model, site.module), "sampling"):
             return Decision(False, "name-taken", f"{site.layer} has an attribute called sampling")
         return None
     for other in others:
@@ -165,6 +169,6 @@ def _with_aliases(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
         paths[id(module)].append(path)
     with_them: list[Site] = []
     for site in sites:
-        others = [p for p in paths[id(model.get_submodule(site.module))] if p != site.module]
+        others = [p for p in paths[id(_submodule(model, site.module))] if p != site.module]
         with_them.append(replace(site, aliases=tuple(others)) if site.form == "module" else site)
     return with_them

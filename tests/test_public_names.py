@@ -1,0 +1,52 @@
+"""The public names. Removing one breaks somebody: change this list only together with the changelog."""
+
+import ccrewrite
+
+
+def test_package() -> None:
+    assert ccrewrite.__all__ == [
+        "DEFAULT_RULES",
+        "AxisMap",
+        "CcrewriteError",
+        "Check",
+        "ConvGeometry",
+        "Decision",
+        "DilatedToDcls",
+        "InputError",
+        "ModelRunError",
+        "OutputCheck",
+        "Plan",
+        "Result",
+        "Rule",
+        "SelectionError",
+        "SelectionWarning",
+        "Site",
+        "StridedToCC",
+        "TransposedToCC",
+        "nn",
+        "plan",
+        "revert",
+        "rewrite",
+        "rewrite_",
+        "verify",
+    ]
+    assert all(hasattr(ccrewrite, name) for name in ccrewrite.__all__)
+
+
+def test_layers() -> None:
+    assert ccrewrite.nn.__all__ == [
+        "CCConv1d",
+        "CCConv2d",
+        "CCConv3d",
+        "CCConvTranspose1d",
+        "CCConvTranspose2d",
+        "CCConvTranspose3d",
+        "CCSampling",
+        "DclsConv1d",
+        "DclsConv2d",
+        "DclsConv3d",
+        "DclsSampling",
+        "RewrittenConv",
+        "Sampling",
+    ]
+    assert all(hasattr(ccrewrite.nn, name) for name in ccrewrite.nn.__all__)
