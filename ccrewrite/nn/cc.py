@@ -21,7 +21,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn import sampling
 from ccrewrite.nn.profiles import BASES, SUPPORT, Along, full_precision, profile
-from ccrewrite.nn.resample import Line, extend, largest, pad, resample, scaled_size
+from ccrewrite.nn.resample import Line, extend, largest, pad, resample
 from ccrewrite.nn.sampling import Sampling
 
 ALIGNMENTS = ("native", "centred")
@@ -212,10 +212,9 @@ def cc_kernel(
         kernel = weight.to(torch.promote_types(weight.dtype, torch.float32))
         for axis in range(len(alongs)) if axes is None else axes:
             along, spacing, wide = alongs[axis], dilation[axis], margin[axis]
-            taps = weight.shape[2 + axis]
-            cells = torch.arange(spacing * (taps - 1) + 1 + 2 * wide, dtype=along.dtype, device=weight.device) - wide
-            places = spacing * torch.arange(taps, dtype=along.dtype, device=weight.device)
-            values, _ = profile(cells - places[:, None], along)
+            taps = torch.arange(weight.shape[2 + axis], device=weight.device)
+            cells = torch.arange(spacing * (len(taps) - 1) + 1 + 2 * wide, device=weight.device) - wide
+            values, _ = profile((cells - spacing * taps[:, None]).to(along.dtype), taps, along)
             kernel = (kernel.movedim(2 + axis, -1) @ values.to(kernel.dtype)).movedim(-1, 2 + axis)
     return kernel.to(weight.dtype)
 
@@ -241,16 +240,15 @@ def cc_resized(
     taps = tuple(weight.shape[2:])
     geometry = ConvGeometry.from_call("conv_transpose" if transposed else "conv", weight.shape, call)
     sizes = tuple(input.shape[-ndim:])
-    native = geometry.output_size(sizes)
-    if any(statically_known_true(n < 1) for n in native):
-        raise InputError(f"input of {sizes} samples is too small for {geometry.describe()}: its native output size is {native}")
-    lines = []
+    if any(statically_known_true(n < 1) for n in geometry.output_size(sizes)):
+        raise InputError(
+            f"input of {sizes} samples is too small for {geometry.describe()}: its native output size is "
+            f"{geometry.output_size(sizes)}"
+        )
+    lines: list[Line] = []
     for a in range(ndim):
         ratio = scale[a] if isinstance(scale, tuple) else scale
-        size = native[a] if ratio is None or ratio == 1 else scaled_size(native[a], ratio)
-        size = size if asked is None else asked[a]
-        low = geometry.pads[a][0]
-        line = Line(transposed, taps[a], geometry.stride[a], geometry.dilation[a], low, sizes[a], native[a], size)
+        line = Line.of(geometry, a, sizes[a], None if asked is None else asked[a], ratio, alongs[a])
         lines.append(line._replace(moved=line.offset) if alignment == "centred" else line)
     changed = [a for a, line in enumerate(lines) if _changes(line, still, geometry.output_padding[a])]
     kept = [a for a in range(ndim) if a not in changed]
@@ -270,7 +268,7 @@ def cc_resized(
     for a in changed:
         line = lines[a]
         if mode != "zeros":
-            first, last = line.ends(0, line.asked, alongs[a])
+            first, last = line.ends(0, line.asked)
             low, high = largest(0, -first), largest(0, last + 1 - line.size)
             input = extend(input, a - ndim, mode, low, high)
             line = line.extended(low, high)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,22 +44,21 @@ class Along(NamedTuple):
         return round(2 * (SUPPORT + MAX_SHIFT))
 
 
-def profile(distance: Tensor, along: Along) -> tuple[Tensor, Tensor]:
-    """(``phi_t``, the interpolant alone) at distances ``(..., taps or 1, n)``: ``(..., taps, n)`` and ``(..., taps or 1,
-    n)``."""
+def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tensor]:
+    """(``phi_t``, the interpolant alone) at distances ``(..., n)``, for the taps whose indices are ``(...)``, broadcast."""
     z = distance - KeepInside.apply(along.shift[along.axis].to(distance.dtype), -MAX_SHIFT, MAX_SHIFT)
     bump = BASES[along.basis](z)
     inner, inner_bias, last, last_bias = (p.to(distance.dtype) for p in along.layers)
-    hidden = torch.sin(z[..., None] * inner[:, 0] + inner_bias)  # (..., taps or 1, n, hidden)
-    residual = (hidden * last[:, None, :]).sum(-1) + last_bias[:, None]
+    hidden = torch.sin(z[..., None] * inner[:, 0] + inner_bias)
+    residual = (hidden * last[taps][..., None, :]).sum(-1) + last_bias[taps][..., None]
     taper = torch.cos(z.clamp(-SUPPORT, SUPPORT) * (math.pi / (2 * SUPPORT))) ** 2
     return bump + taper * residual, bump
 
 
-def gain(along: Along, dtype: torch.dtype, device: Any) -> Tensor:
-    """What each tap adds up to natively, on the integer lattice: (taps,)."""
+def gain(taps: Tensor, along: Along) -> Tensor:
+    """What each tap adds up to natively, on the integer lattice: of ``taps``' shape."""
     half = -(-along.twice_support // 2)
-    values, _ = profile(torch.arange(-half, half + 1, dtype=dtype, device=device)[None], along)
+    values, _ = profile(torch.arange(-half, half + 1, dtype=along.dtype, device=taps.device), taps, along)
     return values.sum(-1)
 
 

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import has_static_value, statically_known_true
 
+from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn.profiles import Along, full_precision, gain, profile
 
 BLOCK = 512
@@ -37,10 +38,15 @@ def scaled_size(native: int, scale: float) -> int:
     >>> scaled_size(28, 0.75), scaled_size(5, 0.5), scaled_size(3, 0.1)
     (21, 2, 1)
     """
-    ratio = Fraction(scale).limit_denominator(10**6)
+    ratio = _fraction(scale)
     p, q = ratio.numerator, ratio.denominator
     even = (p * native // q) % 2  # a half goes to the even neighbour, as in Python's round
-    return largest(1, (2 * p * native + q - 1 + even) // (2 * q))
+    size = (2 * p * native + q - 1 + even) // (2 * q)
+    return size if statically_known_true(size >= 1) else largest(1, size)
+
+
+def _fraction(scale: float) -> Fraction:
+    return Fraction(scale).limit_denominator(10**6)
 
 
 def largest(a: int, b: int) -> int:
@@ -60,6 +66,10 @@ class Line(NamedTuple):
     size: int
     native: int
     asked: int
+    stretch: int
+    """``rho`` times ``asked``."""
+    reach: int
+    """How many samples of the lattice around its place an output reads, at most."""
     moved: int = 0
     """Twice the distance by which all places move down, in samples of the lattice: ``offset`` where the grid is centred."""
 
@@ -67,10 +77,36 @@ class Line(NamedTuple):
         """The same outputs of an input that has ``low`` and ``high`` samples more at its ends."""
         return self._replace(size=self.size + low + high, padding=self.padding - low)
 
-    @property
-    def stretch(self) -> int:
-        """``rho`` times ``asked``."""
-        return largest(self.native, self.asked)
+    @classmethod
+    def of(cls, geometry: ConvGeometry, axis: int, size: int, asked: int | None, scale: float | None, along: Along) -> Line:
+        """The line of one axis for ``asked`` outputs, or ``scale`` times the native number of them.
+
+        Of symbolic sizes, ``rho`` and what it bounds are said as simply as can be: every comparison of sizes that
+        ``torch.export`` can't decide narrows what the exported program takes.
+        """
+        g = geometry
+        low = g.pads[axis][0]
+        sizes = [1] * g.ndim
+        sizes[axis] = size
+        native = g.output_size(sizes)[axis]
+        twice = along.twice_support
+        if asked is not None:
+            stretch = largest(native, asked)
+            most = size * (g.stride[axis] if g.transposed else 1) + g.extent[axis] + sum(g.pads[axis])
+            reach = twice * most if not has_static_value(stretch) else -(-twice * stretch // (2 * asked))
+        elif scale is None or scale == 1:
+            asked = stretch = native
+            reach = -(-twice // 2)
+        else:
+            asked = scaled_size(native, scale)
+            stretch = native if scale < 1 else asked
+            ratio = _fraction(scale)
+            reach = -(-twice * stretch // (2 * asked))
+            if not has_static_value(native):  # rounding to asked >= 1 makes rho at most 3/2 of 1 / scale
+                reach = -(-twice // 2) if scale > 1 else -(-3 * twice * ratio.denominator // (4 * ratio.numerator))
+        return cls(
+            g.transposed, g.kernel_size[axis], g.stride[axis], g.dilation[axis], low, size, native, asked, stretch, reach
+        )
 
     @property
     def offset(self) -> int:
@@ -80,13 +116,6 @@ class Line(NamedTuple):
             return self.native - 1 - self.stride * (self.size - 1) - reach
         return self.stride * (self.native - 1) + reach - (self.size - 1)
 
-    def places(self, start: int, stop: int, device: Any) -> Tensor:
-        """Where the outputs ``start .. stop-1`` look, times ``2 asked``: (stop - start, taps), in samples of the input, or
-        (stop - start, 1), in samples of the native output."""
-        step = 1 if self.transposed else self.stride
-        y = torch.arange(start, stop, device=device)[:, None]
-        return 2 * step * self.native * y + self._origin() + self._nodes(device)
-
     def _origin(self) -> int:
         """Where output 0 looks, times ``2 asked``."""
         if self.transposed:
@@ -94,46 +123,43 @@ class Line(NamedTuple):
         reach = self.dilation * (self.taps - 1) - 2 * self.padding
         return (reach - self.stride - self.moved) * self.asked + self.stride * self.native
 
-    def _nodes(self, device: Any) -> Tensor:
-        """Places of the taps around their output, times ``2 asked``."""
-        if self.transposed:
-            return torch.zeros(1, dtype=torch.int64, device=device)
-        return self.dilation * self.stretch * (2 * torch.arange(self.taps, device=device) - (self.taps - 1))
-
-    def reach(self, along: Along) -> int:
-        """How many samples around its place an output reads, at most."""
-        return (along.twice_support * self.stretch + 2 * self.asked - 1) // (2 * self.asked)
-
-    def ends(self, start: int, stop: int, along: Along) -> tuple[int, int]:
+    def ends(self, start: int, stop: int) -> tuple[int, int]:
         """The first and last lattice sample that the outputs ``start .. stop-1`` read."""
         step = 1 if self.transposed else self.stride
         half = 0 if self.transposed else self.dilation * self.stretch * (self.taps - 1)
-        den, reach = 2 * self.asked, self.reach(along)
+        den, reach = 2 * self.asked, self.reach
         first = 2 * step * self.native * start + self._origin() - half
         last = 2 * step * self.native * (stop - 1) + self._origin() + half
         return first // den - reach, last // den + reach + 1
 
-    def band(self, start: int, stop: int, along: Along, dtype: torch.dtype, device: Any) -> tuple[Tensor, Tensor]:
-        """(lattice samples, their weights) for the outputs ``start .. stop-1``: ``(stop - start, taps or 1, n)`` and
-        ``(stop - start, taps, n)``."""
-        den, reach = 2 * self.asked, self.reach(along)
-        places = self.places(start, stop, device)
+    def band(self, start: int, stop: int, along: Along, device: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What the outputs ``start .. stop-1`` read: (taps, lattice samples, their weights), of shapes ``(r, 1)``, ``(r, n)``
+        and ``(r, n)`` for ``r = (stop - start) * taps`` rows, transposed ``(1, taps, 1)``, ``(r, 1, n)`` and ``(r, taps, n)``
+        for ``r = stop - start``."""
+        den = 2 * self.asked
+        if self.transposed:
+            taps = torch.arange(self.taps, device=device)[None]
+            places = 2 * self.native * torch.arange(start, stop, device=device)[:, None] + self._origin()
+        else:
+            rows = torch.arange(start * self.taps, stop * self.taps, device=device)
+            y, taps = torch.div(rows, self.taps, rounding_mode="floor"), rows % self.taps
+            places = 2 * self.stride * self.native * y + self.dilation * self.stretch * (2 * taps - (self.taps - 1))
+            places = places + self._origin()
         below = torch.div(places, den, rounding_mode="floor")
-        fraction = (places - below * den).to(dtype) / den
-        near = torch.arange(-reach, reach + 2, device=device)
-        distance = (near.to(dtype) - fraction[..., None]) * self.asked / self.stretch
+        fraction = (places - below * den).to(along.dtype) / den
+        near = torch.arange(-self.reach, self.reach + 2, device=device)
+        distance = (near.to(along.dtype) - fraction[..., None]) * self.asked / self.stretch
         # A transposed layer's outputs are at -distance from their places on the lattice.
-        values, bump = profile(-distance if self.transposed else distance, along)
-        bump = bump / bump.sum(-1, keepdim=True)
+        values, bump = profile(-distance if self.transposed else distance, taps, along)
         values = values * self.asked / self.stretch
-        missing = gain(along, dtype, device)[:, None] - values.sum(-1, keepdim=True)
-        return below[..., None] + near, values + missing * bump
+        missing = gain(taps, along)[..., None] - values.sum(-1, keepdim=True)
+        return taps[..., None], below[..., None] + near, values + missing * (bump / bump.sum(-1, keepdim=True))
 
 
 def resample(x: Tensor, axis: int, line: Line, along: Along) -> Tensor:
     """``x`` with ``axis`` (counted from the end) resampled: (size -> asked * taps), transposed (size * taps -> asked)."""
     blocks = [(0, line.asked)]
-    if statically_known_true(line.size > BLOCK) and type(line.asked) is int:
+    if has_static_value(line.asked) and has_static_value(line.size) and line.size > BLOCK:
         count = -(-line.size // (BLOCK // 2))
         rows = -(-line.asked // count)
         blocks = [(y, min(y + rows, line.asked)) for y in range(0, line.asked, rows)]
@@ -144,7 +170,7 @@ def resample(x: Tensor, axis: int, line: Line, along: Along) -> Tensor:
 def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int, *, whole: bool) -> Tensor:
     first, last = 0, line.size
     if not whole:
-        low, high = line.ends(start, stop, along)
+        low, high = line.ends(start, stop)
         if line.transposed:  # n = s i + d t - p
             low, high = low + line.padding - line.dilation * (line.taps - 1), high + line.padding
             low, high = -(-low // line.stride), high // line.stride
@@ -159,24 +185,18 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
 
 def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> Tensor:
     """``R`` (or ``A``) of the outputs ``start .. stop-1`` and the input samples ``first .. last-1``."""
-    lattice, values = line.band(start, stop, along, along.dtype, device)
-    taps = torch.arange(line.taps, device=device)[:, None]
-    samples = lattice
-    meets = torch.ones((), dtype=torch.bool, device=device)
+    taps, lattice, values = line.band(start, stop, along, device)
+    samples, width = lattice, last - first
     if line.transposed:
         ahead = lattice + line.padding - line.dilation * taps
         samples = torch.div(ahead, line.stride, rounding_mode="floor")
-        meets = samples * line.stride == ahead
-    meets = meets & (samples >= first) & (samples < last)
-    values = values * meets
-    columns = (samples - first).clamp(0, last - first - 1)
-    rows, width = stop - start, last - first
+        values = values * (samples * line.stride == ahead)
+    values = values * ((samples >= first) & (samples < last))
+    columns = (samples - first).clamp(0, width - 1)
     if line.transposed:
-        columns, width = columns * line.taps + taps, width * line.taps
-    else:
-        rows = rows * line.taps
-    empty = torch.zeros(rows, width, dtype=values.dtype, device=device)
-    return empty.scatter_add(1, columns.reshape(rows, -1), values.reshape(rows, -1))
+        columns, values = (columns * line.taps + taps).flatten(1), values.flatten(1)
+        width = width * line.taps
+    return values.new_zeros(values.shape[0], width).scatter_add(1, columns, values)
 
 
 def extend(x: Tensor, axis: int, mode: str, low: int, high: int) -> Tensor:
