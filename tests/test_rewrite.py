@@ -448,6 +448,50 @@ def test_a_parametrization_can_be_added_after_rewriting() -> None:
         assert type(layer) is type(model.get_submodule(name))
 
 
+class Host(nn.Module):
+    """A module with a functional convolution, whose weight can be parametrized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, dilation=2)
+
+
+def weight_norm(module: nn.Module) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module, "kernel")
+
+
+def remove(module: nn.Module) -> None:
+    parametrize.remove_parametrizations(module, "kernel")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("norm", "rewrite", "revert", "remove"),
+        ("norm", "rewrite", "remove", "revert"),
+        ("rewrite", "norm", "remove", "revert"),
+        ("rewrite", "norm", "revert", "remove"),
+        ("norm", "rewrite", "copy", "remove", "revert"),
+    ],
+)
+def test_parametrized_hosts_of_functional_calls(steps: tuple[str, ...]) -> None:
+    model: Any = nn.Sequential(Host())
+    expected = model(X).detach()
+    for step in steps:
+        if step == "rewrite":
+            ccrewrite.rewrite_(model, X)
+        elif step == "copy":
+            model = copy.deepcopy(model)
+        else:
+            {"norm": weight_norm, "remove": remove, "revert": ccrewrite.revert}[step](model[0])
+        torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-4)
+    assert type(model[0]) is Host
+    assert list(model.state_dict()) == ["0.kernel"]
+
+
 @pytest.mark.parametrize("name", ["weight_normed", "spectral"])
 def test_old_norms_stay_and_can_be_removed_before_and_after_reverting(name: str) -> None:
     remove = {"weight_normed": nn.utils.remove_weight_norm, "spectral": nn.utils.remove_spectral_norm}[name]

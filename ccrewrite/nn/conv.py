@@ -8,6 +8,7 @@ parameters, parametrizations, hooks and attributes stay; only the class changes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Self, cast
 
 import torch.nn.functional as F
@@ -95,32 +96,27 @@ def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -
 
     A subclass with its own forward keeps running it; ``routes`` says which of the calls in it is the sampling's.
     """
-    param_class = type(layer) if parametrize.is_parametrized(layer) else None
-    replaced = cast(type[_ConvNd], type(layer).__bases__[0] if param_class else type(layer))
-    adopted = _adopted_class(type(sampling), replaced)
+    _change_class_(layer, functools.partial(_adopted_class, type(sampling)))
     layer.add_module("sampling", sampling.train(layer.training))
-    if issubclass(adopted, Rerouted):
+    if isinstance(layer, Rerouted):
         vars(layer)["ccrewrite_routes"] = routes
-    layer.__class__ = _parametrized(param_class, adopted) if param_class else adopted
     return cast(RewrittenConv, layer)
 
 
 def release_(layer: RewrittenConv) -> _ConvNd:
     """The layer that ``adopt_`` was given, with the weights that it has now. In place."""
-    param_class = type(layer) if parametrize.is_parametrized(layer) else None
     del layer._modules["sampling"]
     vars(layer).pop("ccrewrite_routes", None)
-    replaced = layer.replaced_class
-    layer.__class__ = _parametrized(param_class, replaced) if param_class else replaced  # pyright: ignore
+    _change_class_(layer, lambda _: layer.replaced_class)
     return cast(_ConvNd, layer)
 
 
 def host_(module: nn.Module, key: str, sampling: Sampling, route: Route) -> None:
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place."""
     if HOSTED not in module._modules:
+        _change_class_(module, _hosting_class)
         module.add_module(HOSTED, nn.ModuleDict().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
-        module.__class__ = _hosting_class(type(module))
     cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
     vars(module)["ccrewrite_routes"] += (route,)
 
@@ -135,7 +131,7 @@ def unhost_(module: nn.Module, key: str | None = None) -> None:
     if not samplings:
         del module._modules[HOSTED]
         del vars(module)["ccrewrite_routes"]
-        module.__class__ = type(module).__bases__[1]
+        _change_class_(module, lambda hosting: hosting.__bases__[1])
 
 
 def torch_layer(kind: type) -> type[_ConvNd] | None:
@@ -163,10 +159,14 @@ def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(base.__name__, (Rerouted, base), {**names, "forward": rerouted_forward(base), "__reduce__": _reduce})
 
 
-def _parametrized(template: type, base: type) -> type:
-    """The class that ``torch.nn.utils.parametrize`` would have made of ``base``, with the properties of ``template``."""
-    names = {k: v for k, v in vars(template).items() if k not in ("__dict__", "__weakref__")}
-    return type(f"Parametrized{base.__name__}", (base,), names)
+def _change_class_(module: nn.Module, change: Callable[[type[Any]], type[Any]]) -> None:
+    """Give ``module`` the class ``change(its class)``, below the one that ``torch.nn.utils.parametrize`` puts on top."""
+    if not parametrize.is_parametrized(module):
+        module.__class__ = change(type(module))
+        return
+    base = change(type(module).__bases__[0])
+    names = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = cast(type[nn.Module], type(f"Parametrized{base.__name__}", (base,), names))
 
 
 def _reduce(self: nn.Module) -> tuple[Any, ...]:
