@@ -282,6 +282,10 @@ class _Trials:
                 if root not in pins and (failure := self.fails_alone(root, pins)):
                     tried, where, message = failure
                     pins[root] = Pin(where.node, where.module, tried, message)
+            for sizes in self.smallest(pins):  # where each axis may be small, but not all at once
+                if failure := self.fails(sizes, pins):
+                    where, message = failure
+                    pins |= {r: Pin(where.node, where.module, size, message) for r, size in sizes.items()}
         return pins
 
     def held(self) -> dict[Expr, Pin]:
@@ -299,16 +303,22 @@ class _Trials:
         return None
 
     def all_run(self, pins: Mapping[Expr, Pin]) -> bool:
-        """Whether all free roots together run, each at every ratio next to others at other ones; and each site's alone."""
-        roots, ratios = [r for r in self.ties.roots if r not in pins], dict[Expr, float]()
+        """Whether all free roots together run, each at every ratio next to others at other ones; and the smallest ratio of
+        all axes of each site alone."""
+        roots = [r for r in self.ties.roots if r not in pins]
         for shift in range(len(RATIOS)):
-            ratios = {r: RATIOS[(i + shift) % len(RATIOS)] for i, r in enumerate(roots)}
-            if self.fails({r: _scaled(self.run.values[r], ratio) for r, ratio in ratios.items()}, pins):
+            sizes = {r: _scaled(self.run.values[r], RATIOS[(i + shift) % len(RATIOS)]) for i, r in enumerate(roots)}
+            if self.fails(sizes, pins):
                 return False
+        return not any(self.fails(sizes, pins) for sizes in self.smallest(pins))
+
+    def smallest(self, pins: Mapping[Expr, Pin]) -> list[dict[Expr, int]]:
+        """The free roots of each site, all of them at the smallest ratio."""
         alone = {
-            tuple(r for s in x.symbols for r in self.ties.size(s).free_symbols if r in ratios) for x in self.run.sites.values()
+            tuple(r for s in x.symbols for r in self.ties.size(s).free_symbols if r not in pins): None
+            for x in self.run.sites.values()
         }
-        return not any(self.fails({r: _scaled(self.run.values[r], ratios[r]) for r in roots}, pins) for roots in alone if roots)
+        return [{r: _scaled(self.run.values[r], min(RATIOS)) for r in roots} for roots in alone if roots]
 
     def fails(self, chosen: Mapping[Expr, int], pins: Mapping[Expr, Pin]) -> tuple[Where, str] | None:
         others = {r: p for r, p in pins.items() if r not in chosen}
