@@ -99,7 +99,9 @@ class SizeEnv(ShapeEnv):
     def evaluate_expr(self, orig_expr: Any, *_: Any, **__: Any) -> Any:
         """The value of ``orig_expr`` at the native sizes; the seam through which ``torch.SymInt`` asks."""
         value = orig_expr.xreplace(self.values)
-        if isinstance(orig_expr, (sympy.Eq, sympy.Ne)) and bool(value) == isinstance(orig_expr, sympy.Eq):
+        # Whether a size is 1 is asked of every stride and broadcast, mostly for nothing.
+        one = sympy.Integer(1) in orig_expr.args
+        if isinstance(orig_expr, (sympy.Eq, sympy.Ne)) and bool(value) == isinstance(orig_expr, sympy.Eq) and not one:
             self.holds(orig_expr.lhs, orig_expr.rhs, self.where())
         return value
 
