@@ -180,7 +180,11 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
         matrix = _matrix(line, along, start, stop, first, last, x.device).to(x.dtype)
     width = line.taps if line.transposed else 1
     part = x if whole else x.narrow(axis, first * width, (last - first) * width)
-    return (part.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+    part = part.movedim(axis, -1)
+    if not all(has_static_value(n) for n in part.shape):
+        # One product per row of the batch: joining rows, as `@` does, compares symbolic sizes.
+        return (part @ matrix.mT.expand(*part.shape[:-2], -1, -1)).movedim(-1, axis)
+    return (part @ matrix.mT).movedim(-1, axis)
 
 
 def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> Tensor:
