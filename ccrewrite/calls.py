@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx
 
 from ccrewrite.geometry import ConvGeometry
 
@@ -46,6 +47,23 @@ FORMS: dict[Any, tuple[str, tuple[str, ...]]] = {
     _aten._convolution.deprecated: ("convolution", CONVOLUTION),
 }
 """Convolution function or operator -> (its short name, its argument names)."""
+
+CAST_METHODS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous", "cpu", "cuda")
+CASTS: dict[Any, str] = {
+    **{getattr(Tensor, name): name for name in CAST_METHODS},
+    **{getattr(_aten.to, overload): "to" for overload in ("dtype", "dtype_layout", "device", "other")},
+    _aten._to_copy.default: "to",
+    _aten.type_as.default: "type_as",
+    _aten.contiguous.default: "contiguous",
+}
+"""Functions whose result is the same weight in another dtype, device or layout -> the name of the method."""
+
+
+def uncast(node: fx.Node) -> fx.Node:
+    """The node that ``node`` is a cast of (of a cast of ...), or ``node`` itself."""
+    while (node.op == "call_method" and node.target in CAST_METHODS) or (node.op == "call_function" and node.target in CASTS):
+        node = cast(fx.Node, node.args[0])
+    return node
 
 
 @dataclass(frozen=True)

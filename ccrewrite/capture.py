@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ccrewrite.calls import as_call
+from ccrewrite.calls import CASTS, as_call, uncast
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.preserve import preserved
@@ -188,7 +188,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Program:
         calls.append(
             ConvCall(
                 modules[id(module)],
-                canonical.get(call.weight.name),
+                canonical.get(uncast(call.weight).name),
                 call.geometry([int(n) for n in value.shape]),
                 tuple(int(n) for n in call.input.meta["val"].shape),
                 tuple(int(n) for n in out.shape),
@@ -221,6 +221,7 @@ class _Observer(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.names = tensor_names(model)
+        self.cast: list[Tensor] = []  # kept, so that an id stays theirs
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[ConvCall] = []
         self.inside = False
@@ -228,7 +229,11 @@ class _Observer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         call = as_call(func, args, kwargs)
         if call is None or self.inside:
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
+            if func in CASTS and id(args[0]) in self.names:
+                self.names[id(out)] = self.names[id(args[0])]
+                self.cast.append(out)
+            return out
         self.inside = True
         try:
             out = func(*args, **(kwargs or {}))

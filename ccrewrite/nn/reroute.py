@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
-from ccrewrite.calls import Call, as_call
+from ccrewrite.calls import CASTS, Call, as_call, uncast
 from ccrewrite.geometry import ConvGeometry, Ints, Padding
 
 
@@ -38,13 +38,14 @@ class Route:
         g = geometry
         return cls(sampling, weight, g.transposed, g.kernel_size, g.stride, g.padding, g.dilation)
 
-    def takes(self, host: nn.Module, call: Call) -> bool:
+    def takes(self, host: nn.Module, call: Call, weight: Any) -> bool:
+        """Whether ``call`` is one of them; ``weight`` is what its weight was before any cast."""
         if (call.ndim, call.transposed) != (len(self.kernel_size), self.transposed):
             return False
         if self.weight is not None:
-            if call.weight is not at_path(host, self.weight):
+            if not _same(weight, at_path(host, self.weight)):
                 return False
-        elif isinstance(call.weight, nn.Parameter):
+        elif isinstance(weight, nn.Parameter):
             return False
         elif not isinstance(call.weight, fx.Proxy) and tuple(call.weight.shape[2:]) != self.kernel_size:
             return False  # (a proxy has no shape to compare)
@@ -57,18 +58,39 @@ class Reroute(TorchFunctionMode):
     def __init__(self, host: nn.Module) -> None:
         super().__init__()
         self.host = host
+        self.casts: list[tuple[Any, Any]] = []
+        """(tensor, its cast) for each of the host's weights that its forward casts, to the input's dtype say."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         # Operators are left alone: that is how a sampling's own convolution passes.
         call = None if isinstance(func, OpOverload) else as_call(func, args, kwargs)
+        routes: tuple[Route, ...] = self.host.ccrewrite_routes  # pyright: ignore
         if call is not None:
-            for route in self.host.ccrewrite_routes:  # pyright: ignore[reportGeneralTypeIssues]
-                if route.takes(self.host, call):
+            weight = self._uncast(call.weight)
+            for route in routes:
+                if route.takes(self.host, call, weight):
                     sampling = at_path(self.host, route.sampling)
                     return sampling(call.input, call.weight, call.bias, **call.torch_arguments())
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func in CASTS:
+            source = self._uncast(args[0])
+            if any(route.weight is not None and source is at_path(self.host, route.weight) for route in routes):
+                self.casts.append((source, out))
+        return out
+
+    def _uncast(self, weight: Any) -> Any:
+        for source, out in self.casts:
+            if _same(weight, out):
+                return source
+        return weight
+
+
+def _same(weight: Any, other: Any) -> bool:
+    if isinstance(weight, fx.Proxy) and isinstance(other, fx.Proxy):
+        return uncast(weight.node) is uncast(other.node)  # a proxy's own methods pass no mode
+    return weight is other
 
 
 class Rerouted(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from ccrewrite.calls import FUNCTIONS, Call, as_call
+from ccrewrite.calls import FUNCTIONS, Call, as_call, uncast
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn.conv import HOSTED
@@ -60,7 +60,7 @@ def _makes(node: fx.Node, module: fx.GraphModule, site: Site, weight: Tensor | N
     call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
     if call is None:
         return False
-    source = cast(fx.Node, call.weight)
+    source = uncast(call.weight)
     value = at_path(module, cast(str, source.target)) if source.op == "get_attr" else None
     if value is not weight:
         return False

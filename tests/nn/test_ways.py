@@ -76,6 +76,19 @@ class Computed(nn.Module):
         return F.conv1d(x, self.weight.tanh(), padding="same", dilation=2)
 
 
+class Casts(nn.Module):
+    """Functional convolutions whose weights are brought to the input's dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3))
+        self.register_buffer("blur", torch.rand(4, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv1d(x, self.weight.to(x.dtype), dilation=2)
+        return F.conv_transpose1d(x, self.blur.type_as(x).contiguous(), stride=2, groups=4)
+
+
 def pictures() -> Tensor:
     return torch.randn(2, 4, 9, 9)
 
@@ -94,6 +107,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "masked": (lambda: Masked(4, 6, 3, dilation=2, padding="same"), pictures),
     "functional": (Functional, signals),
     "computed": (Computed, signals),
+    "casts": (Casts, signals),
 }
 PLAIN = ("dilated", "reflect", "strided", "transposed")
 
@@ -184,6 +198,21 @@ def test_dtypes(way: Way) -> None:
         assert (out.float() - way.moved(way.x)).abs().max() <= tolerance * scale
         with torch.no_grad():  # at the start the plain convolution runs, whatever the dtype
             assert torch.equal(copy.deepcopy(way.start).to(dtype)(x), copy.deepcopy(way.original).to(dtype)(x))
+
+
+def test_a_cast_weight_is_still_the_same_weight() -> None:
+    """Whatever the dtype that it is cast to, its geometry goes with it."""
+    way = Way("casts")
+    expected = way.moved(way.x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        close(way.moved(way.x).float(), expected, 1e-1)
+    for dtype in (torch.float64, torch.bfloat16):
+        out = way.moved(way.x.to(dtype))
+        assert out.dtype == dtype
+        close(out.float(), expected, 1e-1 if dtype == torch.bfloat16 else 1e-5)
+    for how in ("export", "observe"):
+        planned = ccrewrite.plan(way.original, way.x.double(), how=how)
+        assert [(s.weight, s.decision.rewritten) for s in planned] == [("1.weight", True), ("1.blur", True)]
 
 
 def test_meta_device(way: Way) -> None:
