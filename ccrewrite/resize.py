@@ -117,13 +117,13 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
     """
     samplings: list[CCSampling] = list(samplings_of(model).values())
     before = [(s, s.output_size, s.scale) for s in samplings]
-    hooks = dict(model._forward_pre_hooks), dict(model._forward_pre_hooks_with_kwargs)
+    outer = [h for h in model._forward_pre_hooks.values() if isinstance(h, Resizing)]
     try:
         yield resize_(model, settings, example_inputs)
     finally:
         resize_(model, None)
-        for kept, registered in zip(hooks, (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs), strict=True):
-            registered.update({k: v for k, v in cast("dict[int, Any]", kept).items() if k in hooks[0]})
+        for resizing in outer:
+            model.register_forward_pre_hook(cast(Any, resizing), with_kwargs=True)
         for sampling, output_size, scale in before:
             sampling.output_size, sampling.scale = None, None
             sampling.output_size, sampling.scale = output_size, scale
