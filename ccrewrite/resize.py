@@ -20,8 +20,8 @@ from ccrewrite.nn.cc import CCSampling
 from ccrewrite.passes.scale_groups import ScaleGroups, Settings, paths, require_sites, scale_groups
 from ccrewrite.passes.sizes import ChoosesSizes, samplings_of
 
-Shapes = tuple[Ints, ...]
-"""Of a call's tensors."""
+Shapes = tuple[Any, ...]
+"""What a call's sizes depend on: the shapes of its tensors, and its other arguments."""
 
 
 _found: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], ScaleGroups]] = WeakKeyDictionary()
@@ -49,7 +49,7 @@ class Resizing(ChoosesSizes):
     def apply(self, model: nn.Module, shapes: Shapes, inputs: Inputs) -> None:
         if shapes not in self.known:
             if torch.compiler.is_compiling() or detect_fake_mode(inputs.tensors()) is not None:
-                shown = ", ".join("x".join(map(str, s)) for s in shapes)
+                shown = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
                 raise InputError(
                     f"the internal sizes for inputs of shape {shown} can't be found while the model is traced: call it once "
                     "with such inputs before, or pass them as example_inputs"
@@ -146,4 +146,5 @@ def _groups(model: nn.Module, shapes: Shapes, inputs: Inputs) -> ScaleGroups:
 
 
 def _shapes(values: Any) -> Shapes:
-    return tuple(tuple(leaf.shape) for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+    leaves = (tuple(v.shape) if isinstance(v, Tensor) else v for v in tree_leaves(values))
+    return tuple(v for v in leaves if isinstance(v, (tuple, int, float, str, bool)))

@@ -125,6 +125,27 @@ def test_inputs_of_other_shapes_get_their_own_sizes() -> None:
         assert sizes_in(model, x)["up1"] == (32, 40)
 
 
+def test_other_arguments_count_too() -> None:
+    """A flag that makes the inner map an output: then it is pinned."""
+
+    class Flagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, 2, 1)
+
+        def forward(self, x: Tensor, maps: bool = False) -> Any:
+            y = self.conv(x)
+            return (y.mean((2, 3)), y) if maps else y.mean((2, 3))
+
+    x = torch.randn(1, 1, 32, 32)
+    model = ccrewrite.rewrite(Flagged(), x).model
+    with resized(model, {"conv": 0.5}):
+        assert model(x=x).shape == (1, 4)
+        assert model(x, maps=False).shape == (1, 4)
+        with pytest.raises(ccrewrite.InputError, match=r"pinned by the model's output\[1\]"):
+            model(x, maps=True)
+
+
 def test_values_are_those_of_the_layers_at_these_sizes() -> None:
     model, x = rewritten("resnet")
     with resized(model, {"layer3": 0.5}):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scale_models import MODELS, Example
 from torch import Tensor, nn
 
@@ -214,6 +215,31 @@ def test_a_model_that_reads_values_is_refused_with_the_reason() -> None:
         scale_groups(ccrewrite.rewrite(Reads(), x).model, x)
 
 
+def test_numbers_that_the_model_owns_keep_their_values() -> None:
+    """A pad length and a counter kept in buffers: the former is known, the latter not written."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(1, 4, 4, 2)
+            self.register_buffer("total", torch.tensor(4) - torch.tensor(2))
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            self.calls += 1
+            left = self.total // 2
+            return self.conv(F.pad(x, (left, self.total - left), mode="reflect")).mean(2)
+
+    x = torch.randn(1, 1, 16)
+    model = ccrewrite.rewrite(Counts(), x).model
+    before = int(model.calls)
+    (group,) = scale_groups(model, x)
+    assert (group.free, group.native) == (True, ((8,),))
+    assert int(model.calls) == before
+    assert type(model.calls) is Tensor
+
+
 def run(model: nn.Module, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         return model(inputs)
@@ -236,7 +262,6 @@ def force(model: nn.Module, groups: ScaleGroups, group: ScaleGroup, axis: int, s
     """Set a pinned axis of a group to a size, in all of its sites, and let the others follow."""
     symbol = groups._ties.size(groups._run.sites[group.sites[0]].symbols[axis])
     (root,) = symbol.free_symbols
-    others = {r: p for r, p in groups._pins.items() if r is not root}
-    known = ScaleGroups(groups._run, groups._ties, others)._resolved({root: size})
+    known = groups._ties.resolve({root: size}, groups._pins)
     for name, sampling in samplings_of(model).items():
         sampling.output_size = tuple(known[s] for s in groups._run.sites[name].symbols)

@@ -21,7 +21,7 @@ from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.geometry import Ints
 from ccrewrite.passes.sizes import Expr, SizeRun, Where, observe_sizes, samplings_of, try_sizes
-from ccrewrite.passes.ties import Ties
+from ccrewrite.passes.ties import Ties, number
 
 RATIOS = (0.7, 0.85, 1.2)
 """Of the native sizes, tried before a group is called free."""
@@ -109,14 +109,15 @@ class ScaleGroups(Sequence[ScaleGroup]):
                 for axis, (symbol, ratio) in enumerate(zip(symbols, _ratios(key, setting, len(symbols)), strict=True)):
                     for root in self._ties.size(symbol).free_symbols:
                         self._ask(asked, root, ratio, f"{key!r} (site {site}, axis {axis})")
-        known = self._resolved({root: _scaled(self._run.values[root], ratio) for root, (ratio, _) in asked.items()})
+        chosen = {root: _scaled(self._run.values[root], ratio) for root, (ratio, _) in asked.items()}
+        known = self._ties.resolve(chosen, self._pins)
         return {n: tuple(known[s] for s in sizes.symbols) for n, sizes in self._run.sites.items() if sizes.one_size}
 
     def changes(self, settings: Settings) -> dict[str, Ints]:
         """``sizes``, of those sites alone that would not have them by themselves."""
         sizes = self.sizes(settings)
         known = {s: v for n, values in sizes.items() for s, v in zip(self._run.sites[n].symbols, values, strict=True)}
-        natural = {n: tuple(_number(e, known) for e in self._run.sites[n].natural) for n in sizes}
+        natural = {n: tuple(number(e, known) for e in self._run.sites[n].natural) for n in sizes}
         return {n: size for n, size in sizes.items() if size != natural[n]}
 
     def _ask(self, asked: dict[Expr, tuple[float, str]], root: Expr, ratio: float, who: str) -> None:
@@ -139,21 +140,6 @@ class ScaleGroups(Sequence[ScaleGroup]):
             known = ", ".join(g.name for g in self)
             raise SelectionError(f"{key!r} hits no group, site or module; the scale groups are {known}")
         return sites
-
-    def _resolved(self, chosen: Mapping[Expr, int]) -> dict[Expr, int]:
-        """All sizes, with these roots at these values."""
-        ties, native = self._ties, self._run.values
-        natural = {s: e for x in self._run.sites.values() for s, e in zip(x.symbols, x.natural, strict=True)}
-        follows = {s for x in self._run.sites.values() if not x.one_size for s in x.symbols}
-        known: dict[Expr, int] = {
-            r: chosen.get(r, native[r]) for r in ties.roots if r in chosen or (r in self._pins and r not in follows)
-        }
-        for root in ties.roots:
-            if root not in known:
-                expression = ties.size(natural[root])
-                complete = expression.free_symbols <= known.keys()  # not where its own group comes before it
-                known[root] = max(1, _number(expression, known)) if complete else native[root]
-        return {s: max(1, _number(ties.size(s), known)) for s in natural}
 
     def _named(self) -> Iterator[ScaleGroup]:
         components = self._components()
@@ -321,8 +307,7 @@ class _Trials:
         return [{r: _scaled(self.run.values[r], min(RATIOS)) for r in roots} for roots in alone if roots]
 
     def fails(self, chosen: Mapping[Expr, int], pins: Mapping[Expr, Pin]) -> tuple[Where, str] | None:
-        others = {r: p for r, p in pins.items() if r not in chosen}
-        known = ScaleGroups(self.run, self.ties, others)._resolved(chosen)
+        known = self.ties.resolve(chosen, pins)
         sizes = {n: tuple(known[s] for s in x.symbols) for n, x in self.run.sites.items() if x.one_size}
         return try_sizes(self.model, self.inputs, sizes, self.run.shapes)
 
@@ -336,10 +321,6 @@ def _ratios(key: str, setting: Setting, ndim: int) -> tuple[float, ...]:
     if len(ratios) not in (1, ndim) or not all(0 < r < float("inf") for r in ratios):
         raise InputError(f"{key!r}: expected one positive ratio, or {ndim} (one per axis), found {setting!r}")
     return ratios * ndim if len(ratios) == 1 else ratios
-
-
-def _number(expression: Expr, known: Mapping[Expr, int]) -> int:
-    return int(expression.xreplace(known))
 
 
 def paths(site: str) -> list[str]:

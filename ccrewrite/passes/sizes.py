@@ -145,8 +145,8 @@ def _with_constants(func: Any, args: Any, kwargs: Any) -> Any:
     """``func(*args, **kwargs)`` in which single numbers that the model owns (a stride kept in a buffer) have their values."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if tensors and all(_is_constant(t) for t in tensors):
-        args, kwargs = tree_map(lambda v: _hint(v) if isinstance(v, torch.SymInt) else v, (args, dict(kwargs)))
         with unset_fake_temporarily():
+            args, kwargs = tree_map(_copied, (args, dict(kwargs)))
             return func(*args, **kwargs)
 
     def number(value: Any) -> Any:
@@ -156,6 +156,13 @@ def _with_constants(func: Any, args: Any, kwargs: Any) -> Any:
         with unset_fake_temporarily():
             args, kwargs = tuple(tree_map(number, a) if isinstance(a, (tuple, list)) else a for a in args), dict(kwargs)
     return func(*args, **kwargs)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of the model's number, for what is called may write to it; a size as a number."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return _hint(value) if isinstance(value, torch.SymInt) else value
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import sympy
@@ -12,20 +12,25 @@ from ccrewrite.passes.sizes import Expr, Relation, SizeRun, Where
 
 @dataclass
 class Ties:
-    """``tied``: size symbol -> its expression over the roots. ``held``: roots that some relation fixes -> where."""
+    """``tied``: size symbol -> its expression over the roots. ``held``: roots that some relation fixes -> where. For each
+    symbol, in the order of the run, its axis, its size as it is, and the expression of its size as the original makes it."""
 
-    order: dict[Expr, int]
     axis: dict[Expr, int]
     native: Mapping[Expr, int]
+    natural: dict[Expr, Expr]
+    follow: set[Expr]
+    """Symbols of sites with calls of different sizes: whatever comes, these follow."""
     tied: dict[Expr, Expr] = field(default_factory=dict[Expr, Expr])
     held: dict[Expr, Where] = field(default_factory=dict[Expr, Where])
 
     @classmethod
     def of(cls, run: SizeRun) -> Ties:
         """What the run's operations relied on. What its Python code compared may have been a mere question: see ``open``."""
-        symbols = [s for sizes in run.sites.values() for s in sizes.symbols]
-        axes = {s: axis for sizes in run.sites.values() for axis, s in enumerate(sizes.symbols)}
-        ties = cls({s: i for i, s in enumerate(symbols)}, axes, run.values)
+        sites = run.sites.values()
+        axes = {s: axis for sizes in sites for axis, s in enumerate(sizes.symbols)}
+        natural = {s: e for sizes in sites for s, e in zip(sizes.symbols, sizes.natural, strict=True)}
+        follow = {s for sizes in sites if not sizes.one_size for s in sizes.symbols}
+        ties = cls(axes, run.values, natural, follow)
         for relation in run.relations:
             if relation.where.node:
                 ties.add(relation)
@@ -37,7 +42,21 @@ class Ties:
 
     @property
     def roots(self) -> list[Expr]:
-        return [s for s in self.order if s not in self.tied]
+        return [s for s in self.axis if s not in self.tied]
+
+    def resolve(self, chosen: Mapping[Expr, int], kept: Collection[Expr]) -> dict[Expr, int]:
+        """All sizes, with the roots ``chosen`` at these values, those ``kept`` native, and the others as they come: as the
+        original's arithmetic makes the first size of each group from those before it."""
+        known: dict[Expr, int] = dict(chosen)
+        for root in self.roots:
+            if root not in known and root in kept and root not in self.follow:
+                known[root] = self.native[root]
+        for root in self.roots:
+            if root not in known:
+                expression = self.size(self.natural[root])
+                complete = expression.free_symbols <= known.keys()  # not where its own group comes before it
+                known[root] = max(1, number(expression, known)) if complete else self.native[root]
+        return {s: max(1, number(self.size(s), known)) for s in self.axis}
 
     def open(self, relation: Relation) -> list[Expr]:
         """The roots that the relation says something about and that nothing holds so far."""
@@ -85,7 +104,12 @@ class Ties:
             self.held.setdefault(symbol, where)
 
     def _sorted(self, symbols: Iterable[Expr]) -> list[Expr]:
-        return sorted(symbols, key=self.order.__getitem__)
+        order = list(self.axis)
+        return sorted(symbols, key=order.index)
+
+
+def number(expression: Expr, known: Mapping[Expr, int]) -> int:
+    return int(expression.xreplace(known))
 
 
 def _at_least_one(expression: Expr) -> Expr:

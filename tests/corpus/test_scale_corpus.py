@@ -142,8 +142,7 @@ class Case:
         root = next(r for r in roots if groups._pins.get(r) == pin)
         # Where all axes are small together only: they have one pin.
         chosen = {root: size} | {r: p.tried for r, p in groups._pins.items() if p.failure == pin.failure and p.node == pin.node}
-        others = {r: p for r, p in groups._pins.items() if r not in chosen}
-        known = ScaleGroups(groups._run, groups._ties, others)._resolved(chosen)
+        known = groups._ties.resolve(chosen, groups._pins)
         for name, sampling in samplings_of(self.model).items():
             sampling.output_size = tuple(known[s] for s in groups._run.sites[name].symbols)
 
