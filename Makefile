@@ -18,7 +18,8 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fuzz: $(READY)  ## 10,000 generated geometries against torch
-	CCREWRITE_EXAMPLES=10000 $(BIN)/python -m pytest -m slow tests/nn/test_exact.py
+	$(BIN)/python -m pytest -m slow tests/nn
+	CCREWRITE_EXAMPLES=10000 $(BIN)/python -m pytest tests/nn/test_cc_sizes.py -k plain_convolution
 
 corpus: .venv-corpus/.ready  ## fifteen third-party models
 	.venv-corpus/bin/python -m pytest tests/corpus
