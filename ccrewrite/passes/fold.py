@@ -1,0 +1,342 @@
+"""Rewritten model -> a copy without learnable geometry: every site becomes the cheapest plain layer that computes the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, fx, nn
+
+from ccrewrite.capture import Inputs
+from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.nn.cc import CCSampling
+from ccrewrite.nn.conv import HOSTED, RewrittenConv
+from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.nn.reroute import Rerouted, Route
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.passes.fold_layers import fold_hosted_, fold_layer_
+from ccrewrite.passes.substitute import copied
+from ccrewrite.passes.verify import Check, OutputCheck, compare_outputs, culprits, outputs_of
+from ccrewrite.preserve import preserved
+
+ROOT = "(root)"
+FORMS: dict[str, str] = {
+    "original": "its geometry is at its start: the original layer or call, with its own weight",
+    "convolution": "a torch layer with the effective kernel, dilated where its cells are",
+    "padded": "the same, with pads that differ from side to side",
+    "geometry": "a constant geometry applied to the weight at each call",
+    "resized": "it asks for another output size or grid than the convolution's own: still learnable",
+    "not-selected": "left out by include or exclude: still learnable",
+    "verification-failed": "the outputs changed when it was folded: still learnable",
+}
+"""Code -> what became of a site. docs/deploy.md has a section for each."""
+
+
+@dataclass(frozen=True)
+class FoldedSite:
+    """What became of one site. ``code`` is a key of ``FORMS``.
+
+    ``moved`` is the largest distance, in samples, by which ``tol`` let a position be snapped, and ``kernel_error`` what that
+    did to the effective kernel, ``|K' - K| / |K|`` (2-norms): 0 where nothing was snapped.
+    """
+
+    name: str
+    layer: str
+    window: tuple[int, ...]
+    code: str
+    message: str
+    moved: float = 0.0
+    kernel_error: float = 0.0
+
+    @property
+    def folded(self) -> bool:
+        """Whether its geometry is learnable no more."""
+        return self.code in ("original", "convolution", "padded", "geometry")
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What ``fold`` returns.
+
+    ``check`` compares the folded model with the rewritten one (after snapping, where ``tol`` is not 0). ``lost`` says what
+    snapping did to the outputs; empty where ``tol`` is 0.
+    """
+
+    model: nn.Module
+    sites: tuple[FoldedSite, ...]
+    check: Check
+    lost: tuple[OutputCheck, ...] = ()
+
+    def __iter__(self) -> Iterator[FoldedSite]:
+        return iter(self.sites)
+
+    def __getitem__(self, name: str) -> FoldedSite:
+        """The site of this name."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(f"no site is called {name!r}; there are {', '.join(s.name for s in self.sites)}")
+
+    def summary(self) -> str:
+        """One line: how many sites, by code."""
+        codes = Counter(s.code for s in self.sites)
+        return f"{len(self.sites)} sites: " + ", ".join(f"{n} {code}" for code, n in codes.most_common())
+
+    def to_json(self) -> str:
+        check = {"ok": self.check.ok, **asdict(self.check)}
+        return json.dumps(
+            {"sites": [asdict(s) for s in self.sites], "check": check, "lost": [asdict(o) for o in self.lost]}, indent=2
+        )
+
+    def __str__(self) -> str:
+        rows = [
+            {
+                "site": s.name,
+                "layer": s.layer,
+                "window": "x".join(map(str, s.window)),
+                "becomes": s.code,
+                "": s.message,
+                "snapped by": f"{s.moved:.2g}" if s.moved else "",
+                "kernel error": f"{s.kernel_error:.1e}" if s.moved else "",
+            }
+            for s in self.sites
+        ]
+        lost = max((o.max_rel_error for o in self.lost), default=0.0)
+        snapped = f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else ""
+        table = tabulate(rows, headers="keys", disable_numparse=True)
+        outputs = f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}"
+        return "\n".join(filter(None, (table, self.summary(), snapped, outputs, self.check.note)))
+
+
+@torch.no_grad()
+def fold(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    tol: float = 0.0,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Folded:
+    """A copy of a rewritten model whose learned geometry has become plain layers, for inference and export.
+
+    A layer whose geometry is at its start is the original one again. Of any other the effective kernel is built, cut to the
+    smallest dilated grid that holds its non-zero cells, and put into a torch layer at the same path. Parametrizations (and the
+    older weight norm, spectral norm and pruning hooks) of such a layer are folded in; all other hooks stay. Where the weight is
+    not the layer's own (functional calls, convolutions with a forward of their own), the geometry becomes a constant that is
+    applied to the weight in each call.
+
+    ``example_inputs`` as ``ccrewrite.rewrite``'s: the copy is compared with ``model`` on them, in evaluation mode, and a site
+    that changes the outputs is folded so that its layer keeps its attributes and weight, or else left as it is.
+
+    ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
+    ``site.kernel_error`` and ``result.lost`` say how much. ``include`` and ``exclude`` are globs of site names.
+
+    Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol`` and for models on the meta device,
+    ``SelectionError`` where no site is selected.
+
+    >>> import ccrewrite
+    >>> model, x = nn.Conv2d(3, 8, 3, dilation=2, padding=2), torch.randn(1, 3, 16, 16)
+    >>> rewritten = ccrewrite.rewrite(model, x).model
+    >>> _ = rewritten.sampling.offset.data[0, ..., 0, :].fill_(1.0)    # the first row of taps, one sample down
+    >>> folded = fold(rewritten, x)
+    >>> folded.model.weight.shape, folded[ROOT].message, folded.check.ok
+    (torch.Size([8, 3, 4, 3]), 'k4x3 d1x2', True)
+    """
+    if not (math.isfinite(tol) and tol >= 0):
+        raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
+    inputs = Inputs.of(example_inputs)
+    sites = find(model)
+    if not sites:
+        raise InputError(f"nothing in this {type(model).__name__} was rewritten, so there is nothing to fold")
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise InputError("the model is on the meta device: folding reads positions and weights; load them first")
+    chosen = _selected(list(sites), include, exclude)
+    snapped = copied(model)
+    losses = snap_(snapped, chosen, tol) if tol else {}
+    before = outputs_of(snapped, inputs)
+    return _verified(snapped, inputs, chosen, before, losses, outputs_of(model, inputs) if tol else None)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a sampling is: in the module at ``module``, which is its layer (``key`` None) or the host of functional calls."""
+
+    module: str
+    key: str | None
+
+
+def find(model: nn.Module) -> dict[str, _Place]:
+    """The rewritten sites of ``model``, by name, in the order of its modules."""
+    found: dict[str, _Place] = {}
+
+    def add(name: str, place: _Place) -> None:
+        n = 1
+        while (free := name if n == 1 else f"{name}#{n}") in found:
+            n += 1
+        found[free] = place
+
+    for path, module in model.named_modules():
+        if isinstance(module, RewrittenConv):
+            add(path or ROOT, _Place(path, None))
+        hosted = module._modules.get(HOSTED)
+        for key, sampling in hosted._modules.items() if hosted is not None else ():
+            if isinstance(sampling, Sampling):
+                add(_hosted_name(path, module, key), _Place(path, key))
+    return found
+
+
+def _hosted_name(path: str, module: nn.Module, key: str) -> str:
+    weight: str | None = None
+    if isinstance(module, fx.GraphModule):
+        call = next(n for n in module.graph.nodes if n.op == "call_module" and n.target == f"{HOSTED}.{key}")
+        source = call.args[1]
+        weight = str(source.target) if isinstance(source, fx.Node) and source.op == "get_attr" else None
+    else:
+        routes: tuple[Route, ...] = vars(module)["ccrewrite_routes"]
+        weight = next(r.weight for r in routes if r.sampling == f"{HOSTED}.{key}")
+    if weight is None:
+        return f"{path}:{key}"
+    return f"{path}.{weight}".removeprefix(".").removesuffix(".weight")
+
+
+def sampling_at(model: nn.Module, place: _Place) -> Sampling:
+    """The sampling of a site that ``find`` found."""
+    below = "sampling" if place.key is None else f"{HOSTED}.{place.key}"
+    return cast(Sampling, model.get_submodule(f"{place.module}.{below}".removeprefix(".")))
+
+
+def _selected(names: Sequence[str], include: Any, exclude: Any) -> list[str]:
+    def hit(name: str, globs: str | Sequence[str]) -> bool:
+        parts = name.split(".")
+        paths = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+        return any(fnmatchcase(p, g) for p in paths for g in ((globs,) if isinstance(globs, str) else globs))
+
+    chosen = [n for n in names if (include is None or hit(n, include)) and (exclude is None or not hit(n, exclude))]
+    if not chosen:
+        raise SelectionError(f"include={include!r}, exclude={exclude!r} selects none of the rewritten sites {', '.join(names)}")
+    return chosen
+
+
+def snap_(model: nn.Module, names: Sequence[str], tol: float) -> dict[str, tuple[float, float]]:
+    """Move the positions (and shifts) of the sites ``names`` that are within ``tol`` samples of a sample onto it, in place:
+    (largest move, relative change of the effective kernel) of each."""
+    places = find(model)
+    samplings = {name: sampling_at(model, places[name]) for name in names}
+    kernels = {name: _kernel(model, places[name], s) for name, s in samplings.items()}
+    moves = {name: _snap_(s, tol) for name, s in samplings.items()}
+    losses: dict[str, tuple[float, float]] = {}
+    for name, kernel in kernels.items():
+        change = _kernel(model, places[name], samplings[name]) - kernel
+        losses[name] = moves[name], float(change.norm() / kernel.norm().clamp_min(1e-30))
+    return losses
+
+
+def _snap_(sampling: Sampling, tol: float) -> float:
+    if isinstance(sampling, CCSampling):
+        near = sampling.shift.abs() <= tol
+        moved = float((sampling.shift.abs() * near).max())
+        sampling.shift.masked_fill_(near, 0)
+        return moved
+    moved = 0.0
+    if isinstance(sampling, DclsSampling):
+        cells = sampling.cells()
+        for offset, axis in zip(sampling.offset, sampling.axes, strict=True):
+            away = cells[axis].round() - cells[axis]
+            near = away.abs() <= tol
+            start = sampling.placement[axis].start(sampling.taps, sampling.offset)
+            placed = torch.where(near, cells[axis].round(), cells[axis])
+            offset.copy_((placed - start).view(offset.shape))
+            moved = max(moved, float((away.abs() * near).max()))
+    return moved
+
+
+def _kernel(model: nn.Module, place: _Place, sampling: Sampling) -> Tensor:
+    """The effective kernel, of the layer's weight, or where that is not known, of one that is all ones."""
+    module = model.get_submodule(place.module)
+    weight = module.weight if place.key is None else None
+    if not isinstance(weight, Tensor):
+        taps = sampling.taps if isinstance(sampling, DclsSampling) else sampling.kernel_size
+        sets = sampling.offset.shape[1:3] if isinstance(sampling, DclsSampling) else (1, 1)
+        weight = torch.ones(*sets, *taps, device=next(sampling.parameters()).device)
+    with preserved(module):
+        return sampling.kernel(weight).double()
+
+
+_PLAIN, _GEOMETRY, _LEFT = range(3)
+"""Ways to fold a site, the next one for what the one before can't: its layer loses its attributes, keeps them, is left."""
+
+
+def _verified(
+    model: nn.Module,
+    inputs: Inputs,
+    chosen: Sequence[str],
+    before: Mapping[str, Any],
+    losses: Mapping[str, tuple[float, float]],
+    original: Mapping[str, Any] | None,
+) -> Folded:
+    ways = dict.fromkeys(chosen, _PLAIN)
+    reasons: dict[str, str] = {}
+
+    def check(ways: Mapping[str, int]) -> tuple[nn.Module, tuple[FoldedSite, ...], tuple[OutputCheck, ...]]:
+        folded, sites = _fold(model, ways, reasons, losses)
+        return folded, sites, compare_outputs(before, outputs_of(folded, inputs))
+
+    def passes_with(way: int) -> Callable[[Sequence[str]], bool]:
+        def passes(plain: Sequence[str]) -> bool:
+            outputs = check({n: w if n in plain else max(w, way) for n, w in ways.items()})[2]
+            failed = [o for o in outputs if not o.ok]
+            if failed and len(plain) == 1:
+                reasons[plain[0]] = failed[0].note or f"{failed[0].path} changed by {failed[0].max_rel_error:.1e}"
+            return not failed
+
+        return passes
+
+    folded, sites, outputs = check(ways)
+    note = ""
+    if not all(o.ok for o in outputs):
+        if not all(o.ok for o in compare_outputs(before, outputs_of(model, inputs))):
+            note = "two runs of the rewritten model differ as well: it is not deterministic"
+        else:
+            for way in (_GEOMETRY, _LEFT):
+                worse = culprits([n for n in ways if ways[n] < way], passes_with(way))
+                ways.update(dict.fromkeys(worse, way))
+                folded, sites, outputs = check(ways)
+                if all(o.ok for o in outputs):
+                    break
+            else:
+                note = "sites that are right by themselves differ together"
+    lost = () if original is None else compare_outputs(original, outputs_of(folded, inputs))
+    return Folded(folded, sites, Check(outputs, True, note), lost)
+
+
+def _fold(
+    model: nn.Module, ways: Mapping[str, int], reasons: Mapping[str, str], losses: Mapping[str, tuple[float, float]]
+) -> tuple[nn.Module, tuple[FoldedSite, ...]]:
+    """A copy of ``model`` with its sites folded in these ways, and what became of each."""
+    model = copied(model)
+    done: list[FoldedSite] = []
+    for name, place in find(model).items():
+        module, sampling = model.get_submodule(place.module), sampling_at(model, place)
+        site = FoldedSite(name, _layer_name(module), sampling.window, "", "", *losses.get(name, (0.0, 0.0)))
+        if name not in ways:
+            code, message = "not-selected", "still learnable"
+        elif ways[name] == _LEFT:
+            code, message = "verification-failed", reasons.get(name, "")
+        elif place.key is not None:
+            code, message = fold_hosted_(module, place.key)
+        else:
+            layer = cast(RewrittenConv, module)
+            code, message = fold_layer_(layer, keep=ways[name] == _GEOMETRY or isinstance(layer, Rerouted))
+        done.append(replace(site, code=code, message=message))
+    return model, tuple(done)
+
+
+def _layer_name(module: nn.Module) -> str:
+    return type(module).__name__.removeprefix("Parametrized")
