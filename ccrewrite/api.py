@@ -12,9 +12,10 @@ from torch import nn
 from ccrewrite.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.passes.carry_out import carry_out_
-from ccrewrite.passes.decide import Patterns, Selection, decide
+from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
 from ccrewrite.passes.rules import Rule, check_rules
+from ccrewrite.passes.sparsify import LargeToDcls as LargeToDcls  # so that its name is known
 from ccrewrite.passes.substitute import copied, revert_, substitute_
 from ccrewrite.passes.verify import Check, compare_outputs, outputs_of
 from ccrewrite.sites import Plan
@@ -133,7 +134,9 @@ def verify(original: nn.Module, rewritten: nn.Module, example_inputs: Any) -> Ch
 def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, how: How) -> Plan:
     checked = check_rules(rules)
     program = capture(model, inputs, how)
-    return Plan(decide(detect(model, program), checked, selection), checked, program.how, program.note)
+    sites = detect(model, program)
+    ready = prepare(model, sites, checked, selection)
+    return Plan(decide(sites, ready, selection), ready, program.how, program.note)
 
 
 def _rewritten(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool) -> Result:

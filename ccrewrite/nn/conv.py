@@ -104,7 +104,15 @@ def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -
 
 
 def release_(layer: RewrittenConv) -> _ConvNd:
-    """The layer that ``adopt_`` was given, with the weights that it has now. In place."""
+    """The layer that ``adopt_`` was given, with the weights that it has now. In place.
+
+    Where they are few taps in a window, it gets the kernel that these make, without what reaches beyond the original extent.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is not None and tuple(weight.shape[2:]) != layer.sampling.kernel_size:
+        extent = (slice(m, m + k) for m, k in zip(layer.sampling.margin, layer.sampling.kernel_size, strict=True))
+        kernel = layer.sampling.kernel(weight).detach()[(..., *extent)]
+        layer._parameters["weight"] = nn.Parameter(kernel.contiguous(), requires_grad=weight.requires_grad)
     del layer._modules["sampling"]
     vars(layer).pop("ccrewrite_routes", None)
     _change_class_(layer, lambda _: layer.replaced_class)

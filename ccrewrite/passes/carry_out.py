@@ -20,13 +20,15 @@ from ccrewrite.sites import Decision, Plan
 def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs) -> tuple[Plan, Check]:
     """Rewrite the sites of ``planned`` in ``model``, compare with ``original`` (None: with ``model`` as it is now) and
     put back what fails; the plan as carried out, and the comparison. Where it raises, ``model`` is as it was."""
-    sites = {site.name: site for site in planned.rewritten}
-    built = {name: built_error(site, cast(Rule, rule_for(site, planned.rules))) for name, site in sites.items()}
-    largest = max(built.values())
+    rule_of = {site.name: cast(Rule, rule_for(site, planned.rules)) for site in planned.rewritten}
+    sites = {site.name: site for site in planned.rewritten if rule_of[site.name].exact}
+    approximate = [site for site in planned.rewritten if not rule_of[site.name].exact]
+    built = {name: built_error(site, rule_of[name]) for name, site in sites.items()}
+    largest = max(built.values(), default=0.0)
     failures = {n: f"its kernel is off by {e:.1e} at the start" for n, e in built.items() if e > TOLERANCE[torch.float64]}
     good = [name for name in sites if name not in failures]
     if any(t.is_meta for t in (*inputs.tensors(), *model.parameters())):
-        substitute_(model, [sites[n] for n in good], planned.rules)
+        substitute_(model, [*(sites[n] for n in good), *approximate], planned.rules)
         skipped = Check((), False, "nothing to run on the meta device", largest)
         return _with_failures(planned, failures), skipped
 
@@ -54,6 +56,10 @@ def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inpu
                 failures.update(dict.fromkeys(good, "right by itself, wrong together with the others"))
                 passes(good := [])
         after = outputs_of(model, inputs)
+        if approximate:
+            substitute_(model, approximate, planned.rules)
+            which = approximate[0].name if len(approximate) == 1 else f"{len(approximate)} sites"
+            note = "; ".join(filter(None, (note, f"compared before {which} became approximate")))
     except BaseException:
         for substitution in done.values():
             substitution.undo()

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from ccrewrite.errors import InputError, SelectionError, SelectionWarning
 from ccrewrite.geometry import LARGE
 from ccrewrite.passes.rules import Rule, rule_for
@@ -59,6 +61,12 @@ class Selection:
             raise SelectionError(f"{asked} selects none of the {len(sites)} convolutions: {names}")
 
 
+def prepare(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule], selection: Selection) -> tuple[Rule, ...]:
+    """``rules``, each ready for the sites that it is the first to admit."""
+    left = [s for s in sites if s.decision is UNDECIDED and s.kinds != ("plain",) and not selection.left_out_by(s)]
+    return tuple(rule.prepared(model, [s for s in left if rule_for(s, rules) is rule]) for rule in rules)
+
+
 def decide(sites: Sequence[Site], rules: Sequence[Rule], selection: Selection) -> tuple[Site, ...]:
     """``sites`` with a decision each: the first rule that admits a site rewrites it."""
     selection.check(sites)
@@ -73,7 +81,7 @@ def _decision(site: Site, rules: Sequence[Rule], selection: Selection) -> Decisi
         return Decision(False, "not-selected", left_out_by)
     rule = rule_for(site, rules)
     if rule is not None:
-        return Decision(True, rule.name, rule.sampling(site, device="meta").describe())
+        return Decision(True, rule.name, rule.describe(site))
     if site.kinds == ("large",):
         return Decision(False, "large", f"{max(site.geometry.kernel_size)} taps along an axis, at least {LARGE}")
     return Decision(False, "no-rule", f"{' '.join(site.kinds)}, and rules are {', '.join(r.name for r in rules) or 'empty'}")

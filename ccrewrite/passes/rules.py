@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from torch import nn
+
 from ccrewrite.errors import InputError
 from ccrewrite.nn.cc import CCSampling
+from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.sites import Site
@@ -19,6 +22,8 @@ class Rule(ABC):
     """``include`` and ``exclude`` (globs of site names) narrow one rule; those of ``rewrite`` narrow them all."""
 
     name: ClassVar[str]
+    exact: ClassVar[bool] = True
+    """Whether a layer it makes starts out computing the same. Verification compares the outputs for these alone."""
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -34,6 +39,18 @@ class Rule(ABC):
     @abstractmethod
     def sampling(self, site: Site, **factory: Any) -> Sampling:
         """The geometry to put there; ``factory`` is dtype and device. Raises ``InputError`` for options that can't be."""
+
+    def prepared(self, model: nn.Module, sites: Sequence[Site]) -> Rule:
+        """This rule, ready for those ``sites`` of ``model`` that it takes: it may read their weights, and change its mind."""
+        return self
+
+    def describe(self, site: Site) -> str:
+        """What it would put there, in a few words."""
+        return self.sampling(site, device="meta").describe()
+
+    def install_(self, layer: RewrittenConv, site: Site) -> Callable[[], object]:
+        """Change whatever else of ``layer``, which has its sampling already; returns how to undo that."""
+        return lambda: None
 
     def admits(self, site: Site) -> bool:
         """``takes``, narrowed by ``include`` and ``exclude``."""

@@ -90,7 +90,8 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
     if site.form == "module":
         relative = "weight" if site.weight else None
         layer = adopt_(cast(_ConvNd, module), sampling, (Route.of("sampling", relative, site.geometry),))
-        return Substitution(sampling, lambda: release_(layer))
+        restore = rule.install_(layer, site)
+        return Substitution(sampling, lambda: (restore(), release_(layer)))
     if isinstance(module, fx.GraphModule):
         key = _free_key(module, site)
         reroute_nodes_(module, key, sampling, site, weight)
