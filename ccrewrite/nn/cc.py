@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import has_static_value, statically_known_true
 
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
@@ -65,8 +65,10 @@ class CCSampling(Sampling):
     The residual's inner layers learn once its last layer has moved.
 
     ``output_size`` (an int, or one per spatial axis) or ``scale`` (a ratio to the native output size, or one per axis) ask for
-    another output size, of every call from then on; None, the start, is the native size. ``alignment``, ``output_size`` and
-    ``scale`` are plain attributes: copied and pickled with the layer, not part of its ``state_dict``.
+    another output size, of every call from then on; None, the start, is the native size. ``rescaled`` (False at the start) says
+    that another size is due to another resolution of the input: the taps then keep their distance in the picture, not in
+    samples, also where they come closer than a sample. These and ``alignment`` are plain attributes: copied and pickled with
+    the layer, not part of its ``state_dict``.
 
     Raises ``InputError`` for options out of their range.
     """
@@ -91,6 +93,7 @@ class CCSampling(Sampling):
         self._output_size: Ints | None = None
         self._scale: Scales | None = None
         self.alignment = alignment
+        self.rescaled = False
         self.shift = nn.Parameter(torch.zeros(self.ndim, dtype=dtype, device=device))
         self.residual = nn.ModuleList(Residual(k, hidden, dtype=dtype, device=device) for k in self.kernel_size)
 
@@ -171,7 +174,9 @@ class CCSampling(Sampling):
         call = sampling.bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
         call["padding_mode"] = padding_mode
-        return cc_resized(input, weight, bias, self._along(), call, asked, scale, self.alignment, self.runs_plain())
+        return cc_resized(
+            input, weight, bias, self._along(), call, asked, scale, self.alignment, self.rescaled, self.runs_plain()
+        )
 
     @property
     def resized(self) -> bool:
@@ -229,6 +234,7 @@ def cc_resized(
     asked: Ints | None,
     scale: Scales | None,
     alignment: str,
+    rescaled: bool,
     still: bool,
 ) -> Tensor:
     """The convolution of ``call`` (torch's arguments, and ``padding_mode``) at another size. A leaf for
@@ -245,26 +251,36 @@ def cc_resized(
             f"input of {sizes} samples is too small for {geometry.describe()}: its native output size is "
             f"{geometry.output_size(sizes)}"
         )
+    if still:
+        alongs = tuple(along._replace(layers=()) for along in alongs)
     lines: list[Line] = []
     for a in range(ndim):
         ratio = scale[a] if isinstance(scale, tuple) else scale
-        line = Line.of(geometry, a, sizes[a], None if asked is None else asked[a], ratio, alongs[a])
-        lines.append(line._replace(moved=line.offset) if alignment == "centred" else line)
-    changed = [a for a, line in enumerate(lines) if _changes(line, still, geometry.output_padding[a])]
+        size = None if asked is None else asked[a]
+        grid = {"centred": alignment == "centred", "rescaled": rescaled}
+        lines.append(Line.of(geometry, a, sizes[a], size, ratio, alongs[a], **grid))
+    changed = [a for a, line in enumerate(lines) if _changes(line, alignment, still, geometry.output_padding[a])]
     kept = [a for a in range(ndim) if a not in changed]
     kernel = weight if still or not kept else cc_kernel(weight, alongs, geometry.dilation, (SUPPORT,) * ndim, kept)
     margin = 0 if still else SUPPORT
-    stride = tuple(taps[a] if a in changed else s for a, s in enumerate(geometry.stride))
-    dilation = tuple(d if a in kept and still else 1 for a, d in enumerate(geometry.dilation))
+    # Per axis, what is left to do by the convolution itself: as on the axes that keep their size.
+    stride, dilation = list(geometry.stride), [d if still else 1 for d in geometry.dilation]
+    pads = [(low + margin, high + margin) for low, high in geometry.pads]
     if transposed:
-        padding = tuple(0 if a in changed else low + margin for a, (low, _) in enumerate(geometry.pads))
-        extra = tuple(0 if a in changed else e for a, e in enumerate(geometry.output_padding))
+        extra = list(geometry.output_padding)
+        for a in changed:
+            pads[a], extra[a] = (0, 0), 0
+            if still:
+                lines[a] = lines[a].output()
+            else:
+                stride[a] = taps[a]
         function = sampling.TRANSPOSED[ndim - 1]
-        out = function(input, kernel, None, stride, padding, extra, geometry.groups, dilation)
+        out = function(input, kernel, None, stride, [low for low, _ in pads], extra, geometry.groups, dilation)
         for a in changed:
             out = resample(out, a - ndim, lines[a], alongs[a])
         return out if bias is None else out + bias.view(-1, *(1,) * ndim)
     mode = call["padding_mode"]
+    forms = _forms(lines, changed, geometry, still)
     for a in changed:
         line = lines[a]
         if mode != "zeros":
@@ -272,15 +288,72 @@ def cc_resized(
             low, high = largest(0, -first), largest(0, last + 1 - line.size)
             input = extend(input, a - ndim, mode, low, high)
             line = line.extended(low, high)
+        if forms[a] == "dense":
+            lines[a] = line.dense()
+            before = lines[a].low - line.low  # window 0 starts at sample -low of the lattice
+            pads[a] = (before, lines[a].size + geometry.extent[a] - 1 - line.size - before)
+            stride[a] = 1
+            continue
+        pads[a] = (0, 0)
+        if forms[a] == "grid":
+            line = line.grid(stride[a], geometry.dilation[a])
+        else:
+            stride[a], dilation[a] = taps[a], 1
         input = resample(input, a - ndim, line, alongs[a])
-    input = pad(input, tuple((0, 0) if a in changed else geometry.pads[a] for a in range(ndim)), mode)
+    if mode != "zeros":
+        input = pad(input, [(0, 0) if a in changed else pair for a, pair in enumerate(geometry.pads)], mode)
+        pads = [pads[a] if a in changed else (margin, margin) for a in range(ndim)]
+    dense = [a for a in changed if forms[a] == "dense"]
+    out = sampling.CONVOLUTIONS[ndim - 1](
+        pad(input, pads), kernel, bias if not dense else None, stride, [0] * ndim, dilation, geometry.groups
+    )
+    for a in dense:
+        out = resample(out, a - ndim, lines[a], alongs[a])
+    return out + bias.view(-1, *(1,) * ndim) if dense and bias is not None else out
+
+
+def _forms(lines: list[Line], changed: list[int], geometry: ConvGeometry, still: bool) -> dict[int, str]:
+    """How each axis that changes is computed: "taps" (any kernel), "grid" or "dense" (``Line``; the bare interpolant)."""
+    forms = dict.fromkeys(changed, "taps")
     if not still:
-        input = pad(input, tuple((0, 0) if a in changed else (margin, margin) for a in range(ndim)), "zeros")
-    return sampling.CONVOLUTIONS[ndim - 1](input, kernel, bias, stride, (0,) * ndim, dilation, geometry.groups)
+        return forms
+    candidates: list[int] = []
+    for a in changed:
+        line, s, d = lines[a], geometry.stride[a], geometry.dilation[a]
+        if statically_known_true(line.node == 2 * d * line.native):
+            if statically_known_true(line.grid(s, d).rows <= line.taps * line.rows):
+                forms[a] = "grid"
+        elif (
+            has_static_value(line.asked)
+            and has_static_value(line.size)
+            and statically_known_true(line.node == 2 * d * line.asked)
+        ):
+            candidates.append(a)
+    if candidates:
+        # Multiplications, those of a resampling counted thrice: so much longer they take (benchmarks/cc_speed.py).
+        inner, outer = geometry.in_channels, geometry.out_channels
+        before = after = 0
+        wide, dense = [line.size for line in lines], [line.asked for line in lines]
+        for a in candidates:
+            windows = lines[a].dense().size
+            wide[a] = lines[a].asked * lines[a].taps
+            before += math.prod(wide) * lines[a].size
+            dense[a] = windows
+        narrow = list(dense)
+        for a in candidates:
+            narrow[a] = lines[a].asked
+            after += math.prod(narrow) * dense[a]
+        products = outer * inner // geometry.groups * math.prod(geometry.kernel_size)
+        by_taps = 3 * inner * before + products * math.prod(line.asked for line in lines)
+        by_dense = 3 * outer * after + products * math.prod(dense)
+        forms.update(dict.fromkeys(candidates, "dense" if by_dense < by_taps else "taps"))
+    return forms
 
 
-def _changes(line: Line, still: bool, output_padding: int) -> bool:
-    if not statically_known_true(line.asked == line.native) or not statically_known_true(line.moved == 0):
+def _changes(line: Line, alignment: str, still: bool, output_padding: int) -> bool:
+    if not statically_known_true(line.asked == line.native):
+        return True
+    if alignment == "centred" and not statically_known_true(line.centre == 0):
         return True
     # An output padding that only the dilation allows: the window has none.
-    return line.transposed and not still and output_padding >= line.stride
+    return line.spread is not None and not still and output_padding >= line.spread[0]

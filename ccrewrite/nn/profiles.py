@@ -31,7 +31,7 @@ class Along(NamedTuple):
     shift: Tensor
     """Of all axes, (ndim,), in samples."""
     layers: tuple[Tensor, ...]
-    """Weights and biases of the residual's inner and last layer."""
+    """Weights and biases of the residual's inner and last layer; empty: neither residual nor shift."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,6 +46,9 @@ class Along(NamedTuple):
 
 def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tensor]:
     """(``phi_t``, the interpolant alone) at distances ``(..., n)``, for the taps whose indices are ``(...)``, broadcast."""
+    if not along.layers:
+        bump = BASES[along.basis](distance)
+        return bump, bump
     z = distance - KeepInside.apply(along.shift[along.axis].to(distance.dtype), -MAX_SHIFT, MAX_SHIFT)
     bump = BASES[along.basis](z)
     inner, inner_bias, last, last_bias = (p.to(distance.dtype) for p in along.layers)

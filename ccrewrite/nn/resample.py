@@ -1,7 +1,7 @@
 """One axis of a CC layer asked for another output size: where its outputs look, and the banded matrix that does it.
 
-A convolution's axis of ``size`` samples, ``native`` outputs and ``M`` asked ones is resampled at the places of its taps, before
-a convolution of stride ``K`` with the untouched weight:
+A convolution's axis of ``native`` outputs, asked for ``M``, is resampled at the places of its taps, before a convolution of
+stride ``K`` with the untouched weight:
 
     R[(y, t), i] = phi_t((i - project(y) - rho node(t)) / rho) / rho          rho = max(1, native / M)
 
@@ -13,10 +13,15 @@ So a convolution asked for less filters its input before it takes samples, a tra
 each row's sum is that of the native kernel: what is missing is added in the shape of the interpolant (never divided by a sum
 that can be zero). Coordinates are integers over ``2 M``; only a fraction within one sample becomes a float, so that
 6000 -> 8001 samples is as exact as 6 -> 8.
+
+While ``phi_t`` is the bare interpolant, the same numbers come cheaper: taps ``rho`` apart lie on one grid (``Line.grid``), taps
+one sample apart share their fraction, so the outputs are an interpolation of the dense convolution's (``Line.dense``), and a
+transposed layer's one of its native outputs (``Line.output``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, cast
 
@@ -55,44 +60,58 @@ def largest(a: int, b: int) -> int:
 
 
 class Line(NamedTuple):
-    """One axis of one call. Sizes may be symbolic."""
+    """The places where the outputs of one axis look: tap ``t`` of output ``y`` at ``(slope y + start + node t) / (2 asked)``,
+    in samples of a lattice. Sizes may be symbolic."""
 
-    transposed: bool
-    taps: int
-    stride: int
-    dilation: int
-    padding: int
-    """At the low end."""
-    size: int
     native: int
     asked: int
+    slope: int
+    start: int
+    node: int
     stretch: int
     """``rho`` times ``asked``."""
     reach: int
     """How many samples of the lattice around its place an output reads, at most."""
-    moved: int = 0
-    """Twice the distance by which all places move down, in samples of the lattice: ``offset`` where the grid is centred."""
-
-    def extended(self, low: int, high: int) -> Line:
-        """The same outputs of an input that has ``low`` and ``high`` samples more at its ends."""
-        return self._replace(size=self.size + low + high, padding=self.padding - low)
+    size: int
+    """Samples of what is resampled."""
+    rows: int
+    """Outputs of what is resampled."""
+    taps: int
+    low: int = 0
+    """Sample 0 is at ``-low`` on the lattice."""
+    spread: tuple[int, int] | None = None
+    """Transposed, a line of every tap: (stride, dilation), by which tap ``t`` of sample ``i`` is ``stride i + dilation t -
+    low`` on the lattice."""
+    centre: int = 0
+    """Twice the distance from the input's centre to the native grid's, in samples of the lattice."""
 
     @classmethod
-    def of(cls, geometry: ConvGeometry, axis: int, size: int, asked: int | None, scale: float | None, along: Along) -> Line:
+    def of(
+        cls,
+        geometry: ConvGeometry,
+        axis: int,
+        size: int,
+        asked: int | None,
+        scale: float | None,
+        along: Along,
+        *,
+        centred: bool = False,
+        rescaled: bool = False,
+    ) -> Line:
         """The line of one axis for ``asked`` outputs, or ``scale`` times the native number of them.
 
         Of symbolic sizes, ``rho`` and what it bounds are said as simply as can be: every comparison of sizes that
         ``torch.export`` can't decide narrows what the exported program takes.
         """
         g = geometry
-        low = g.pads[axis][0]
+        k, s, d, low = g.kernel_size[axis], g.stride[axis], g.dilation[axis], g.pads[axis][0]
         sizes = [1] * g.ndim
         sizes[axis] = size
         native = g.output_size(sizes)[axis]
         twice = along.twice_support
         if asked is not None:
             stretch = largest(native, asked)
-            most = size * (g.stride[axis] if g.transposed else 1) + g.extent[axis] + sum(g.pads[axis])
+            most = size * (s if g.transposed else 1) + g.extent[axis] + sum(g.pads[axis])
             reach = twice * most if not has_static_value(stretch) else -(-twice * stretch // (2 * asked))
         elif scale is None or scale == 1:
             asked = stretch = native
@@ -104,65 +123,79 @@ class Line(NamedTuple):
             reach = -(-twice * stretch // (2 * asked))
             if not has_static_value(native):  # rounding to asked >= 1 makes rho at most 3/2 of 1 / scale
                 reach = -(-twice // 2) if scale > 1 else -(-3 * twice * ratio.denominator // (4 * ratio.numerator))
-        return cls(
-            g.transposed, g.kernel_size[axis], g.stride[axis], g.dilation[axis], low, size, native, asked, stretch, reach
-        )
+        around = d * (k - 1) - 2 * low
+        if g.transposed:
+            centre = native - 1 - s * (size - 1) - around
+            start = native - asked - (centre * asked if centred else 0)
+            return cls(native, asked, 2 * native, start, 0, stretch, reach, size, asked, k, low, (s, d), centre)
+        centre = s * (native - 1) + around - (size - 1)
+        apart = native if rescaled else stretch
+        start = (around - s) * asked + s * native - d * apart * (k - 1)
+        if centred or rescaled:
+            start = start - centre * asked
+        if rescaled and not centred:
+            start = start + centre * native
+        return cls(native, asked, 2 * s * native, start, 2 * d * apart, stretch, reach, size, asked, k, 0, None, centre)
 
-    @property
-    def offset(self) -> int:
-        """Twice the distance from the input's centre to the native grid's (transposed: on the output lattice)."""
-        reach = self.dilation * (self.taps - 1) - 2 * self.padding
-        if self.transposed:
-            return self.native - 1 - self.stride * (self.size - 1) - reach
-        return self.stride * (self.native - 1) + reach - (self.size - 1)
+    def grid(self, stride: int, dilation: int) -> Line:
+        """For taps ``rho`` apart: resampled at steps of ``rho``, what is left to do is the native convolution, unpadded."""
+        rows = stride * (self.asked - 1) + dilation * (self.taps - 1) + 1
+        return self._replace(slope=2 * self.native, node=0, rows=rows, taps=1)
 
-    def _origin(self) -> int:
-        """Where output 0 looks, times ``2 asked``."""
-        if self.transposed:
-            return self.native - (1 + self.moved) * self.asked
-        reach = self.dilation * (self.taps - 1) - 2 * self.padding
-        return (reach - self.stride - self.moved) * self.asked + self.stride * self.native
+    def dense(self) -> Line:
+        """For taps a sample apart: the outputs out of those of the convolution of stride 1, whose first window starts at
+        ``-low``; ``size`` is how many of them are needed."""
+        first, last = self._replace(node=0).ends(0, self.rows)
+        return self._replace(node=0, taps=1, low=-first, size=last - first + 1)
+
+    def output(self) -> Line:
+        """For a transposed layer: the outputs out of the native ones, uncropped."""
+        stride, dilation = self.spread or (1, 1)
+        return self._replace(taps=1, size=(self.size - 1) * stride + dilation * (self.taps - 1) + 1, spread=None)
+
+    def extended(self, low: int, high: int) -> Line:
+        """The same outputs of an input that has ``low`` and ``high`` samples more at its ends."""
+        return self._replace(size=self.size + low + high, low=self.low + low)
 
     def ends(self, start: int, stop: int) -> tuple[int, int]:
         """The first and last lattice sample that the outputs ``start .. stop-1`` read."""
-        step = 1 if self.transposed else self.stride
-        half = 0 if self.transposed else self.dilation * self.stretch * (self.taps - 1)
-        den, reach = 2 * self.asked, self.reach
-        first = 2 * step * self.native * start + self._origin() - half
-        last = 2 * step * self.native * (stop - 1) + self._origin() + half
-        return first // den - reach, last // den + reach + 1
+        den = 2 * self.asked
+        first = self.slope * start + self.start
+        last = self.slope * (stop - 1) + self.start + self.node * (self.taps - 1)
+        return first // den - self.reach, last // den + self.reach + 1
 
     def band(self, start: int, stop: int, along: Along, device: Any) -> tuple[Tensor, Tensor, Tensor]:
         """What the outputs ``start .. stop-1`` read: (taps, lattice samples, their weights), of shapes ``(r, 1)``, ``(r, n)``
-        and ``(r, n)`` for ``r = (stop - start) * taps`` rows, transposed ``(1, taps, 1)``, ``(r, 1, n)`` and ``(r, taps, n)``
-        for ``r = stop - start``."""
+        and ``(r, n)`` for ``r = (stop - start) * taps`` rows, spread ``(1, taps, 1)``, ``(r, 1, n)`` and ``(r, taps, n)`` for
+        ``r = stop - start``."""
         den = 2 * self.asked
-        if self.transposed:
+        if self.spread is not None:
             taps = torch.arange(self.taps, device=device)[None]
-            places = 2 * self.native * torch.arange(start, stop, device=device)[:, None] + self._origin()
+            places = self.slope * torch.arange(start, stop, device=device)[:, None] + self.start
         else:
             rows = torch.arange(start * self.taps, stop * self.taps, device=device)
             y, taps = torch.div(rows, self.taps, rounding_mode="floor"), rows % self.taps
-            places = 2 * self.stride * self.native * y + self.dilation * self.stretch * (2 * taps - (self.taps - 1))
-            places = places + self._origin()
+            places = self.slope * y + self.node * taps + self.start
         below = torch.div(places, den, rounding_mode="floor")
         fraction = (places - below * den).to(along.dtype) / den
         near = torch.arange(-self.reach, self.reach + 2, device=device)
         distance = (near.to(along.dtype) - fraction[..., None]) * self.asked / self.stretch
         # A transposed layer's outputs are at -distance from their places on the lattice.
-        values, bump = profile(-distance if self.transposed else distance, taps, along)
-        values = values * self.asked / self.stretch
-        missing = gain(taps, along)[..., None] - values.sum(-1, keepdim=True)
-        return taps[..., None], below[..., None] + near, values + missing * (bump / bump.sum(-1, keepdim=True))
+        values, bump = profile(distance if self.spread is None else -distance, taps, along)
+        bump = bump / bump.sum(-1, keepdim=True)
+        if along.layers:
+            values = values * self.asked / self.stretch
+            bump = values + (gain(taps, along)[..., None] - values.sum(-1, keepdim=True)) * bump
+        return taps[..., None], below[..., None] + near, bump
 
 
 def resample(x: Tensor, axis: int, line: Line, along: Along) -> Tensor:
-    """``x`` with ``axis`` (counted from the end) resampled: (size -> asked * taps), transposed (size * taps -> asked)."""
-    blocks = [(0, line.asked)]
-    if has_static_value(line.asked) and has_static_value(line.size) and line.size > BLOCK:
+    """``x`` with ``axis`` (counted from the end) resampled: ``size -> rows * taps``, spread ``size * taps -> rows``."""
+    blocks = [(0, line.rows)]
+    if has_static_value(line.rows) and has_static_value(line.size) and line.size > BLOCK:
         count = -(-line.size // (BLOCK // 2))
-        rows = -(-line.asked // count)
-        blocks = [(y, min(y + rows, line.asked)) for y in range(0, line.asked, rows)]
+        rows = -(-line.rows // count)
+        blocks = [(y, min(y + rows, line.rows)) for y in range(0, line.rows, rows)]
     pieces = [_block(x, axis, line, along, start, stop, whole=len(blocks) == 1) for start, stop in blocks]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
@@ -171,16 +204,16 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
     first, last = 0, line.size
     if not whole:
         low, high = line.ends(start, stop)
-        if line.transposed:  # n = s i + d t - p
-            low, high = low + line.padding - line.dilation * (line.taps - 1), high + line.padding
-            low, high = -(-low // line.stride), high // line.stride
+        low, high = low + line.low, high + line.low
+        if line.spread is not None:
+            stride, dilation = line.spread
+            low, high = -(-(low - dilation * (line.taps - 1)) // stride), high // stride
         first = min(max(low, 0), line.size - 1)
         last = min(max(high + 1, first + 1), line.size)
     with full_precision(x.device):
         matrix = _matrix(line, along, start, stop, first, last, x.device).to(x.dtype)
-    width = line.taps if line.transposed else 1
-    part = x if whole else x.narrow(axis, first * width, (last - first) * width)
-    part = part.movedim(axis, -1)
+    width = line.taps if line.spread is not None else 1
+    part = (x if whole else x.narrow(axis, first * width, (last - first) * width)).movedim(axis, -1)
     if not all(has_static_value(n) for n in part.shape):
         # One product per row of the batch: joining rows, as `@` does, compares symbolic sizes.
         return (part @ matrix.mT.expand(*part.shape[:-2], -1, -1)).movedim(-1, axis)
@@ -190,14 +223,15 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
 def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> Tensor:
     """``R`` (or ``A``) of the outputs ``start .. stop-1`` and the input samples ``first .. last-1``."""
     taps, lattice, values = line.band(start, stop, along, device)
-    samples, width = lattice, last - first
-    if line.transposed:
-        ahead = lattice + line.padding - line.dilation * taps
-        samples = torch.div(ahead, line.stride, rounding_mode="floor")
-        values = values * (samples * line.stride == ahead)
+    samples, width = lattice + line.low, last - first
+    if line.spread is not None:
+        stride, dilation = line.spread
+        ahead = samples - dilation * taps
+        samples = torch.div(ahead, stride, rounding_mode="floor")
+        values = values * (samples * stride == ahead)
     values = values * ((samples >= first) & (samples < last))
     columns = (samples - first).clamp(0, width - 1)
-    if line.transposed:
+    if line.spread is not None:
         columns, values = (columns * line.taps + taps).flatten(1), values.flatten(1)
         width = width * line.taps
     return values.new_zeros(values.shape[0], width).scatter_add(1, columns, values)
@@ -217,8 +251,8 @@ def extend(x: Tensor, axis: int, mode: str, low: int, high: int) -> Tensor:
     return x.index_select(axis, places)
 
 
-def pad(x: Tensor, pads: tuple[tuple[int, int], ...], mode: str) -> Tensor:
-    """``F.pad`` of the spatial axes by (low, high) pairs."""
-    if not any(n for pair in pads for n in pair):
+def pad(x: Tensor, pads: Sequence[tuple[int, int]], mode: str = "zeros") -> Tensor:
+    """``F.pad`` of the spatial axes by (low, high) pairs; negative ones crop."""
+    if all(statically_known_true(n == 0) for pair in pads for n in pair):
         return x
     return F.pad(x, [n for pair in reversed(pads) for n in pair], mode="constant" if mode == "zeros" else mode)

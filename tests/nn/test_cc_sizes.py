@@ -95,9 +95,13 @@ def axis_matrix(sampling: Any, g: ConvGeometry, axis: int, size: int, asked: int
             place = step * y + origin
         else:
             origin = Fraction(d * (k - 1), 2) - low + (step - s) / 2
+            middle = Fraction(size - 1, 2) - step * Fraction(asked - 1, 2)
+            if sampling.rescaled:  # everything in the picture's measure
+                origin = middle + (origin - middle) * Fraction(native, asked)
             if centred:
-                origin = Fraction(size - 1, 2) - step * Fraction(asked - 1, 2)
-            place = step * y + origin + rho * d * (t - Fraction(k - 1, 2))
+                origin = middle
+            apart = Fraction(native, asked) if sampling.rescaled else rho
+            place = step * y + origin + apart * d * (t - Fraction(k - 1, 2))
         lattice = range(math.floor(place) - reach, math.floor(place) + reach + 2)
         sign = -1 if g.transposed else 1
         found = [phi(sampling, axis, t, sign * float((n - place) / rho)) for n in lattice]
@@ -144,7 +148,9 @@ def resized_cases(draw: st.DrawFn, **options: Any) -> tuple[Case, Any, tuple[int
     native = case.native().shape[-len(case.sizes) :]
     asked = tuple(draw(st.one_of(st.just(m), st.integers(1, 2 * m + 2))) for m in native)
     basis, alignment = draw(st.sampled_from(["cubic", "linear"])), draw(st.sampled_from(["native", "centred"]))
-    return case, cc(case.conv, basis=basis, alignment=alignment, hidden=2), asked
+    layer = cc(case.conv, basis=basis, alignment=alignment, hidden=2)
+    layer.sampling.rescaled = draw(st.booleans())
+    return case, layer, asked
 
 
 def check(case: Case, layer: Any, asked: tuple[int, ...]) -> None:
@@ -157,10 +163,28 @@ def check(case: Case, layer: Any, asked: tuple[int, ...]) -> None:
         assert float((found - expected).abs().max()) <= 1e-12 * scale
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(resized_cases())
 def test_any_size_untouched_is_the_definition(case: Any) -> None:
     check(*case)
+
+
+@settings(max_examples=30)
+@given(resized_cases(transposed=False), st.sampled_from(["taps", "dense"]))
+def test_every_form_is_the_definition(case: Any, form: str) -> None:
+    """Whatever is taken to be cheaper."""
+    case, layer, asked = case
+    chosen = module._forms
+
+    def forced(lines: Any, changed: list[int], geometry: ConvGeometry, still: bool) -> dict[int, str]:
+        def possible(a: int) -> bool:  # dense: taps a sample apart
+            return form == "taps" or lines[a].node == 2 * geometry.dilation[a] * lines[a].asked
+
+        return {a: form if possible(a) else f for a, f in chosen(lines, changed, geometry, still).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_forms", forced)
+        check(case, layer, asked)
 
 
 @settings(max_examples=40)
