@@ -566,6 +566,30 @@ def test_exported_programs(name: str, form: str) -> None:
     torch.testing.assert_close(result.model(inputs), model(inputs), rtol=1e-6, atol=1e-6)
 
 
+class Twins(nn.Module):
+    """Calls of one geometry on two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(4, 4, 3, 3) / 6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, self.a, dilation=2), self.b, dilation=2)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_each_weight_has_its_own_geometry(graph: bool) -> None:
+    model = fx.symbolic_trace(Twins()) if graph else Twins()
+    rewritten = ccrewrite.rewrite(model, X).model
+    assert len(samplings(rewritten)) == 2
+    only: Any = ccrewrite.rewrite(model, X, include="b").model
+    (sampling,) = samplings(only).values()
+    with torch.no_grad():
+        sampling.offset.add_(0.3)  # type: ignore[operator]
+        moved = F.conv2d(X, only.a, dilation=2)
+        torch.testing.assert_close(only(X), F.conv2d(moved, sampling.kernel(only.b)))
+
+
 def test_a_graph_module_copied_and_pickled_after_rewriting(tmp_path: Any) -> None:
     model, inputs = build("functional")
     rewritten = ccrewrite.rewrite(fx.symbolic_trace(model.eval()), inputs).model
