@@ -301,3 +301,27 @@ class Repeated(nn.Module):
 @example
 def repeated() -> Example:
     return Repeated(), torch.randn(1, 3, 32, 32)
+
+
+class Cropped(nn.Module):
+    """A decoder that makes more than it needs, and cuts: only what is too short shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up1 = nn.ConvTranspose1d(4, 4, 4, 2)
+        self.up2 = nn.ConvTranspose1d(4, 1, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up2(self.up1(x))[..., : 4 * x.shape[-1]]
+
+
+@example
+def cropped() -> Example:
+    return Cropped(), torch.randn(1, 4, 16)
+
+
+@example
+def normed() -> Example:
+    """Each axis may be 1, but not both at once: a norm over one sample is refused."""
+    layers = [nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.InstanceNorm2d(4), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers), torch.randn(1, 1, 8, 8)

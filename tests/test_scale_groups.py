@@ -12,7 +12,7 @@ from scale_models import MODELS, Example
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.passes.scale_groups import RATIOS, ScaleGroup, ScaleGroups, scale_groups
+from ccrewrite.passes.scale_groups import RATIOS, Pin, ScaleGroup, ScaleGroups, scale_groups
 from ccrewrite.passes.sizes import samplings_of
 from ccrewrite.resize import resized
 
@@ -54,6 +54,8 @@ GROUPS: dict[str, dict[str, tuple[list[str], str]]] = {
     "windows": {"patch": (["n0 x n1"], "view in the model")},
     "numbers": {"stem": (["n0 x n1"], ""), "down": (["n0 x n1"], "")},
     "asking": {"fine": (["n0 x n1"], ""), "coarse": (["n0 x n1"], "")},
+    "cropped": {"up1": (["n"], ""), "up2": (["n"], "the model's output")},
+    "normed": {"0": (["n0 x n1"], ""), "1": (["n0 x n1"], "instance_norm in 2")},
     "repeated": {"down": (["n0 x n1"], "convolution in down")},
 }
 """Model -> group -> each site's sizes, and what pins it ("": nothing)."""
@@ -107,7 +109,7 @@ def test_every_pin_is_real(case: Any) -> None:
             if pin is not None:
                 with pytest.raises(ccrewrite.InputError, match="pinned by"), resized(model, {group.name: 0.7}, inputs):
                     pass
-                force(model, groups, group, axis, pin.tried)
+                force(model, groups, group, axis, pin)
                 try:
                     assert run(model, inputs).shape != native.shape
                 except (RuntimeError, ValueError):
@@ -258,10 +260,11 @@ def sizes_of(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def force(model: nn.Module, groups: ScaleGroups, group: ScaleGroup, axis: int, size: int) -> None:
-    """Set a pinned axis of a group to a size, in all of its sites, and let the others follow."""
-    symbol = groups._ties.size(groups._run.sites[group.sites[0]].symbols[axis])
-    (root,) = symbol.free_symbols
-    known = groups._ties.resolve({root: size}, groups._pins)
+def force(model: nn.Module, groups: ScaleGroups, group: ScaleGroup, axis: int, pin: Pin) -> None:
+    """Set a pinned axis of a group to the size that was tried, in all of its sites, and let the others follow."""
+    (root,) = groups._ties.size(groups._run.sites[group.sites[0]].symbols[axis]).free_symbols
+    # Axes that fail together only have one failure.
+    together = {r: p.tried for r, p in groups._pins.items() if p.failure == pin.failure}
+    known = groups._ties.resolve({**together, root: pin.tried}, groups._pins)
     for name, sampling in samplings_of(model).items():
         sampling.output_size = tuple(known[s] for s in groups._run.sites[name].symbols)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, randn
 
 import ccrewrite
-from ccrewrite.passes.scale_groups import RATIOS, ScaleGroup, ScaleGroups, scale_groups
+from ccrewrite.passes.scale_groups import RATIOS, Pin, ScaleGroup, ScaleGroups, scale_groups
 from ccrewrite.passes.sizes import samplings_of
 from ccrewrite.passes.verify import leaves
 from ccrewrite.resize import resized
@@ -134,15 +134,14 @@ class Case:
             handle.remove()
         return sizes
 
-    def force(self, group: ScaleGroup, axis: int, size: int) -> None:
-        """Set a pinned axis of a group to a size, in all of its sites, and let the others follow."""
+    def force(self, group: ScaleGroup, axis: int, pin: Pin) -> None:
+        """Set a pinned axis of a group to the size that was tried, in all of its sites, and let the others follow."""
         groups = self.groups
         roots = groups._ties.size(groups._run.sites[group.sites[0]].symbols[axis]).free_symbols
-        pin = group.pins[axis]
         root = next(r for r in roots if groups._pins.get(r) == pin)
-        # Where all axes are small together only: they have one pin.
-        chosen = {root: size} | {r: p.tried for r, p in groups._pins.items() if p.failure == pin.failure and p.node == pin.node}
-        known = groups._ties.resolve(chosen, groups._pins)
+        # Axes that fail together only have one failure.
+        together = {r: p.tried for r, p in groups._pins.items() if p.failure == pin.failure}
+        known = groups._ties.resolve({**together, root: pin.tried}, groups._pins)
         for name, sampling in samplings_of(self.model).items():
             sampling.output_size = tuple(known[s] for s in groups._run.sites[name].symbols)
 
@@ -176,7 +175,7 @@ def test_every_pin_is_real(case: Case) -> None:
                 continue
             with pytest.raises(ccrewrite.InputError, match="pinned by"), resized(case.model, {group.name: 0.5}, case.inputs):
                 pass
-            case.force(group, axis, pin.tried)
+            case.force(group, axis, pin)
             try:
                 outputs = case.run()
                 assert {p: _shape(v) for p, v in outputs.items()} != {p: _shape(v) for p, v in case.native.items()}, (
