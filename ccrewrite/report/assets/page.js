@@ -1,0 +1,206 @@
+"use strict";
+// Tables are in the page already; this adds sorting, the choice of a site, and the charts (Observable Plot).
+const data = JSON.parse(document.getElementById("data").textContent);
+const colours = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)"];
+const names = data.variants.map((v) => v.name);
+const colour = (name) => colours[Math.min(names.indexOf(name), colours.length - 1)];
+const make = (tag, text) => Object.assign(document.createElement(tag), { textContent: text ?? "" });
+const short = (x) => (x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : Number(x.toPrecision(3)).toString());
+const width = (element) => Math.max(260, Math.min(element.clientWidth || 640, 900));
+
+function latency() {
+  const figure = document.getElementById("latency");
+  const rows = data.variants.flatMap((v) =>
+    Object.entries(v.latency).map(([mode, t]) => ({
+      label: `${v.name}: ${mode}`, model: v.name, mode,
+      median: t.median_s * 1e3, q1: t.q1_s * 1e3, q3: t.q3_s * 1e3,
+      title: `${v.name}: ${mode}\nmedian ${short(t.median_s * 1e3)} ms, quartiles ${short(t.q1_s * 1e3)} to ${short(t.q3_s * 1e3)} ms\n` +
+        `ratio ${t.ratio.toFixed(2)} (${t.ratio_low.toFixed(2)} to ${t.ratio_high.toFixed(2)}), ${t.rounds} rounds`,
+    })),
+  );
+  const wide = width(figure), narrow = wide < 560;
+  const labels = rows.map((r) => r.label);
+  figure.replaceChildren(Plot.plot({
+    width: wide, height: rows.length * (narrow ? 48 : 30) + 50, marginLeft: narrow ? 10 : 250, marginRight: 40,
+    x: { label: "time (ms)", grid: true, zero: true, nice: true },
+    y: { label: null, domain: labels, axis: narrow ? null : "left", padding: narrow ? 0.5 : 0.25 },
+    marks: [
+      Plot.barX(rows, { x: "median", y: "label", fill: (r) => colour(r.model) }),
+      Plot.ruleY(rows, { x1: "q1", x2: "q3", y: "label", stroke: "var(--front)", strokeWidth: 2 }),
+      narrow ? Plot.text(rows, { x: 0, y: "label", text: "label", textAnchor: "start", dy: -20 }) : null,
+      Plot.tip(rows, Plot.pointer({ x: "median", y: "label", title: "title" })),
+    ],
+  }));
+}
+
+function sorting(table) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((h) => h.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const key = (row) => row.cells[column].dataset.value || row.cells[column].textContent;
+      const rows = [...body.rows].map((row, index) => ({ row, index, key: key(row) }));
+      const numeric = rows.every(({ key }) => key === "" || !Number.isNaN(Number(key)));
+      rows.sort((a, b) => {
+        const order = numeric ? Number(a.key || -Infinity) - Number(b.key || -Infinity) || 0
+          : a.key.localeCompare(b.key, "en", { numeric: true });
+        return (up ? order : -order) || a.index - b.index;
+      });
+      body.append(...rows.map(({ row }) => row));
+    });
+  });
+}
+
+let waiting = [];
+function chart(caption, label, draw) {
+  const figure = make("figure");
+  figure.append(make("figcaption", caption));
+  waiting.push([figure, label, draw]);
+}
+
+function drawn() {  // all places first: their width depends on how many there are
+  document.getElementById("charts").replaceChildren(...waiting.map(([figure]) => figure));
+  for (const [figure, label, draw] of waiting) {
+    const svg = draw(Math.min(width(figure), 440));
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", label);
+    figure.append(svg);
+  }
+  waiting = [];
+}
+
+function positions(learnt) {
+  const { start, now, taps, shown_sets: sets, sets: all } = learnt.positions;
+  const axes = start[0].length, first = Math.max(0, axes - 2);  // of a volume, the last two axes
+  const flat = axes === 1;
+  const points = now.map((p, i) => {
+    const set = sets[Math.floor(i / taps)], from = start[i];
+    const moved = Math.hypot(...p.map((x, a) => x - from[a]));
+    return {
+      x: p[axes - 1], y: flat ? set : p[first], x0: from[axes - 1], y0: flat ? set : from[first],
+      title: `tap ${i % taps}, set ${set}\nat (${p.map(short).join(", ")})\nfrom (${from.map(short).join(", ")})\nmoved ${short(moved)} samples`,
+    };
+  });
+  const half = (a) => Math.max((learnt.window[a] - 1) / 2, 0.5) + 0.5;
+  const lines = (a) => Array.from({ length: learnt.window[a] }, (_, i) => i - (learnt.window[a] - 1) / 2);
+  const shown = sets.length < all ? `${sets.length} of ${all} sets` : `${all} set${all > 1 ? "s" : ""}`;
+  chart(`Positions over the original grid, in samples from the centre (${shown} of ${taps} taps${axes > 2 ? ", last two axes" : ""}).`,
+    `Positions of ${points.length} taps over the original grid`, (w) => Plot.plot({
+      width: w, height: flat ? 220 : w * Math.min(1.2, half(first) / half(axes - 1)) + 30, marginLeft: 44,
+      x: { label: flat ? "position" : "column", domain: [-half(axes - 1), half(axes - 1)] },
+      y: flat ? { label: "set", reverse: true } : { label: "row", domain: [half(first), -half(first)] },
+      marks: [
+        Plot.ruleX(lines(axes - 1), { stroke: "var(--line)" }),
+        flat ? null : Plot.ruleY(lines(first), { stroke: "var(--line)" }),
+        Plot.link(points, { x1: "x0", y1: "y0", x2: "x", y2: "y", stroke: "var(--c2)", strokeOpacity: 0.6 }),
+        Plot.dot(points, { x: "x0", y: "y0", r: 5, stroke: "var(--c0)", symbol: "square" }),
+        Plot.dot(points, { x: "x", y: "y", r: points.length > 60 ? 2 : 3.5, fill: "var(--c1)" }),
+        Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "title", maxRadius: 25 })),
+      ],
+    }));
+}
+
+function profiles(learnt) {
+  for (const axis of learnt.profiles.axes) {
+    const z = learnt.profiles.z;
+    const rows = axis.values.flatMap((values, i) => values.map((value, j) => ({ z: z[j], value, tap: axis.taps[i],
+      title: `tap ${axis.taps[i]}\nat ${short(z[j])} samples: ${short(value)}` })));
+    const start = axis.start.map((value, j) => ({ z: z[j], value }));
+    chart(`Axis ${axis.axis}: what a tap contributes at a distance (solid, one line per tap), and at the start (dashed).`,
+      `Continuous profile of ${axis.taps.length} taps along axis ${axis.axis}`, (w) => Plot.plot({
+        width: w, height: 240, marginLeft: 44, x: { label: "distance (samples)" }, y: { label: "contribution", nice: true },
+        marks: [
+          Plot.ruleY([0], { stroke: "var(--line)" }),
+          Plot.ruleX([-2, -1, 0, 1, 2], { stroke: "var(--line)" }),
+          Plot.line(rows, { x: "z", y: "value", z: "tap", stroke: "var(--c1)", strokeWidth: 1.5 }),
+          Plot.line(start, { x: "z", y: "value", stroke: "var(--c0)", strokeWidth: 1.5, strokeDasharray: "4 3" }),
+          Plot.tip(rows, Plot.pointer({ x: "z", y: "value", title: "title" })),
+        ],
+      }));
+  }
+}
+
+function kernels(learnt) {
+  const { before, after, filter, projected } = learnt.kernel;
+  const pictures = [["rms", "Root mean square over the channels"], ["filter", `Filter (${filter.join(", ")}), the one that changed most`]];
+  for (const [kind, what] of pictures) {
+    const all = [before, after].filter(Boolean).flatMap((k) => k[kind].flat());
+    const largest = Math.max(...all.map(Math.abs)) || 1;
+    for (const [when, kernel] of [["before", before], ["after", after]]) {
+      if (!kernel) continue;
+      const picture = kernel[kind], rows = picture.length, columns = picture[0].length;
+      const cells = picture.flatMap((row, y) => row.map((value, x) => ({ x, y, value, title: `row ${y}, column ${x}\n${short(value)}` })));
+      chart(`${what}, ${when}${projected ? " (one slice)" : ""}.`, `Kernel ${when}, ${rows} by ${columns} cells, largest magnitude ${short(largest)}`,
+        (w) => Plot.plot({
+          width: w, height: Math.min(w, (w - 30) * rows / columns) + (rows === 1 ? 60 : 30), marginLeft: 30,
+          x: { label: null, ticks: [0, columns - 1] }, y: { label: null, ticks: [0, rows - 1] }, padding: 0,
+          color: kind === "rms" ? { type: "linear", range: ["rgba(30, 120, 220, 0.07)", "rgb(30, 120, 220)"], domain: [0, largest], interpolate: "rgb" }
+            : { type: "linear", range: ["rgb(214, 69, 80)", "rgba(128, 128, 128, 0.07)", "rgb(30, 120, 220)"], domain: [-largest, 0, largest], interpolate: "rgb" },
+          marks: [
+            Plot.cell(cells, { x: "x", y: "y", fill: "value", inset: columns > 16 ? 0 : 0.5 }),
+            Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: "title" })),
+          ],
+        }));
+    }
+  }
+}
+
+function facts(site, variant) {
+  const learnt = variant.learnt, list = document.getElementById("facts");
+  const size = (v) => v.map(short).join(" x ");
+  const rows = [
+    ["layer", `${site.layer} ${site.described}, ${site.calls} call${site.calls > 1 ? "s" : ""}, now ${variant.sampling}`],
+    ["added", `${variant.added_parameters.toLocaleString("en")} parameters to ${variant.weight_parameters.toLocaleString("en")} weights`],
+    ["kernel extent", `${size(learnt.extent.before)} before, ${size(learnt.extent.after)} after (samples), in a window of ${size(learnt.window)}`],
+    ["rms radius", `${learnt.extent.rms_before ? size(learnt.extent.rms_before) + " before, " : ""}${size(learnt.extent.rms_after)} after (samples)`],
+  ];
+  if (learnt.distance) rows.push(["moved", `mean ${short(learnt.distance.mean)}, median ${short(learnt.distance.median)}, largest ${short(learnt.distance.max)} samples`]);
+  for (const d of learnt.drift ?? []) {
+    rows.push([`axis ${d.axis}`, "shift" in d ? `shift ${short(d.shift)} samples, largest residual ${short(d.residual_max_abs)}`
+      : `offset mean ${short(d.mean)}, standard deviation ${short(d.std)}, largest ${short(d.max_abs)} samples`]);
+  }
+  list.replaceChildren(...rows.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
+}
+
+let chosen = null;
+function show(index) {
+  const variantName = document.getElementById("variant").value, site = data.sites[index];
+  const variant = site?.variants[variantName];
+  chosen = variant?.learnt ? index : null;
+  document.getElementById("detail").hidden = chosen === null;
+  for (const row of document.querySelectorAll(".sites tr[data-site]")) row.classList.toggle("chosen", Number(row.dataset.site) === chosen);
+  if (chosen === null) return;
+  document.getElementById("detail-title").textContent = `${site.name} in ${variantName}`;
+  facts(site, variant);
+  if (variant.learnt.positions) positions(variant.learnt);
+  if (variant.learnt.profiles) profiles(variant.learnt);
+  kernels(variant.learnt);
+  drawn();
+}
+
+function variantChosen() {
+  const name = document.getElementById("variant").value;
+  for (const table of document.querySelectorAll(".sites")) table.hidden = table.dataset.variant !== name;
+  const usable = (i) => data.sites[i]?.variants[name]?.learnt;
+  show(chosen !== null && usable(chosen) ? chosen : data.sites.findIndex((_, i) => usable(i)));
+}
+
+latency();
+if (document.getElementById("variant")) {
+  document.querySelectorAll(".sites table").forEach(sorting);
+  document.querySelectorAll(".sites tbody button").forEach((button) => button.addEventListener("click", () => {
+    show(Number(button.closest("tr").dataset.site));
+    document.getElementById("detail").scrollIntoView({ block: "start" });
+  }));
+  document.getElementById("variant").addEventListener("change", variantChosen);
+  variantChosen();
+}
+let pending = 0, before = window.innerWidth;
+window.addEventListener("resize", () => {
+  if (window.innerWidth === before) return;  // a phone's address bar
+  before = window.innerWidth;
+  clearTimeout(pending);
+  pending = setTimeout(() => { latency(); if (chosen !== null) show(chosen); }, 100);
+});

@@ -1,0 +1,119 @@
+"""``Comparison``: what ``compare`` found, as data, as text, and saved as report.json, report.md and report.html."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ccrewrite.errors import InputError
+
+SCHEMA = "ccrewrite-report/1"
+"""Name and version of the data's form: docs/report-schema.json. The version grows where a reader would have to change."""
+
+ORIGINAL, REWRITTEN = "original", "rewritten"
+INFERENCE, MOVED, TRAINING = "inference", "inference, kernels built", "training step"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``data`` is the whole report, of the form that docs/report-schema.json says. ``print`` it for a table.
+
+    ``comparison["rewritten"]`` is the entry of one variant; ``load(path)`` reads what ``save`` wrote.
+    """
+
+    data: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The comparison in a report.json, or in the directory that holds one. Raises ``InputError`` for anything else."""
+        file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+        try:
+            data: Any = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is not a report: {error}") from error
+        found = data.get("schema") if isinstance(data, dict) else None
+        if found != SCHEMA:
+            raise InputError(f"{file} has the schema {found!r}, this ccrewrite reads {SCHEMA!r}; make the report again")
+        return cls(data)
+
+    def __getitem__(self, variant: str) -> dict[str, Any]:
+        for entry in self.data["variants"]:
+            if entry["name"] == variant:
+                return entry
+        raise KeyError(f"no variant is called {variant!r}; there are {', '.join(v['name'] for v in self.data['variants'])}")
+
+    @property
+    def rewritten_sites(self) -> list[str]:
+        """Names of the sites that go through a sampling in some variant but not in the original."""
+        return [
+            site["name"]
+            for site in self.data["sites"]
+            if not site["variants"][ORIGINAL]["sampling"] and any(v["sampling"] for v in site["variants"].values())
+        ]
+
+    def summary(self) -> str:
+        """One line: how many sites were rewritten."""
+        count, total = len(self.rewritten_sites), len(self.data["sites"])
+        calls = f"{total} convolution site{'s' if total != 1 else ''}"
+        if count:
+            return f"{count} of {calls} rewritten"
+        if any(v["sampling"] for s in self.data["sites"] for v in s["variants"].values()):
+            return f"nothing was rewritten: both models have the same rewritten layers ({calls})"
+        return f"nothing was rewritten ({calls})"
+
+    def to_json(self) -> str:
+        """One line for each list of numbers: a report is read and compared as text, too."""
+        text = json.dumps(self.data, indent=1, allow_nan=False)
+        return re.sub(r"\[[-\d.,e+\s]*\]", lambda found: " ".join(found[0].split()), text)
+
+    def to_markdown(self) -> str:
+        from ccrewrite.report.tables import document
+
+        return document(self)
+
+    def to_html(self) -> str:
+        """The page. Needs jinja2 (extra ``report``)."""
+        from ccrewrite.report.page import page
+
+        return page(self)
+
+    def save(self, directory: str | os.PathLike[str], *, html: bool = True) -> list[Path]:
+        """Write report.json, report.md and, unless ``html`` is False, report.html; returns their paths.
+
+        Each is written beside its place and moved into it: a reader never finds half a file.
+        """
+        texts = {"report.json": self.to_json() + "\n", "report.md": self.to_markdown()}
+        if html:
+            texts["report.html"] = self.to_html()
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        return [write(folder / name, text) for name, text in texts.items()]
+
+    def __str__(self) -> str:
+        from ccrewrite.report.tables import overview
+
+        return f"{self.summary()}\n\n{overview(self)}"
+
+    def _repr_html_(self) -> str:
+        from ccrewrite.report.tables import overview
+
+        return f"<p>{self.summary()}</p>{overview(self, 'html')}"
+
+
+def write(path: Path, text: str) -> Path:
+    """``text`` into ``path``, whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path

@@ -1,0 +1,138 @@
+"""What a model costs to run and to train: parameters, floating-point operations, peak memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ccrewrite.capture import Inputs
+from ccrewrite.nn.sampling import Sampling
+
+
+def parameters_of(module: nn.Module) -> dict[str, int]:
+    """Numbers of parameters: ``total``, ``trainable`` and ``added`` (those of samplings); shared ones count once."""
+    added = {p for m in module.modules() if isinstance(m, Sampling) for p in m.parameters()}
+    every = list(module.parameters())
+    return {
+        "total": sum(p.numel() for p in every),
+        "trainable": sum(p.numel() for p in every if p.requires_grad),
+        "added": sum(p.numel() for p in added),
+    }
+
+
+def training_step(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
+    """Forward and backward of the mean square of every differentiable output, with respect to the trainable parameters.
+
+    Returns the gradients; no parameter's ``grad`` is touched. None where no output depends on a parameter.
+    """
+    with torch.enable_grad():
+        outputs = [t for t in _tensors(inputs.run(model)) if t.requires_grad]
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not outputs or not parameters:
+            return None
+        loss: Any = sum(t.abs().double().square().mean() if t.is_complex() else t.float().square().mean() for t in outputs)
+        found: Any = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [g for g in found if g is not None]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Any] = tree_leaves(value)
+    flat: list[Tensor] = []
+    for leaf in found:
+        if isinstance(leaf, Tensor):
+            flat.append(leaf)
+        elif hasattr(leaf, "__dict__"):  # an output object that pytree does not know
+            flat += [t for t in tree_leaves(vars(leaf)) if isinstance(t, Tensor)]
+    return flat
+
+
+def flops_of(function: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products in ``function()``; a multiply-add is two.
+
+    By the formulas of torch's ``FlopCounterMode`` (elementwise operations and fused recurrent layers have none), except for
+    the backward of grouped convolutions, of whose weight gradient it counts every pair of channels.
+    """
+    with _FlopCounter() as counter:
+        function()
+    return counter.total
+
+
+class _FlopCounter(TorchDispatchMode):
+    """``FlopCounterMode`` without its tracking of modules, whose hooks ``torch.autograd.grad`` refuses."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    *_: Any,
+    **__: Any,
+) -> int:
+    # The gradients of input and weight each make the products of the forward once.
+    forward = 2 * weight.numel() * len(gradient) * (input if transposed else gradient)[0, 0].numel()
+    return forward * (wanted[0] + wanted[1])
+
+
+FORMULAS: dict[Any, Any] = flop_registry | {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that torch's allocator held at once during ``function()``, above what it held before; results included.
+
+    CUDA: ``torch.cuda.max_memory_allocated``. CPU: the allocations that torch's profiler records (workspace that oneDNN takes
+    for itself is not among them).
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        kept = function()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+        del kept
+        return peak
+    profile: Any = torch.autograd.profiler.profile(profile_memory=True)
+    with _quiet_profiler(), profile:
+        kept = function()
+    del kept
+    memory = sorted((e for e in profile.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(itertools.accumulate((e.nbytes() for e in memory), initial=0))
+
+
+@contextmanager
+def _quiet_profiler() -> Generator[None]:
+    """Kineto announces itself on stderr."""
+    name = "KINETO_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "99")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]

@@ -1,0 +1,105 @@
+"""A comparison as one HTML file that needs nothing else: tables, and charts by Observable Plot, which is inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ccrewrite.errors import InputError
+from ccrewrite.report import tables
+from ccrewrite.report.comparison import INFERENCE, MOVED, ORIGINAL, REWRITTEN, TRAINING, Comparison
+
+ASSETS = Path(__file__).with_name("assets")
+
+
+def page(comparison: Comparison) -> str:
+    """The page. Raises ``InputError`` where jinja2 (extra ``report``) is missing."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise InputError("the page needs jinja2: pip install 'ccrewrite[report]', or save(directory, html=False)") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    data = comparison.data
+    variants = [v["name"] for v in data["variants"] if v["name"] != ORIGINAL]
+    return environment.get_template("page.html.j2").render(
+        data=data,
+        summary=comparison.summary(),
+        inputs=tables.inputs(data),
+        made=tables.made(data),
+        notes=tables.notes(data),
+        tiles=_tiles(comparison),
+        costs=tables.costs(comparison),
+        parameters=tables.parameters(comparison),
+        outputs=tables.outputs(comparison),
+        fields=tables.receptive_fields(comparison),
+        variants=variants,
+        sites={name: _sites(comparison, name) for name in variants} if data["sites"] else {},
+        words=tables.WORDS,
+        # Nothing in a script element may look like its end.
+        json=Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
+        style=Markup((ASSETS / "page.css").read_text()),
+        library=Markup((ASSETS / "plot.min.js").read_text()),
+        script=Markup((ASSETS / "page.js").read_text()),
+    )
+
+
+def _tiles(comparison: Comparison) -> list[dict[str, str]]:
+    before, after = comparison[ORIGINAL], comparison[REWRITTEN]
+    found: list[dict[str, str]] = []
+
+    def tile(name: str, value: str, note: str) -> None:
+        found.append({"name": name, "value": value, "note": note})
+
+    tile("sites rewritten", f"{len(comparison.rewritten_sites)} of {len(comparison.data['sites'])}", "convolutions that run")
+    added = after["parameters"]["total"], before["parameters"]["total"]
+    tile("parameters", tables.delta(*added) or "0", f"{after['parameters']['added']:,} of added geometry")
+    errors = [o["max_abs_error"] for o in after["outputs"]]
+    worst = None if None in errors else max(errors, default=0.0)
+    tile("largest output error", tables.error(worst), "all outputs equal" if worst == 0 else "absolute, over all outputs")
+    for mode, name in ((INFERENCE, "inference"), (MOVED, "inference, once moved"), (TRAINING, "training step")):
+        timing = after["latency"].get(mode)
+        if timing is not None:
+            tile(
+                f"time, {name}",
+                f"× {timing['ratio']:.2f}",  # noqa: RUF001
+                f"{timing['ratio_low']:.2f} to {timing['ratio_high']:.2f}, over the original",
+            )
+    mode = MOVED if MOVED in after["flops"] else INFERENCE
+    flops = after["flops"][mode], before["flops"][INFERENCE]
+    tile(
+        "FLOPs, " + ("once moved" if mode == MOVED else "inference"),
+        tables.delta(*flops) or "0",
+        f"{flops[0] / 1e6:,.1f} MFLOP",
+    )
+    return found
+
+
+def _sites(comparison: Comparison, variant: str) -> dict[str, Any]:
+    """Columns and rows of the sortable table; a cell's ``value`` is what it sorts by."""
+    rows: list[dict[str, Any]] = []
+    listed = iter(tables.sites(comparison, variant))
+    columns: list[str] = []
+    for index, site in enumerate(comparison.data["sites"]):
+        entry = site["variants"].get(variant)
+        if entry is None:
+            continue
+        row = next(listed)
+        columns = list(row)
+        cells = [{"column": c, "text": text, "value": _value(c, text, entry)} for c, text in row.items()]
+        rows.append({"index": index, "cells": cells, "opens": "learnt" in entry})
+    return {"columns": columns, "rows": rows}
+
+
+def _value(column: str, text: str, entry: dict[str, Any]) -> str:
+    if column in tables.WORDS:
+        return text
+    if column.startswith("drift"):
+        learnt = entry.get("learnt", {})
+        shifts = [abs(d["shift"]) for d in learnt.get("drift", ()) if "shift" in d]
+        return str(learnt.get("distance", {}).get("max", max(shifts, default="")))
+    first = text.split(" ")[0].replace(",", "")
+    return "" if first == "differs" else first

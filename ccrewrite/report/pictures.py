@@ -1,0 +1,209 @@
+"""What a layer's learnt geometry looks like, as plain numbers: positions, offsets, kernels, continuous profiles, and the
+receptive field of the whole model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.capture import Inputs
+from ccrewrite.geometry import ConvGeometry, Ints
+from ccrewrite.nn.cc import CCSampling
+from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.nn.profiles import MAX_SHIFT, SUPPORT, profile
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.passes.verify import leaves
+from ccrewrite.preserve import preserved
+
+SHOWN_POSITIONS = 200
+"""Most positions listed for a site; the statistics are of all of them."""
+SHOWN_PROFILES = 7
+PROFILE_STEPS = 10
+"""Samples of a profile per input sample."""
+SUPPORT_FLOOR = 1e-3
+"""A cell belongs to a kernel's extent where its magnitude is at least this share of the largest one's."""
+
+
+def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> dict[str, Any]:
+    """All that a report says of one sampling; ``weight`` is the tensor that its convolution uses.
+
+    Lengths are in samples of the finer lattice (the input's, or a transposed convolution's output's).
+    """
+    with torch.no_grad():
+        found: dict[str, Any] = {"moved": _moved(sampling), "window": list(sampling.window)}
+        if isinstance(sampling, DclsSampling):
+            found |= _positions(sampling)
+        if isinstance(sampling, CCSampling):
+            found |= _profiles(sampling)
+        after = sampling.kernel(weight).double()
+        before = _on_grid(weight.double(), sampling) if tuple(weight.shape[2:]) == sampling.kernel_size else None
+        found["kernel"] = _kernels(before, after)
+        extents = {"before": list(geometry.extent), "after": _extent(after)}
+        found["extent"] = extents | {"rms_before": None if before is None else _spread(before), "rms_after": _spread(after)}
+    return found
+
+
+def _moved(sampling: Sampling) -> bool:
+    movers = sampling.movers()
+    return not movers or any(bool(m.any()) for m in movers)
+
+
+def _positions(sampling: DclsSampling) -> dict[str, Any]:
+    cells = torch.stack(sampling.cells()).double()  # (axes, A, B, taps)
+    starts = torch.stack([axis.start(sampling.taps, cells) for axis in sampling.placement])[:, None, None].expand_as(cells)
+    centre = torch.tensor([(n - 1) / 2 for n in sampling.window], dtype=cells.dtype, device=cells.device)
+    offset = cells - starts
+    distance = offset.square().sum(0).sqrt()
+    drift = [
+        {"axis": axis, "mean": _n(o.mean()), "std": _n(o.std(correction=0)), "max_abs": _n(o.abs().max())}
+        for axis, o in enumerate(offset)
+    ]
+    flat, start = (v.flatten(1, 2) for v in (cells, starts))  # (axes, sets, taps)
+    sets, taps = flat.shape[1:]
+    shown = max(1, min(sets, SHOWN_POSITIONS // taps))
+    chosen = torch.linspace(0, sets - 1, shown, device=cells.device).round().long()
+    now, then = ((v[:, chosen] - centre[:, None, None]).flatten(1).T.tolist() for v in (flat, start))
+    return {
+        "drift": drift,
+        "distance": {"mean": _n(distance.mean()), "median": _n(distance.median()), "max": _n(distance.max())},
+        "positions": {
+            "sets": sets,
+            "taps": taps,
+            "shown_sets": chosen.tolist(),
+            "start": [[_n(x) for x in p] for p in then],
+            "now": [[_n(x) for x in p] for p in now],
+        },
+    }
+
+
+def _profiles(sampling: CCSampling) -> dict[str, Any]:
+    reach = SUPPORT + MAX_SHIFT
+    shift = sampling.shift
+    dtype = torch.promote_types(shift.dtype, torch.float32)
+    z = torch.linspace(-reach, reach, round(2 * reach * PROFILE_STEPS) + 1, dtype=dtype, device=shift.device)
+    axes: list[dict[str, Any]] = []
+    drift: list[dict[str, Any]] = []
+    for axis, along in enumerate(sampling._along()):
+        count = sampling.kernel_size[axis]
+        taps = torch.linspace(0, count - 1, min(count, SHOWN_PROFILES), device=z.device).round().long()
+        values, bump = profile(z, taps, along)
+        _, start = profile(z, taps, along._replace(shift=torch.zeros_like(along.shift)))
+        axes.append({"axis": axis, "taps": taps.tolist(), "values": _list(values), "start": _list(start[None])[0]})
+        drift.append(
+            {
+                "axis": axis,
+                "shift": _n(shift[axis].clamp(-MAX_SHIFT, MAX_SHIFT)),
+                "residual_max_abs": _n((values - bump).abs().max()),
+            }
+        )
+    return {"drift": drift, "profiles": {"z": [_n(v) for v in z.tolist()], "axes": axes}}
+
+
+def _on_grid(weight: Tensor, sampling: Sampling) -> Tensor:
+    """The original kernel on the sampling's window."""
+    grid = weight.new_zeros(*weight.shape[:2], *sampling.window)
+    cells = zip(sampling.kernel_size, sampling.dilation, sampling.margin, strict=True)
+    grid[(..., *(slice(m, m + d * (k - 1) + 1, d) for k, d, m in cells))] = weight
+    return grid
+
+
+def _kernels(before: Tensor | None, after: Tensor) -> dict[str, Any]:
+    """Two pictures of a kernel, before and after: the root mean square over its channels, and its most changed filter."""
+    change = after if before is None else after - before
+    index = int(change.flatten(2).square().sum(2).argmax())
+    row, column = divmod(index, after.shape[1])
+    found: dict[str, Any] = {"filter": [row, column], "projected": after.dim() - 2 > 2}
+    for name, kernel in (("before", before), ("after", after)):
+        if kernel is not None:
+            rms, single = kernel.square().mean((0, 1)).sqrt(), kernel[row, column]
+            found[name] = {"rms": _list(_flat(rms)), "filter": _list(_flat(single))}
+    return found
+
+
+def _flat(picture: Tensor) -> Tensor:
+    """At most two axes: of a volume, the slice along its first axis that has the most in it."""
+    if picture.dim() < 3:
+        return picture.reshape(1, -1) if picture.dim() == 1 else picture
+    return picture[int(picture.abs().flatten(1).sum(1).argmax())]
+
+
+def _extent(kernel: Tensor) -> list[int]:
+    """Samples from the first to the last that matter, per axis."""
+    size = kernel.abs().amax((0, 1))
+    matters = size >= SUPPORT_FLOOR * size.max()
+    found: list[int] = []
+    for axis in range(size.dim()):
+        others = [a for a in range(size.dim()) if a != axis]
+        along = torch.nonzero(matters.any(others) if others else matters).flatten()
+        found.append(int(along.max() - along.min()) + 1)
+    return found
+
+
+def _spread(kernel: Tensor) -> list[float]:
+    """Root mean square distance of a kernel's mass (its squares) from its centre of mass, per axis."""
+    return _spreads(kernel.square().sum((0, 1)))
+
+
+def _spreads(mass: Tensor) -> list[float]:
+    total = mass.sum()
+    found: list[float] = []
+    for axis in range(mass.dim()):
+        others = [a for a in range(mass.dim()) if a != axis]
+        along = (mass.sum(others) if others else mass) / total
+        places = torch.arange(len(along), dtype=along.dtype, device=along.device)
+        mean = (along * places).sum()
+        found.append(_n((along * (places - mean).square()).sum().sqrt()))
+    return found
+
+
+def receptive_field(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
+    """Input samples that the centre of the output depends on, measured by its gradient, with every kernel as it is now.
+
+    ``extent`` is the box of the non-zero ones per spatial axis, ``rms`` the root mean square distance of the squared gradient
+    from its centre of mass. Of the first output and the first input that are floating point and have spatial axes (the axes
+    after the second); an output without any counts as a whole. None where there are none, or no gradient gets through.
+    """
+    with preserved(model, inputs.tensors()), torch.enable_grad():
+        torch.manual_seed(0)
+        chosen = next((t for t in inputs.tensors() if t.is_floating_point() and t.dim() > 2), None)
+        if chosen is None:
+            return None
+        probe = chosen.detach().clone().requires_grad_()
+        outputs = leaves(_replaced(inputs, chosen, probe).run(model), "output")
+        floating = [(p, t) for p, t in outputs if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad]
+        spatial = [(p, t) for p, t in floating if t.dim() > 2] or floating
+        if not spatial:
+            return None
+        path, output = spatial[0]
+        middle: Ints = tuple(n // 2 for n in output.shape[2:])
+        unit = output[(0, slice(None), *middle)] if output.dim() > 2 else output[:1]
+        signs = torch.randn(unit.shape, generator=torch.Generator().manual_seed(0)).to(unit)
+        found: Any = torch.autograd.grad((unit * signs).sum(), probe, allow_unused=True)
+    gradient: Tensor | None = found[0]
+    if gradient is None or not gradient[0].any():
+        return None
+    mass = gradient[0].detach().double().square().sum(0)
+    extent: list[int] = []
+    for axis in range(mass.dim()):
+        others = [a for a in range(mass.dim()) if a != axis]
+        along = torch.nonzero(mass.sum(others) if others else mass).flatten()
+        extent.append(int(along.max() - along.min()) + 1)
+    return {"output": path, "input_size": list(mass.shape), "extent": extent, "rms": _spreads(mass)}
+
+
+def _replaced(inputs: Inputs, old: Tensor, new: Tensor) -> Inputs:
+    def other(value: Any) -> Any:
+        return new if value is old else value
+
+    return Inputs(tuple(map(other, inputs.args)), {k: other(v) for k, v in inputs.kwargs.items()})
+
+
+def _n(value: Any) -> float:
+    """Four digits are enough for a picture."""
+    return float(f"{float(value):.4g}")
+
+
+def _list(values: Tensor) -> list[list[float]]:
+    return [[_n(v) for v in row] for row in values.tolist()]

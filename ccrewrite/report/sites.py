@@ -1,0 +1,153 @@
+"""Site by site: what changed in each convolution of a run, what that costs, and how far it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.capture import Inputs, capture
+from ccrewrite.geometry import ConvGeometry
+from ccrewrite.nn.conv import HOSTED
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.passes.detect import detect
+from ccrewrite.report.comparison import INFERENCE as AS_IS
+from ccrewrite.report.comparison import MOVED as BUILT
+from ccrewrite.report.comparison import ORIGINAL
+from ccrewrite.report.cost import flops_of
+from ccrewrite.report.latency import Case, Effort, time_cases
+from ccrewrite.report.observe import ConvRun, built, convolutions_of
+from ccrewrite.report.pictures import geometry_of
+from ccrewrite.sites import Site
+
+
+def sites_of(
+    models: Mapping[str, nn.Module], inputs: Inputs, device: torch.device, effort: Effort, seed: int
+) -> list[dict[str, Any]]:
+    """One entry for each site of the original that runs, with one entry in its ``variants`` for each model.
+
+    A site of another model is the one at the same place in the run, or where the runs differ, in the same module.
+    """
+    sites = detect(models[ORIGINAL], capture(models[ORIGINAL], inputs, "observe"))
+    runs = {name: convolutions_of(model, inputs) for name, model in models.items()}
+    first = runs[ORIGINAL]
+    matched = {name: _matched(first, others) for name, others in runs.items()}
+    entries: list[dict[str, Any]] = []
+    cases: dict[str, Case] = {}
+    for site in sites:
+        mine = [i for i, run in enumerate(first) if _belongs(run, site)]
+        if not mine:
+            continue
+        found: dict[str, Any] = {}
+        for name, model in models.items():
+            pairs = [(first[i], other) for i in mine if (other := matched[name].get(i)) is not None]
+            if not pairs:
+                continue
+            found[name] = _measured(pairs, site.geometry, model)
+            for mode in found[name]["flops"]:
+                run = partial(_again, [other.again for _, other in pairs], [one.input for one, _ in pairs])
+                context = partial(built, model) if mode == BUILT else nullcontext
+                cases[f"{site.name}|{name}|{mode}"] = Case(run, context, f"{site.name}|{ORIGINAL}|{AS_IS}")
+        entries.append(_described(site) | {"variants": found})
+    timings = time_cases(cases, effort, seed=seed, cuda=device.type == "cuda") if cases else {}
+    for entry in entries:
+        for name, variant in entry["variants"].items():
+            variant["latency"] = {mode: asdict(timings[f"{entry['name']}|{name}|{mode}"]) for mode in variant["flops"]}
+    return entries
+
+
+def _described(site: Site) -> dict[str, Any]:
+    g = asdict(site.geometry)
+    return {
+        "name": site.name,
+        "layer": site.layer,
+        "form": site.form,
+        "kinds": list(site.kinds),
+        "geometry": {k: list(v) if isinstance(v, tuple) else v for k, v in g.items()},
+        "described": site.geometry.describe(),
+        "calls": site.calls,
+        "input_shapes": [list(s) for s in site.input_shapes],
+        "output_shapes": [list(s) for s in site.output_shapes],
+    }
+
+
+def _belongs(run: ConvRun, site: Site) -> bool:
+    if run.module != site.module:
+        return False
+    if site.form == "module" or run.sampling is not None:
+        return True
+    return run.weight_name == site.weight and run.weight.shape[2:] == site.geometry.kernel_size
+
+
+def _matched(original: Sequence[ConvRun], other: Sequence[ConvRun]) -> dict[int, ConvRun]:
+    """Index of a run of the original -> the other model's."""
+    if [r.output.shape for r in original] == [r.output.shape for r in other]:
+        return dict(enumerate(other))
+    left = list(other)
+    found: dict[int, ConvRun] = {}
+    for i, run in enumerate(original):
+        twin = next((r for r in left if _host(r) == _host(run) and r.output.shape == run.output.shape), None)
+        if twin is not None:
+            found[i] = twin
+            left.remove(twin)
+    return found
+
+
+def _host(run: ConvRun) -> str:
+    """The module whose forward a functional call is in, whether it goes through a sampling or not."""
+    return f".{run.module}".partition(f".{HOSTED}.")[0]
+
+
+def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, model: nn.Module) -> dict[str, Any]:
+    """Of one site in one model: parameters, FLOPs, errors, learnt geometry. ``pairs`` are its calls, the original's first."""
+    sampling = pairs[0][1].sampling
+    run = partial(_again, [other.again for _, other in pairs], [one.input for one, _ in pairs])
+    with torch.no_grad():
+        flops = {AS_IS: flops_of(run)}
+        local = [other.again(one.input) for one, other in pairs]
+        entry: dict[str, Any] = {
+            "sampling": None if sampling is None else type(sampling).__name__.removesuffix("Sampling"),
+            "weight_parameters": pairs[0][1].weight.numel(),
+            "added_parameters": 0 if sampling is None else sum(p.numel() for p in sampling.parameters()),
+            "error": {
+                "local": _error([one.output for one, _ in pairs], local),
+                "propagated": _error([one.output for one, _ in pairs], [other.output for _, other in pairs]),
+            },
+        }
+        if isinstance(sampling, Sampling):
+            if sampling.runs_plain():
+                with built(model):
+                    flops[BUILT] = flops_of(run)
+                    again = [other.again(one.input) for one, other in pairs]
+                entry["error"]["local, kernels built"] = _error([one.output for one, _ in pairs], again)
+            entry["learnt"] = geometry_of(sampling, pairs[0][1].weight, geometry)
+    return entry | {"flops": flops}
+
+
+def _again(calls: Sequence[Any], inputs: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for call, input in zip(calls, inputs, strict=True):
+            call(input)
+
+
+def _error(before: Sequence[Tensor], after: Sequence[Tensor]) -> dict[str, float] | None:
+    """Largest and mean difference over all calls, and the largest over the largest magnitude. None where shapes differ."""
+    if any(b.shape != a.shape for b, a in zip(before, after, strict=True)):
+        return None
+    one, other = (torch.cat([t.flatten().to(_wide(t)) for t in tensors]) for tensors in (before, after))
+    difference = (one - other).abs()
+    largest, scale = float(difference.max()), float(one.abs().max())
+    return {
+        "max_abs_error": largest,
+        "mean_abs_error": float(difference.mean()),
+        "max_rel_error": largest / scale if scale else largest,
+    }
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64

@@ -1,0 +1,221 @@
+"""What a comparison says, and how it is saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from compared_net import Compared
+from torch import nn
+
+import ccrewrite
+from ccrewrite.errors import InputError
+from ccrewrite.report import Comparison, compare, regression
+from ccrewrite.report.tables import FORMATS, document, overview, sites
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report-schema.json").read_text())
+
+
+def check(comparison: Comparison) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(json.loads(comparison.to_json()), SCHEMA)
+
+
+def test_the_data_is_as_published(compared: Compared) -> None:
+    check(compared.comparison)
+    broken = json.loads(compared.comparison.to_json())
+    broken["variants"][1]["flops"]["inference"] = "much"
+    with pytest.raises(jsonschema.ValidationError, match="much"):
+        jsonschema.validate(broken, SCHEMA)
+
+
+def test_untouched_and_moved(compared: Compared) -> None:
+    c = compared.comparison
+    assert c.summary() == "5 of 6 convolution sites rewritten"
+    assert c.rewritten_sites == ["down", "dilated", "depthwise", "kernel", "up"]
+    assert {o["path"]: o["max_abs_error"] for o in c["rewritten"]["outputs"]} == {"output['map']": 0, "output['classes']": 0}
+    assert all(o["max_abs_error"] > o["mean_abs_error"] > 0 for o in c["trained"]["outputs"])
+    for site in c.data["sites"]:
+        untouched, moved = site["variants"]["rewritten"], site["variants"]["trained"]
+        assert untouched["error"]["local"]["max_abs_error"] == untouched["error"]["propagated"]["max_abs_error"] == 0
+        if site["name"] == "stem":
+            assert "learnt" not in untouched
+            assert moved["error"]["propagated"]["max_abs_error"] == 0
+            continue
+        assert untouched["error"]["local, kernels built"]["max_rel_error"] < 1e-5
+        assert moved["error"]["local"]["max_abs_error"] > 0.01
+        assert not untouched["learnt"]["moved"]
+        assert moved["learnt"]["moved"]
+    first, second = (compared.comparison.data["sites"][i]["variants"]["trained"]["error"] for i in (1, 2))
+    assert first["local"] == first["propagated"], "nothing upstream of the first rewritten site changed"
+    assert second["local"] != second["propagated"]
+
+
+def test_local_and_propagated_errors_by_hand() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 1, 2, dilation=2, bias=False), nn.Conv1d(1, 1, 1, bias=False))
+    with torch.no_grad():
+        model[1].weight.fill_(3)
+    x = torch.randn(1, 1, 9)
+    rewritten = ccrewrite.rewrite(model, x).model
+    with torch.no_grad():
+        rewritten[0].weight.add_(1)
+        expected = (rewritten[0](x) - model[0](x)).abs().double()
+    comparison = compare(model, rewritten, x, quick=True)
+    first, second = (s["variants"]["rewritten"]["error"] for s in comparison.data["sites"])
+    assert first["local"]["max_abs_error"] == first["propagated"]["max_abs_error"] == pytest.approx(expected.max().item())
+    assert second["local"]["max_abs_error"] == 0
+    assert second["propagated"]["mean_abs_error"] == pytest.approx(3 * expected.mean().item(), rel=1e-6)
+
+
+def test_with_itself(compared: Compared) -> None:
+    c = compare(compared.original, compared.original, compared.input, quick=True)
+    assert c.summary() == "nothing was rewritten (6 convolution sites)"
+    assert all(o["max_abs_error"] == o["mean_abs_error"] == 0 for o in c["rewritten"]["outputs"])
+    assert c["rewritten"]["flops"] == c["original"]["flops"]
+    assert c["rewritten"]["memory_bytes"] == c["original"]["memory_bytes"]
+    assert "nothing was rewritten" in c.to_markdown()
+    check(c)
+    again = compare(compared.moved, compared.moved, compared.input, quick=True)
+    assert again.summary() == "nothing was rewritten: both models have the same rewritten layers (6 convolution sites)"
+
+
+def test_the_models_are_left_as_they_were(compared: Compared) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.BatchNorm2d(4), nn.Dropout()).train()
+    rewritten = ccrewrite.rewrite(model, compared.input).model
+    states = [copy.deepcopy(m.state_dict()) for m in (model, rewritten)]
+    keys, before = [set(vars(m)) for m in rewritten.modules()], compared.input.clone()
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    compare(model, rewritten, compared.input, quick=True)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(compared.input, before)
+    for m, state in zip((model, rewritten), states, strict=True):
+        assert all(x.training for x in m.modules())
+        assert all(torch.equal(v, state[k]) for k, v in m.state_dict().items())
+        assert all(p.grad is None for p in m.parameters())
+        assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.modules())
+    assert [set(vars(m)) for m in rewritten.modules()] == keys
+
+
+def test_bad_arguments(compared: Compared) -> None:
+    with pytest.raises(InputError, match="'original'"):
+        compare(compared.original, compared.moved, compared.input, variants={"original": compared.moved})
+    with pytest.raises(InputError, match="meta device"):
+        compare(nn.Conv1d(1, 1, 2, device="meta"), nn.Conv1d(1, 1, 2), torch.randn(1, 1, 4))
+    with pytest.raises(KeyError, match="no variant is called 'folded'; there are original, rewritten, trained"):
+        compared.comparison["folded"]
+
+
+def test_outputs_of_other_shapes_are_told() -> None:
+    model, other = nn.Conv1d(1, 2, 3, dilation=2), nn.Conv1d(1, 2, 3)
+    c = compare(model, other, torch.randn(1, 1, 12), quick=True)
+    (output,) = c["rewritten"]["outputs"]
+    assert not output["ok"]
+    assert output["max_abs_error"] is None
+    assert "became" in output["note"]
+    check(c)
+    assert "differs" in c.to_markdown()
+
+
+def test_save_and_load(compared: Compared, tmp_path: Path) -> None:
+    paths = compared.comparison.save(tmp_path / "a", html=False)
+    assert [p.name for p in paths] == ["report.json", "report.md"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["report.json", "report.md"]
+    assert Comparison.load(tmp_path / "a") == Comparison.load(paths[0]) == compared.comparison
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"schema": "ccrewrite-report/0"}))
+    with pytest.raises(InputError, match=r"ccrewrite-report/0.*make the report again"):
+        Comparison.load(other)
+    with pytest.raises(InputError, match="is not a report"):
+        Comparison.load(tmp_path / "none.json")
+
+
+def test_no_machine_in_it(compared: Compared) -> None:
+    text = compared.comparison.to_json() + compared.comparison.to_markdown()
+    for private in (str(Path.home()), str(Path.cwd()), "/tmp", "site-packages"):
+        assert private not in text
+    environment = compared.comparison.data["environment"]
+    assert environment["threads"] == 1
+    assert environment["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", environment["git_revision"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_tables(compared: Compared, form: str) -> None:
+    text = overview(compared.comparison, form)
+    for word in ("rewritten", "trained", "median (ms)", "MFLOP", "added geometry"):
+        assert word in text
+    assert {"html": "<table>", "latex": "\\begin{tabular}", "markdown": "|---", "plain": "------"}[form] in text
+    change = compared.comparison["rewritten"]["parameters"]
+    original = compared.comparison["original"]["parameters"]["total"]
+    percent = f"+{100 * change['added'] / original:.1f} "
+    assert percent in text
+
+
+def test_document(compared: Compared) -> None:
+    text = document(compared.comparison)
+    assert text.startswith(
+        "# Net\n\n5 of 6 convolution sites rewritten. Inputs: 2x3x20x24 float32.\n\nMade by `make test`, quick"
+    )
+    assert "## Sites of trained" in text
+    row = next(r for r in sites(compared.comparison, "rewritten") if r["site"] == "dilated")
+    assert (row["became"], row["geometry"], row["drift (samples)"]) == ("Dcls", "12->12 k3 p4 d4", "mean 0.000, max 0.000")
+
+
+def test_notebooks_and_terminals(compared: Compared) -> None:
+    assert compared.comparison._repr_html_().startswith("<p>5 of 6 convolution sites rewritten</p><table>")
+    assert str(compared.comparison).startswith("5 of 6 convolution sites rewritten\n\nmodel")
+
+
+def edited(comparison: Comparison, edit: Any) -> Comparison:
+    data = copy.deepcopy(comparison.data)
+    edit(data)
+    return Comparison(data)
+
+
+def test_regression(compared: Compared) -> None:
+    c = compared.comparison
+    same = regression(c, c)
+    assert {x.verdict for x in same.changes} == {"same"}
+    assert not same.worse
+    assert not same.notes
+    assert str(same).endswith("nothing is worse")
+
+    def worsen(data: dict[str, Any]) -> None:
+        variant = data["variants"][1]
+        variant["flops"]["inference"] += 1
+        variant["memory_bytes"]["inference"] -= 1
+        variant["parameters"]["added"] += 5
+        variant["outputs"][0]["max_rel_error"] = 1e-7
+        timing = variant["latency"]["inference"]
+        timing |= {
+            "ratio": timing["ratio_high"] * 2,
+            "ratio_low": timing["ratio_high"] * 1.5,
+            "ratio_high": timing["ratio_high"] * 3,
+        }
+        variant["latency"]["training step"]["ratio"] *= 1.0001
+        data["environment"]["threads"] = 7
+        del data["variants"][2]
+
+    changed = regression(c, edited(c, worsen))
+    verdicts = {x.quantity: x.verdict for x in changed.changes if x.model == "rewritten" and x.verdict != "same"}
+    assert verdicts == {
+        "FLOP, inference": "worse",
+        "peak memory (bytes), inference": "better",
+        "parameters, added": "changed",
+        "max rel error, output['map']": "worse",
+        "time ratio, inference": "worse",
+        "time ratio, training step": "within noise",
+    }
+    assert {x.verdict for x in changed.changes if x.model == "trained"} == {"missing"}
+    assert changed.notes == ("threads differ: 1 and 7",)
+    assert len(json.loads(changed.to_json())["changes"]) == len(changed.changes)
+    assert "<table>" in changed._repr_html_()
