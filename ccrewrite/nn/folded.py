@@ -95,9 +95,11 @@ def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[s
     if all(p >= 0 and 0 <= e < max(s, d) for p, e, s, d in zip(low, extra, stride, steps, strict=True)):
         return function(input, kernel, bias, stride, low, extra, call["groups"], steps)
     padding = tuple(max(0, min(a, b)) for a, b in zip(low, high, strict=True))
-    out = function(input, kernel, None, stride, padding, (0,) * len(cuts), call["groups"], steps)
-    out = _pad(out, [(p - a, p - b) for p, a, b in zip(padding, low, high, strict=True)], "constant")
-    return out if bias is None else out + bias.view(-1, *(1,) * len(cuts))
+    rest = [(p - a, p - b) for p, a, b in zip(padding, low, high, strict=True)]
+    grows = any(n > 0 for pair in rest for n in pair)  # what is added is the bias alone
+    out = function(input, kernel, None if grows else bias, stride, padding, (0,) * len(cuts), call["groups"], steps)
+    out = _pad(out, rest, "constant")
+    return out + bias.view(-1, *(1,) * len(cuts)) if grows and bias is not None else out
 
 
 def _pairs(pads: Pads, cuts: Sequence[Cut]) -> list[tuple[tuple[int, int], Cut]]:

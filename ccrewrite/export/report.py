@@ -1,0 +1,68 @@
+"""What an export found out about the file that it wrote: ``ExportReport``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from tabulate import tabulate
+
+from ccrewrite.passes.fold import FoldedSite
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    """One run of the file in the runtime against the model in eager mode. Errors over all outputs; the relative one is relative
+    to each output's largest magnitude. ``flips`` counts differing integers."""
+
+    shapes: dict[str, tuple[int, ...]]
+    max_abs_error: float
+    max_rel_error: float
+    flips: int
+    ok: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A verified file. ``ops_before`` and ``ops_after``: how many nodes of each operator, before and after constants were
+    folded. ``sites``: what became of each rewritten convolution (empty for a model that was not rewritten)."""
+
+    path: str
+    opset: int
+    size: int
+    """Bytes, external data included."""
+    runtime: str
+    checks: tuple[RunCheck, ...]
+    ops_before: dict[str, int]
+    ops_after: dict[str, int]
+    sites: tuple[FoldedSite, ...] = ()
+
+    @property
+    def max_rel_error(self) -> float:
+        return max(c.max_rel_error for c in self.checks)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        runs = [
+            (" ".join(f"{n}={'x'.join(map(str, s))}" for n, s in c.shapes.items()), f"{c.max_rel_error:.1e}", c.flips)
+            for c in self.checks
+        ]
+        sites = [(s.name, s.layer, "x".join(map(str, s.window)), s.code, s.message) for s in self.sites]
+        return "\n".join(
+            filter(
+                None,
+                (
+                    tabulate(sites, headers=("site", "layer", "window", "becomes", "")) if sites else "",
+                    tabulate(runs, headers=(f"run in {self.runtime}", "max rel error", "flips"), disable_numparse=True),
+                    f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})",
+                    f"{self.path}: opset {self.opset}, {self.size} bytes",
+                ),
+            )
+        )
+
+
+def _shown(ops: dict[str, int]) -> str:
+    return ", ".join(f"{n} {op}" for op, n in sorted(ops.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,261 @@
+"""ONNX files: written only when they compute what the model computes, at every size that may vary."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import onnx
+import onnxruntime
+
+import ccrewrite
+from ccrewrite.errors import InputError
+from ccrewrite.export import onnx as module
+from ccrewrite.export.onnx import ExportError, export_onnx
+from ccrewrite.nn import Sampling
+
+
+def moved(model: nn.Module, inputs: Any) -> nn.Module:
+    rewritten = ccrewrite.rewrite(model, inputs).model
+    with torch.no_grad():
+        for m in rewritten.modules():
+            if isinstance(m, Sampling):
+                for p in m.movers():
+                    p += 0.3 * torch.randn_like(p)
+    return rewritten
+
+
+def network(**options: Any) -> nn.Module:
+    """Down, across, up: one site of each kind, under names."""
+    model = nn.Sequential()
+    model.add_module("down", nn.Conv2d(3, 8, 3, stride=2, padding=1, **options))
+    model.add_module("norm", nn.BatchNorm2d(8))
+    model.add_module("act", nn.ReLU())
+    model.add_module("across", nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, **options))
+    model.add_module("up", nn.ConvTranspose2d(8, 2, 4, stride=2, padding=1))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any, Path]:
+    """A rewritten network whose geometry moved, its report and its file, with batch and sizes left open."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 32, 32)
+    model = moved(network(), x)
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return model, export_onnx(model, path, x, dynamic={0: "batch", 2: "height", 3: "width"}), path
+
+
+def test_the_report(exported: tuple[nn.Module, Any, Path]) -> None:
+    _, report, path = exported
+    assert report.max_rel_error <= 1e-5
+    assert len({c.shapes["input"] for c in report.checks}) == 2
+    assert report.size == path.stat().st_size
+    assert report.ops_after == {"Conv": 2, "ConvTranspose": 1, "Relu": 1}
+    assert sum(report.ops_before.values()) > sum(report.ops_after.values())
+    assert [(s.name, s.code) for s in report.sites] == [("down", "padded"), ("across", "convolution"), ("up", "padded")]
+    assert json.loads(report.to_json())["opset"] == 20
+    assert "opset 20" in str(report)
+    assert "ConvTranspose" in str(report)
+
+
+def test_the_file_at_other_sizes(exported: tuple[nn.Module, Any, Path]) -> None:
+    model, _, path = exported
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 32, 32), (2, 3, 50, 34), (3, 3, 8, 96)):
+        x = torch.randn(shape)
+        (found,) = session.run(None, {"input": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-4)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+
+
+def test_nodes_say_where_they_come_from(exported: tuple[nn.Module, Any, Path]) -> None:
+    _, _, path = exported
+    file = onnx.load(path)
+    nodes = {n.name: {p.key: p.value for p in n.metadata_props} for n in file.graph.node}
+    assert nodes["across/Conv"] == {
+        "ccrewrite.module": "across",
+        "ccrewrite.from": "DclsConv2d, window 5x5: convolution",
+    }
+    assert nodes["down/Conv"]["ccrewrite.from"].startswith("CCConv2d"), "the batch norm merged into it changes nothing"
+    assert nodes["up/ConvTranspose"]["ccrewrite.module"] == "up"
+    assert {"across.weight", "up.weight"} <= {i.name for i in file.graph.initializer}
+
+
+def test_no_trace_of_this_machine(exported: tuple[nn.Module, Any, Path]) -> None:
+    data = exported[2].read_bytes()
+    for word in (os.getcwd(), str(Path(torch.__file__).parent), "/site-packages", ".py", "stack_trace", "name_scopes"):
+        assert word.encode() not in data
+
+
+def test_nothing_else_is_left_in_the_directory(exported: tuple[nn.Module, Any, Path]) -> None:
+    assert os.listdir(exported[2].parent) == ["model.onnx"]
+
+
+def test_an_unmoved_model_has_the_operators_of_the_original(tmp_path: Path) -> None:
+    model, x = network(), torch.randn(1, 3, 16, 16)
+    original = export_onnx(model, tmp_path / "original.onnx", x)
+    rewritten = export_onnx(ccrewrite.rewrite(model, x).model, tmp_path / "rewritten.onnx", x)
+    assert rewritten.ops_after == original.ops_after
+    assert original.sites == ()
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_modes(mode: str, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 12, 14)
+    report = export_onnx(moved(network(padding_mode=mode), x), tmp_path / "m.onnx", x, dynamic={2: "h", 3: "w"}, opset=18)
+    assert report.max_rel_error <= 1e-5
+    modes = {a.s for n in onnx.load(tmp_path / "m.onnx").graph.node for a in n.attribute if a.name == "mode"}
+    assert b"wrap" not in modes
+    assert (mode == "circular") == ("Slice" in report.ops_after)
+
+
+@pytest.mark.parametrize("opset", [18, 22])
+def test_opsets(opset: int, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 16, 16)
+    assert export_onnx(moved(network(), x), tmp_path / "m.onnx", x, opset=opset).opset == opset
+    assert {o.domain: o.version for o in onnx.load(tmp_path / "m.onnx").opset_import}[""] == opset
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 16, 16)
+    report = export_onnx(moved(network(), x).half(), tmp_path / "m.onnx", x.half())
+    assert 0 < report.max_rel_error <= 1e-2
+    assert onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+def test_what_the_runtime_cannot_run_is_not_written(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    with pytest.raises(ExportError, match="not verified"):
+        export_onnx(moved(network().double(), x), tmp_path / "m.onnx", x)
+    assert os.listdir(tmp_path) == []
+
+
+class Halved(nn.Module):
+    """Functional calls, keyword arguments, several outputs in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 4, 3))
+
+    def forward(self, signal: Tensor, *, gate: Tensor, scale: float = 1.0) -> dict[str, Any]:
+        low = torch.nn.functional.conv1d(signal, self.kernel.tanh(), stride=2)
+        return {"low": low * gate, "parts": (low * scale, low.mean())}
+
+
+def test_keyword_arguments_and_nested_outputs(tmp_path: Path) -> None:
+    inputs = {"signal": torch.randn(2, 4, 21), "gate": torch.rand(2, 4, 1), "scale": 2.0}
+    model = moved(Halved(), inputs)
+    report = export_onnx(
+        model, tmp_path / "m.onnx", inputs, dynamic={"signal": {0: "batch", 2: "length"}, "gate": {0: "batch"}}
+    )
+    assert [c.shapes["signal"] for c in report.checks] == [(2, 4, 21), (3, 4, 31)]
+    assert [c.shapes["gate"] for c in report.checks] == [(2, 4, 1), (3, 4, 1)]
+    assert report.ops_after["Conv"] == 1
+    assert "MatMul" not in report.ops_after
+
+
+class Baked(nn.Module):
+    """Computes a size in Python, which export takes for a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 2, 3, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(self.conv(x), size=int(x.shape[2] * 1.5))
+
+
+def test_a_size_that_became_a_constant_is_found(tmp_path: Path) -> None:
+    x = torch.randn(1, 2, 20)
+    model = moved(Baked(), x)
+    assert export_onnx(model, tmp_path / "fixed.onnx", x).max_rel_error <= 1e-5
+    target = tmp_path / "open.onnx"
+    target.write_text("what was there")
+    with pytest.raises(ExportError, match="constant"):
+        export_onnx(model, target, x, dynamic={2: "length"})
+    assert target.read_text() == "what was there"
+    assert sorted(os.listdir(tmp_path)) == ["fixed.onnx", "open.onnx"]
+
+
+def test_check_inputs_count_too(tmp_path: Path) -> None:
+    x = torch.randn(1, 2, 20)
+    report = export_onnx(moved(nn.Conv1d(2, 2, 3, dilation=2), x), tmp_path / "m.onnx", x, check_inputs=[x * 100, -x])
+    assert len(report.checks) == 3
+
+
+def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 3, 16, 16)
+    model = moved(network(), x)
+    real = module._save
+
+    def off(file: Any, path: Path) -> None:
+        name = next(n for n in file.graph.initializers if n == "across.weight")
+        value = file.graph.initializers[name]
+        value.const_value = type(value.const_value)(torch.from_numpy(value.const_value.numpy() * 1.01), name=name)
+        real(file, path)
+
+    monkeypatch.setattr(module, "_save", off)
+    with pytest.raises(ExportError, match="something else"):
+        export_onnx(model, tmp_path / "m.onnx", x)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 2, 20)
+    target = tmp_path / "m.onnx"
+    target.write_text("what was there")
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_save", full)
+    with pytest.raises(InputError, match="No space left"):
+        export_onnx(moved(nn.Conv1d(2, 2, 3, dilation=2), x), target, x)
+    assert target.read_text() == "what was there"
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 2, 20)
+    model = moved(nn.Conv1d(2, 2, 3, dilation=2), x)
+    with pytest.raises(InputError, match="directory"):
+        export_onnx(model, tmp_path, x)
+    with pytest.raises(InputError, match="no directory"):
+        export_onnx(model, tmp_path / "nowhere" / "m.onnx", x)
+    with pytest.raises(InputError, match="'y'"):
+        export_onnx(model, tmp_path / "m.onnx", x, dynamic={"y": {0: "batch"}})
+    with pytest.raises(InputError, match="axes 0 to 2"):
+        export_onnx(model, tmp_path / "m.onnx", x, dynamic={3: "depth"})
+    with pytest.raises(ExportError, match="opset 30"):
+        export_onnx(model, tmp_path / "m.onnx", x, opset=30)
+    monkeypatch.setattr(module, "PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(InputError, match=r"no_such_package.*ccrewrite\[onnx\]"):
+        export_onnx(model, tmp_path / "m.onnx", x)
+    assert os.listdir(tmp_path) == []
+
+
+class ReadsValues(nn.Module):
+    """What torch can't export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 2, 3, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.sum() > 0 else -self.conv(x)
+
+
+def test_models_that_torch_cannot_export(tmp_path: Path) -> None:
+    x = torch.randn(1, 2, 20)
+    with pytest.raises(ExportError, match="can't export ReadsValues"):
+        export_onnx(moved(ReadsValues(), x), tmp_path / "m.onnx", x)
