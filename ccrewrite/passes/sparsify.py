@@ -193,12 +193,12 @@ class LargeToDcls(Rule):
         options: list[Option] = []
         for name, tensor in kernels.items():
             for sharing in ("tap", "full") if self.sharing == "auto" else (self.sharing,):
-                most = min(_cells(sites[name].geometry), int(min(allowed, dense[name]) // self._size(tensor, sharing, 1)))
-                if most:
-                    path = self._path(tensor, sharing, most)
-                    total = max(path.errors[0], 1e-300)
-                    sizes = [self._size(tensor, sharing, k) for k in range(1, most + 1)]
-                    options.append(Option(name, sharing, path, sizes, [e / total for e in path.errors[1:]]))
+                most = int(min(allowed, dense[name]) // self._size(tensor, sharing, 1))
+                most = max(1, min(_cells(sites[name].geometry), most))  # one that doesn't fit makes `spread` say so
+                path = self._path(tensor, sharing, most)
+                total = max(path.errors[0], 1e-300)
+                sizes = [self._size(tensor, sharing, k) for k in range(1, most + 1)]
+                options.append(Option(name, sharing, path, sizes, [e / total for e in path.errors[1:]]))
         return {o.name: (o.sharing, o.path, o.elements) for o in spread(options, allowed)}
 
     def _path(self, kernels: Tensor, sharing: str, elements: int) -> fit.Path:
