@@ -646,3 +646,29 @@ def test_rewriting_other_sites_later_in_the_same_host() -> None:
     torch.testing.assert_close(model(inputs), expected, rtol=1e-5, atol=1e-5)
     ccrewrite.revert(model)
     assert torch.equal(model(inputs), expected)
+
+
+class Filtered(nn.Sequential):
+    """A container with a functional convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv1d(2, 2, 1), nn.ReLU())
+        self.register_buffer("blur", torch.rand(2, 1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.conv1d(x, self.blur, stride=2, groups=2))
+
+
+def test_a_container_may_host_a_functional_call():
+    result = ccrewrite.rewrite(Filtered(), torch.randn(1, 2, 9))
+    assert result.plan["blur"].decision.rewritten
+    assert result.check.ok
+
+
+def test_what_is_done_to_all_linear_layers_leaves_the_geometry_alone():
+    model = nn.Sequential(nn.Conv1d(2, 2, 3, stride=2), nn.Flatten(), nn.Linear(8, 3))
+    x = torch.randn(1, 2, 9)
+    rewritten = ccrewrite.rewrite(model, x).model
+    rewritten.apply(lambda m: nn.init.ones_(m.weight) if isinstance(m, nn.Linear) else None)
+    nn.init.ones_(model[2].weight)
+    assert ccrewrite.verify(model, rewritten, x).max_abs_error == 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,27 @@ from torch.fx.experimental.symbolic_shapes import has_static_value, statically_k
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn import sampling
+from ccrewrite.nn.cc_mlp import FilterNetwork
 from ccrewrite.nn.profiles import BASES, SUPPORT, Along, full_precision, profile
 from ccrewrite.nn.resample import Line, extend, largest, pad, resample
 from ccrewrite.nn.sampling import Sampling
 
+KERNELS = {"nodes": 16, "mlp": 64}
+"""What the continuous kernel is made of -> the width of its networks."""
 ALIGNMENTS = ("native", "centred")
 Layers = tuple[Tensor, ...]
 Asked = tuple[int | None, ...]
 Scales = float | tuple[float, ...]
+
+
+class Affine(nn.Module):
+    """The parameters of ``nn.Linear`` without being one: what a user does to all linear layers of a model (initialise,
+    quantize) is not meant for these."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype | None, device: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype, device=device))
 
 
 class Residual(nn.Module):
@@ -36,8 +49,8 @@ class Residual(nn.Module):
 
     def __init__(self, taps: int, hidden: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
         super().__init__()
-        self.inner = nn.Linear(1, hidden, dtype=dtype, device=device)
-        self.last = nn.Linear(hidden, taps, dtype=dtype, device=device)
+        self.inner = Affine(1, hidden, dtype, device)
+        self.last = Affine(hidden, taps, dtype, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -56,13 +69,16 @@ class CCSampling(Sampling):
 
     Args:
         geometry: the convolution's.
+        kernel: "nodes": interpolation between the weight's taps, with a learned shift and residual. "mlp": the whole filter is
+            a network of the coordinates (``ccrewrite.nn.cc_mlp``), fitted to start as the weight; ``fit_error`` says how well.
         basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
-        hidden: width of the residual networks.
+        hidden: width of the residual networks, or of the filter's; None: 16, or 64.
         alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
             input's, at every size (the paper's grid).
 
     Parameters: ``shift`` (ndim,), in samples of the finer lattice, kept within +-0.5; ``residual``, one ``Residual`` per axis.
-    The residual's inner layers learn once its last layer has moved.
+    The residual's inner layers learn once its last layer has moved. With "mlp": ``network``, one ``FilterNetwork`` per axis,
+    and no shift.
 
     ``output_size`` (an int, or one per spatial axis) or ``scale`` (a ratio to the native output size, or one per axis) ask for
     another output size, of every call from then on; None, the start, is the native size. ``rescaled`` (False at the start) says
@@ -73,39 +89,53 @@ class CCSampling(Sampling):
     Raises ``InputError`` for options out of their range.
     """
 
+    shift: nn.Parameter | None
+
     def __init__(
         self,
         geometry: ConvGeometry,
         *,
+        kernel: str = "nodes",
         basis: str = "cubic",
-        hidden: int = 16,
+        hidden: int | None = None,
         alignment: str = "native",
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
         if basis not in BASES:
             raise InputError(f"basis must be one of {', '.join(BASES)}, found {basis!r}")
+        if kernel not in KERNELS:
+            raise InputError(f"kernel must be one of {', '.join(KERNELS)}, found {kernel!r}")
+        hidden = KERNELS[kernel] if hidden is None else hidden
         if hidden < 1:
             raise InputError(f"hidden must be at least 1, found {hidden}")
-        margin = (SUPPORT,) * geometry.ndim
+        mlp = kernel == "mlp"
+        margin = (0 if mlp else SUPPORT,) * geometry.ndim
         super().__init__(geometry.kernel_size, geometry.dilation, transposed=geometry.transposed, margin=margin)
         self.basis = basis
         self._output_size: Ints | None = None
         self._scale: Scales | None = None
         self.alignment = alignment
         self.rescaled = False
-        self.shift = nn.Parameter(torch.zeros(self.ndim, dtype=dtype, device=device))
-        self.residual = nn.ModuleList(Residual(k, hidden, dtype=dtype, device=device) for k in self.kernel_size)
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
+        grid = zip(self.kernel_size, self.dilation, strict=True)
+        if mlp:
+            self.register_parameter("shift", None)
+            self.network = nn.ModuleList(FilterNetwork(k, d, hidden, **factory) for k, d in grid)
+        else:
+            self.shift = nn.Parameter(torch.zeros(self.ndim, **factory))
+            self.residual = nn.ModuleList(Residual(k, hidden, **factory) for k, _ in grid)
 
     @classmethod
     def of(cls, geometry: ConvGeometry, **options: Any) -> Self:
         return cls(geometry, **options)
 
     def reset_parameters(self) -> None:
-        """Start again: no shift, no residual."""
-        nn.init.zeros_(self.shift)
-        for residual in self.residual:
-            cast(Residual, residual).reset_parameters()
+        """Start again: no shift, no residual; networks fitted anew."""
+        if self.shift is not None:
+            nn.init.zeros_(self.shift)
+        for axis in self._axes():
+            axis.reset_parameters()
 
     @property
     def output_size(self) -> Ints | None:
@@ -150,7 +180,9 @@ class CCSampling(Sampling):
         self._alignment = alignment
 
     def movers(self) -> list[Tensor]:
-        return [self.shift, *(p for r in self.residual for p in cast(Residual, r).tensors()[2:])]
+        if self.shift is None:
+            return []
+        return [self.shift, *(p for axis in self._axes() for p in axis.tensors()[2:])]
 
     def kernel(self, weight: Tensor) -> Tensor:
         return cc_kernel(weight, self._along(), self.dilation, self.margin)
@@ -174,26 +206,54 @@ class CCSampling(Sampling):
         call = sampling.bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
         call["padding_mode"] = padding_mode
-        return cc_resized(
-            input, weight, bias, self._along(), call, asked, scale, self.alignment, self.rescaled, self.runs_plain()
-        )
+        asks = (call, asked, scale, self._alignment, self.rescaled)
+        return cc_resized(input, weight, bias, self._along(), self.margin, *asks, self.runs_plain())
 
     @property
     def resized(self) -> bool:
         """Whether calls are asked for another size or grid than the convolution's own."""
         return self._output_size is not None or self._scale is not None or self._alignment != "native"
 
+    def fit_error(self, weight: Tensor) -> float:
+        """How far the native kernel is from ``weight`` on its grid: largest difference over the largest weight."""
+        with torch.no_grad():
+            kernel = self.kernel(weight)
+            grid = torch.zeros_like(kernel)
+            spans = zip(self.margin, self.dilation, self.kernel_size, strict=True)
+            grid[(..., *(slice(m, m + d * (k - 1) + 1, d) for m, d, k in spans))] = weight
+            return float((kernel - grid).abs().max() / weight.abs().max())
+
+    def nyquist_penalty(self) -> Tensor:
+        """Power of what was learned on top of the interpolant at frequencies that samples one apart can't carry, summed over
+        axes and averaged over taps (the idea is FlexConv's, arXiv 2110.08059). Zero at the start; for a loss."""
+        total: list[Tensor] = []
+        for along in self._along():
+            half = along.twice_support / 2
+            taps = torch.arange(self.kernel_size[along.axis], device=along.layers[0].device)
+            with full_precision(taps.device):
+                places = torch.linspace(-half, half, round(16 * half) + 1, dtype=along.dtype, device=taps.device)[:-1]
+                values, bump = profile(places, taps, along)
+                spectrum = torch.fft.rfft(values - bump) / 8
+                beyond = torch.fft.rfftfreq(len(places), 1 / 8, device=taps.device) > 0.5
+                total.append((spectrum.abs().square() * beyond).sum(-1).mean() / (2 * half))
+        return torch.stack(total).sum()
+
+    def _axes(self) -> list[Any]:
+        return list(self.network if self.shift is None else self.residual)
+
     def _along(self) -> tuple[Along, ...]:
-        axes = enumerate(self.residual)
-        return tuple(Along(self.basis, a, self.shift, cast(Residual, r).tensors()) for a, r in axes)
+        extents = (0,) * self.ndim if self.shift is not None else self.window
+        return tuple(
+            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a])
+            for a, axis in enumerate(self._axes())
+        )
 
     def extra_repr(self) -> str:
         asked = f", output_size={self._output_size}" if self._output_size is not None else ""
         asked += f", scale={self._scale}" if self._scale is not None else ""
         asked += f", alignment={self._alignment}" if self._alignment != "native" else ""
-        return (
-            f"kernel_size={self.kernel_size}, dilation={self.dilation}, basis={self.basis}, transposed={self.transposed}{asked}"
-        )
+        shape = f"basis={self.basis}" if self.shift is not None else "kernel=mlp"
+        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, {shape}, transposed={self.transposed}{asked}"
 
 
 def _sizes(size: int | Sequence[int], ndim: int) -> Ints:
@@ -230,6 +290,7 @@ def cc_resized(
     weight: Tensor,
     bias: Tensor | None,
     alongs: tuple[Along, ...],
+    margin: Ints,
     call: dict[str, Any],
     asked: Ints | None,
     scale: Scales | None,
@@ -261,11 +322,12 @@ def cc_resized(
         lines.append(Line.of(geometry, a, sizes[a], size, ratio, alongs[a], **grid))
     changed = [a for a, line in enumerate(lines) if _changes(line, alignment, still, geometry.output_padding[a])]
     kept = [a for a in range(ndim) if a not in changed]
-    kernel = weight if still or not kept else cc_kernel(weight, alongs, geometry.dilation, (SUPPORT,) * ndim, kept)
-    margin = 0 if still else SUPPORT
+    kernel = weight if still or not kept else cc_kernel(weight, alongs, geometry.dilation, margin, kept)
+    if still:
+        margin = (0,) * ndim
     # Per axis, what is left to do by the convolution itself: as on the axes that keep their size.
     stride, dilation = list(geometry.stride), [d if still else 1 for d in geometry.dilation]
-    pads = [(low + margin, high + margin) for low, high in geometry.pads]
+    pads = [(low + m, high + m) for (low, high), m in zip(geometry.pads, margin, strict=True)]
     if transposed:
         extra = list(geometry.output_padding)
         for a in changed:
@@ -302,7 +364,7 @@ def cc_resized(
         input = resample(input, a - ndim, line, alongs[a])
     if mode != "zeros":
         input = pad(input, [(0, 0) if a in changed else pair for a, pair in enumerate(geometry.pads)], mode)
-        pads = [pads[a] if a in changed else (margin, margin) for a in range(ndim)]
+        pads = [pads[a] if a in changed else (margin[a], margin[a]) for a in range(ndim)]
     dense = [a for a in changed if forms[a] == "dense"]
     out = sampling.CONVOLUTIONS[ndim - 1](
         pad(input, pads), kernel, bias if not dense else None, stride, [0] * ndim, dilation, geometry.groups
@@ -357,3 +419,14 @@ def _changes(line: Line, alignment: str, still: bool, output_padding: int) -> bo
         return True
     # An output padding that only the dilation allows: the window has none.
     return line.spread is not None and not still and output_padding >= line.spread[0]
+
+
+def nyquist_penalty(model: nn.Module) -> Tensor:
+    """``CCSampling.nyquist_penalty`` summed over the CC layers of ``model``, to be added to a loss.
+
+    Raises ``InputError`` where there is none.
+    """
+    found = [module.nyquist_penalty() for module in model.modules() if isinstance(module, CCSampling)]
+    if not found:
+        raise InputError("nyquist_penalty found no CC layer in the model; rewrite it first")
+    return torch.stack(found).sum()

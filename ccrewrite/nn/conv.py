@@ -31,6 +31,14 @@ LAYERS: dict[tuple[type[Sampling], type[_ConvNd]], type[RewrittenConv]] = {}
 """(sampling class, torch layer) -> our layer; filled as the layers are defined."""
 
 
+class Samplings(nn.ModuleDict):
+    """The samplings of a module's functional convolutions, by name. An ``nn.Sequential`` that is given them runs them as one of
+    its layers, so as a layer they do nothing."""
+
+    def forward(self, input: Any) -> Any:
+        return input
+
+
 class RewrittenConv(nn.Module):
     """Mixin for ``nn.ConvNd``: the convolution goes through ``self.sampling``; the rest of the layer is torch's own."""
 
@@ -123,15 +131,15 @@ def host_(module: nn.Module, key: str, sampling: Sampling, route: Route) -> None
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place."""
     if HOSTED not in module._modules:
         _change_class_(module, _hosting_class)
-        module.add_module(HOSTED, nn.ModuleDict().train(module.training))
+        module.add_module(HOSTED, Samplings().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
-    cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
+    cast(Samplings, module._modules[HOSTED])[key] = sampling.train(module.training)
     vars(module)["ccrewrite_routes"] += (route,)
 
 
 def unhost_(module: nn.Module, key: str | None = None) -> None:
     """Undo ``host_``, of one key or of all. In place."""
-    samplings = cast(nn.ModuleDict, module._modules[HOSTED])
+    samplings = cast(Samplings, module._modules[HOSTED])
     for name in list(samplings) if key is None else [key]:
         del samplings[name]
         kept = (r for r in vars(module)["ccrewrite_routes"] if r.sampling != f"{HOSTED}.{name}")

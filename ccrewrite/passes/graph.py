@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ccrewrite.calls import FUNCTIONS, Call, as_call, uncast
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.conv import HOSTED
+from ccrewrite.nn.conv import HOSTED, Samplings
 from ccrewrite.nn.reroute import at_path
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.sites import Site
@@ -23,8 +23,8 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
             f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it"
         )
     if HOSTED not in module._modules:
-        module.add_module(HOSTED, nn.ModuleDict().train(module.training))
-    cast(nn.ModuleDict, module._modules[HOSTED])[key] = sampling.train(module.training)
+        module.add_module(HOSTED, Samplings().train(module.training))
+    cast(Samplings, module._modules[HOSTED])[key] = sampling.train(module.training)
     for node in nodes:
         call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)
@@ -36,7 +36,7 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
 
 def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
     """Give the nodes that call a sampling (of one key, or all) their torch function again; returns how many samplings."""
-    samplings = cast("nn.ModuleDict | None", module._modules.get(HOSTED))
+    samplings = cast("Samplings | None", module._modules.get(HOSTED))
     if samplings is None:
         return 0
     keys = list(samplings) if key is None else [key]
