@@ -287,6 +287,21 @@ def asking() -> Example:
     return Asking(), torch.randn(1, 3, 32, 32)
 
 
+class Insisting(Asking):
+    """Code that asks whether sizes are equal, and can't do otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = self.fine(x), self.coarse(x)
+        if fine.shape != coarse.shape:
+            raise ValueError("maps must be equally large")
+        return fine.mean((2, 3)) + coarse.mean((2, 3))
+
+
+@example
+def insisting() -> Example:
+    return Insisting(), torch.randn(1, 3, 32, 32)
+
+
 class Repeated(nn.Module):
     """One strided convolution at two sizes."""
 
