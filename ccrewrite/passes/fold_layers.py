@@ -34,7 +34,10 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
         release_(layer)
         return "original", "nothing moved"
     routes: tuple[Route, ...] = vars(layer).get("ccrewrite_routes", ())
+    weight = layer._parameters.get("weight")
     conv = release_(layer)
+    if weight is not None:
+        conv.weight = weight  # where it holds few taps in a window, releasing has made a kernel of them
     why = f"{type(conv).__name__} has a forward of its own" if routes else "its weight or attributes are read elsewhere"
     if not keep:
         with _evaluating(conv):
@@ -43,15 +46,15 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
         why = f"a {type(conv).__name__} can't pad by different amounts" if known else "a hook computes its weight"
         if kernel is not None:
             cuts = smallest_cuts(occupied(kernel, sampling.ndim), sampling.margin)
-            plain = _torch_padding(ConvGeometry.from_module(conv), cuts)
-            if plain is not None or type(conv) in FOLDED:
+            padding = _torch_padding(ConvGeometry.from_module(conv), cuts)
+            if padding is not None or type(conv) in FOLDED:
                 conv.weight = nn.Parameter(cut(kernel, cuts, sampling.margin), requires_grad=conv.weight.requires_grad)
-                return _as_torch_layer_(conv, cuts, plain) if plain is not None else _as_padded_(conv, cuts)
+                return _as_torch_layer_(conv, cuts, padding) if padding is not None else _as_padded_(conv, cuts)
     g = ConvGeometry.from_module(conv)
     key = f"conv{'_transpose' if g.transposed else ''}{g.ndim}d"
-    weight = "weight" if "weight" in conv._parameters else None
-    padding = (0,) * g.ndim if g.padding_mode != "zeros" else g.padding
-    (route,) = routes or (Route(key, weight, g.transposed, g.kernel_size, g.stride, padding, sampling.dilation),)
+    name = "weight" if "weight" in conv._parameters else None
+    zeros = (0,) * g.ndim if g.padding_mode != "zeros" else g.padding
+    (route,) = routes or (Route(key, name, g.transposed, g.kernel_size, g.stride, zeros, sampling.dilation),)
     fixed = FixedSampling(sampling)
     route = Route(f"{HOSTED}.{key}", *(getattr(route, f) for f in route.__dataclass_fields__ if f != "sampling"))
     host_(conv, key, cast(Sampling, fixed), route)
