@@ -43,7 +43,7 @@ class Resizing(ChoosesSizes):
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         shapes = _shapes((args, kwargs))
-        if shapes != self.current:
+        if shapes != self.current and samplings_of(model):  # none: the model was reverted
             self.apply(model, shapes, Inputs(args, kwargs))
 
     def apply(self, model: nn.Module, shapes: Shapes, inputs: Inputs) -> None:

@@ -219,6 +219,16 @@ def test_copies_and_pickles_stay_resized() -> None:
         assert torch.equal(run(model, x), there)
 
 
+def test_a_reverted_model_runs() -> None:
+    model, x = MODELS["unet_add_2d"]()
+    original = run(model, x)
+    model = ccrewrite.rewrite(model, x).model
+    resize_(model, {"down1": 0.75}, x)
+    ccrewrite.revert(model)
+    assert torch.equal(run(model, x), original)
+    assert run(model, x[..., :16]).shape == (1, 2, 32, 16)
+
+
 def test_gradients_reach_everything_at_another_size() -> None:
     model, x = rewritten("unet_cat_2d")
     with resized(model, {"down1": 0.75, "down2": 1.2}):
