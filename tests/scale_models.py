@@ -303,14 +303,16 @@ def insisting() -> Example:
 
 
 class Repeated(nn.Module):
-    """One strided convolution at two sizes."""
+    """One strided convolution at two sizes, between others."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.stem = nn.Conv2d(3, 3, 3, 2, 1)
         self.down = nn.Conv2d(3, 3, 3, 2, 1)
+        self.last = nn.Conv2d(3, 4, 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.down(x)).mean((2, 3))
+        return self.last(self.down(self.down(self.stem(x)))).mean((2, 3))
 
 
 @example

@@ -141,6 +141,13 @@ def test_inputs_of_other_shapes_get_their_own_sizes() -> None:
         assert sizes_in(model, x)["up1"] == (32, 40)
 
 
+def test_a_site_that_is_called_for_different_sizes_follows() -> None:
+    model, x = rewritten("repeated")
+    with resized(model, {"stem": 1.5, "last": 1.5}):
+        assert run(model, x).shape == (1, 4)
+        assert sizes_in(model, x) == {"stem": (24, 24), "down": (6, 6), "last": (3, 3)}
+
+
 def test_other_arguments_count_too() -> None:
     """A flag that makes the inner map an output: then it is pinned."""
 
@@ -271,7 +278,7 @@ def test_plans_of_a_resized_model() -> None:
         ("unet_cat_2d", {"up1": 0.5}, r"pinned by cat_1 in the model"),
         ("vocoder", {"8": 0.5}, r"pinned by the model's output"),
         ("windows", {"patch": 0.7}, r"pinned by view in the model"),
-        ("repeated", {"down": 0.7}, r"called for different sizes, 16x16, 8x8"),
+        ("repeated", {"down": 0.7}, r"called for different sizes, 8x8, 4x4"),
         ("unet_cat_2d", {"down1": 0.5, "up2": 0.6}, r"must be equal"),
         ("resnet", {"layer3": (0.5, 0.5, 0.5)}, r"one positive ratio, or 2"),
         ("resnet", {"layer3": -1}, r"one positive ratio"),

@@ -57,7 +57,7 @@ GROUPS: dict[str, dict[str, tuple[list[str], str]]] = {
     "insisting": {"fine": (["n0 x n1"] * 2, "")},
     "cropped": {"up1": (["n"], ""), "up2": (["n"], "the model's output")},
     "normed": {"0": (["n0 x n1"], ""), "1": (["n0 x n1"], "instance_norm in 2")},
-    "repeated": {"down": (["n0 x n1"], "convolution in down")},
+    "repeated": {"stem": (["n0 x n1"], ""), "down": (["n0 x n1"], "convolution in down"), "last": (["n0 x n1"], "")},
 }
 """Model -> group -> each site's sizes, and what pins it ("": nothing)."""
 

@@ -100,8 +100,23 @@ class ScaleGroups(Sequence[ScaleGroup]):
         """Output size of every site under ``settings``: those asked for and their group by the ratio, pinned ones native, the
         others as the original's arithmetic makes them from what they now get (the first site of a group decides).
 
-        Raises ``SelectionError`` for a key that hits no site, ``InputError`` for a ratio that can't be.
+        A site that is called for different sizes is left out: it follows. Raises ``SelectionError`` for a key that hits no
+        site, ``InputError`` for a ratio that can't be.
         """
+        return self._values(self._resolve(settings), "symbols")
+
+    def changes(self, settings: Settings) -> dict[str, Ints]:
+        """``sizes``, of those sites alone that would not have them by themselves."""
+        known = self._resolve(settings)
+        natural = self._values(known, "natural")
+        return {n: size for n, size in self._values(known, "symbols").items() if size != natural[n]}
+
+    def _values(self, known: Mapping[Expr, int], what: str) -> dict[str, Ints]:
+        sites = {n: sizes for n, sizes in self._run.sites.items() if sizes.one_size}
+        return {n: tuple(number(e, known) for e in getattr(sizes, what)) for n, sizes in sites.items()}
+
+    def _resolve(self, settings: Settings) -> dict[Expr, int]:
+        """Values of all symbols under ``settings``."""
         asked: dict[Expr, tuple[float, str]] = {}
         for key, setting in settings.items():
             for site in self._hit(key):
@@ -110,15 +125,7 @@ class ScaleGroups(Sequence[ScaleGroup]):
                     for root in self._ties.size(symbol).free_symbols:
                         self._ask(asked, root, ratio, f"{key!r} (site {site}, axis {axis})")
         chosen = {root: _scaled(self._run.values[root], ratio) for root, (ratio, _) in asked.items()}
-        known = self._ties.resolve(chosen, self._pins)
-        return {n: tuple(known[s] for s in sizes.symbols) for n, sizes in self._run.sites.items() if sizes.one_size}
-
-    def changes(self, settings: Settings) -> dict[str, Ints]:
-        """``sizes``, of those sites alone that would not have them by themselves."""
-        sizes = self.sizes(settings)
-        known = {s: v for n, values in sizes.items() for s, v in zip(self._run.sites[n].symbols, values, strict=True)}
-        natural = {n: tuple(number(e, known) for e in self._run.sites[n].natural) for n in sizes}
-        return {n: size for n, size in sizes.items() if size != natural[n]}
+        return self._ties.resolve(chosen, self._pins)
 
     def _ask(self, asked: dict[Expr, tuple[float, str]], root: Expr, ratio: float, who: str) -> None:
         pin, before = self._pins.get(root), asked.get(root)
