@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value, statically_k
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn import sampling
-from ccrewrite.nn.cc_mlp import FilterNetwork
+from ccrewrite.nn.cc_networks import FilterNetwork, Residual
 from ccrewrite.nn.profiles import BASES, SUPPORT, Along, full_precision, profile
 from ccrewrite.nn.resample import Line, extend, largest, pad, resample
 from ccrewrite.nn.sampling import Sampling
@@ -28,40 +28,7 @@ from ccrewrite.nn.sampling import Sampling
 KERNELS = {"nodes": 16, "mlp": 64}
 """What the continuous kernel is made of -> the width of its networks."""
 ALIGNMENTS = ("native", "centred")
-Layers = tuple[Tensor, ...]
-Asked = tuple[int | None, ...]
 Scales = float | tuple[float, ...]
-
-
-class Affine(nn.Module):
-    """The parameters of ``nn.Linear`` without being one: what a user does to all linear layers of a model (initialise,
-    quantize) is not meant for these."""
-
-    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype | None, device: Any) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype, device=device))
-
-
-class Residual(nn.Module):
-    """The learned part of ``phi_t`` along one axis: a small sinusoidal network (SIREN, arXiv 2006.09661) of the coordinate,
-    ``last . sin(inner . z + b)``, one output per tap. The last layer starts at zero."""
-
-    def __init__(self, taps: int, hidden: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
-        super().__init__()
-        self.inner = Affine(1, hidden, dtype, device)
-        self.last = Affine(hidden, taps, dtype, device)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        # Frequencies up to one cycle per two samples: as much as samples one apart can carry.
-        nn.init.uniform_(self.inner.weight, -math.pi, math.pi)
-        nn.init.uniform_(self.inner.bias, -math.pi, math.pi)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def tensors(self) -> Layers:
-        return self.inner.weight, self.inner.bias, self.last.weight, self.last.bias
 
 
 class CCSampling(Sampling):
@@ -70,7 +37,7 @@ class CCSampling(Sampling):
     Args:
         geometry: the convolution's.
         kernel: "nodes": interpolation between the weight's taps, with a learned shift and residual. "mlp": the whole filter is
-            a network of the coordinates (``ccrewrite.nn.cc_mlp``), fitted to start as the weight; ``fit_error`` says how well.
+            a network of the coordinates (``ccrewrite.nn.cc_networks``), fitted to start as the weight; ``fit_error`` says how well.
         basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
         hidden: width of the residual networks, or of the filter's; None: 16, or 64.
         alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the

@@ -13,7 +13,7 @@ from ccrewrite.nn.cc import CCSampling, Scales
 from ccrewrite.nn.conv import RewrittenConv, RewrittenConvTranspose
 from ccrewrite.nn.reroute import Rerouted
 
-OPTIONS = ("basis", "hidden", "alignment")
+OPTIONS = ("kernel", "basis", "hidden", "alignment")
 
 
 class CCLayer(RewrittenConv):
@@ -118,7 +118,8 @@ class CCConv2d(CCConv, nn.Conv2d, replaces=nn.Conv2d):
     ``ccrewrite.nn.profiles`` and ``ccrewrite.nn.resample``).
 
     Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s. From scratch, arguments are those of ``nn.Conv2d``
-    and, by name, of ``CCSampling``. Made from a trained layer, it computes the same:
+    and, by name, of ``CCSampling`` (``kernel="mlp"`` for the paper's own filter, a network of the coordinates). Made from a
+    trained layer, it computes the same:
 
     >>> import torch
     >>> conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,20 +29,25 @@ class Along(NamedTuple):
 
     basis: str
     axis: int
-    shift: Tensor
-    """Of all axes, (ndim,), in samples."""
+    shift: Tensor | None
+    """Of all axes, (ndim,), in samples; None: there is none."""
     layers: tuple[Tensor, ...]
     """Weights and biases of the residual's inner and last layer; empty: neither residual nor shift."""
+    extent: int = 0
+    """Not 0: the layers are a network of the whole kernel of so many samples (``ccrewrite.nn.cc_networks``)."""
+    spacing: int = 1
+    """Of such a kernel's taps."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Coordinates and values: at least float32."""
-        return torch.promote_types(self.shift.dtype, torch.float32)
+        like = self.layers[0] if self.shift is None else self.shift
+        return torch.promote_types(like.dtype, torch.float32)
 
     @property
     def twice_support(self) -> int:
         """Twice the distance from a tap's place beyond which it contributes nothing, whatever its shift."""
-        return round(2 * (SUPPORT + MAX_SHIFT))
+        return 2 * self.extent if self.extent else round(2 * (SUPPORT + MAX_SHIFT))
 
 
 def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tensor]:
@@ -49,13 +55,36 @@ def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tenso
     if not along.layers:
         bump = BASES[along.basis](distance)
         return bump, bump
-    z = distance - KeepInside.apply(along.shift[along.axis].to(distance.dtype), -MAX_SHIFT, MAX_SHIFT)
+    z, layers = distance, [p.to(distance.dtype) for p in along.layers]
+    if along.shift is not None:
+        z = z - KeepInside.apply(along.shift[along.axis].to(z.dtype), -MAX_SHIFT, MAX_SHIFT)
     bump = BASES[along.basis](z)
-    inner, inner_bias, last, last_bias = (p.to(distance.dtype) for p in along.layers)
-    hidden = torch.sin(z[..., None] * inner[:, 0] + inner_bias)
-    residual = (hidden * last[taps][..., None, :]).sum(-1) + last_bias[taps][..., None]
-    taper = torch.cos(z.clamp(-SUPPORT, SUPPORT) * (math.pi / (2 * SUPPORT))) ** 2
-    return bump + taper * residual, bump
+    if along.extent:
+        places = z + along.spacing * taps[..., None] - (along.extent - 1) / 2
+        return taper(places, along.extent) * _outputs(places, taps, layers), bump
+    window = torch.cos(z.clamp(-SUPPORT, SUPPORT) * (math.pi / (2 * SUPPORT))) ** 2
+    return bump + window * _outputs(z, taps, layers), bump
+
+
+def _outputs(places: Tensor, taps: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """The network at ``places`` ``(..., n)``, of its outputs those of ``taps`` ``(...)``."""
+    last, bias = layers[-2:]
+    return (features(places, layers[:-2]) * last[taps][..., None, :]).sum(-1) + bias[taps][..., None]
+
+
+def features(places: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """Sines of sines of ``places``: ``(..., hidden)``, for weights and biases of the hidden layers."""
+    hidden = torch.sin(places[..., None] * layers[0][:, 0] + layers[1])
+    for weight, bias in zip(layers[2::2], layers[3::2], strict=True):
+        # Expanded, so that no rows are joined: their number may be symbolic.
+        hidden = torch.sin(hidden @ weight.mT.expand(*hidden.shape[:-2], -1, -1) + bias)
+    return hidden
+
+
+def taper(places: Tensor, extent: int) -> Tensor:
+    """1 within a kernel of ``extent`` samples, ``cos^2`` to 0 over one sample more at its ends."""
+    beyond = (places.abs() - (extent - 1) / 2).clamp(0, 1)
+    return torch.cos(beyond * (math.pi / 2)) ** 2
 
 
 def gain(taps: Tensor, along: Along) -> Tensor:

@@ -21,6 +21,7 @@ transposed layer's one of its native outputs (``Line.output``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, cast
@@ -210,14 +211,27 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
             low, high = -(-(low - dilation * (line.taps - 1)) // stride), high // stride
         first = min(max(low, 0), line.size - 1)
         last = min(max(high + 1, first + 1), line.size)
-    with full_precision(x.device):
-        matrix = _matrix(line, along, start, stop, first, last, x.device).to(x.dtype)
+    if along.layers:
+        with full_precision(x.device):
+            matrix = _matrix(line, along, start, stop, first, last, x.device).to(x.dtype)
+    else:
+        matrix = _fixed_matrix(line, along.basis, along.dtype, start, stop, first, last, x.dtype, x.device)
     width = line.taps if line.spread is not None else 1
     part = (x if whole else x.narrow(axis, first * width, (last - first) * width)).movedim(axis, -1)
     if not all(has_static_value(n) for n in part.shape):
         # One product per row of the batch: joining rows, as `@` does, compares symbolic sizes.
         return (part @ matrix.mT.expand(*part.shape[:-2], -1, -1)).movedim(-1, axis)
     return (part @ matrix.mT).movedim(-1, axis)
+
+
+@functools.lru_cache(maxsize=128)
+def _fixed_matrix(
+    line: Line, basis: str, exact: torch.dtype, start: int, stop: int, first: int, last: int, dtype: torch.dtype, device: Any
+) -> Tensor:
+    """``_matrix`` of the bare interpolant, which depends on nothing that is learned: kept from call to call."""
+    with torch.inference_mode(False), torch.no_grad(), full_precision(device):
+        along = Along(basis, 0, torch.zeros(1, dtype=exact, device=device), ())
+        return _matrix(line, along, start, stop, first, last, device).to(dtype)
 
 
 def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> Tensor:

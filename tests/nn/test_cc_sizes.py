@@ -59,8 +59,8 @@ def phi(sampling: Any, axis: int, t: int, z: float) -> tuple[float, float]:
     if abs(z) >= 2:
         return bump, bump
     network = sampling.residual[axis]
-    hidden = torch.sin(network.inner(torch.tensor([z], dtype=F64)))
-    return bump + math.cos(math.pi * z / 4) ** 2 * float(network.last(hidden)[t]), bump
+    hidden = torch.sin(network.inner.weight[:, 0] * z + network.inner.bias)
+    return bump + math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[t] @ hidden + network.last.bias[t]), bump
 
 
 def wrap(i: int, size: int, mode: str) -> int | None:
