@@ -22,6 +22,7 @@ from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.reroute import Rerouted, Route
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.passes.fold_layers import fold_hosted_, fold_layer_
+from ccrewrite.passes.fold_norms import FoldedNorm, fold_norms_
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import Check, OutputCheck, compare_outputs, culprits, outputs_of
 from ccrewrite.preserve import preserved
@@ -73,6 +74,8 @@ class Folded:
     sites: tuple[FoldedSite, ...]
     check: Check
     lost: tuple[OutputCheck, ...] = ()
+    norms: tuple[FoldedNorm, ...] = ()
+    """What became of the batch norms, where ``batch_norm`` was asked for."""
 
     def __iter__(self) -> Iterator[FoldedSite]:
         return iter(self.sites)
@@ -92,7 +95,13 @@ class Folded:
     def to_json(self) -> str:
         check = {"ok": self.check.ok, **asdict(self.check)}
         return json.dumps(
-            {"sites": [asdict(s) for s in self.sites], "check": check, "lost": [asdict(o) for o in self.lost]}, indent=2
+            {
+                "sites": [asdict(s) for s in self.sites],
+                "norms": [asdict(n) for n in self.norms],
+                "check": check,
+                "lost": [asdict(o) for o in self.lost],
+            },
+            indent=2,
         )
 
     def __str__(self) -> str:
@@ -110,9 +119,10 @@ class Folded:
         ]
         lost = max((o.max_rel_error for o in self.lost), default=0.0)
         snapped = f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else ""
+        norms = tabulate([(n.name, n.code, n.conv) for n in self.norms], headers=("batch norm", "", "convolution"))
         table = tabulate(rows, headers="keys", disable_numparse=True)
-        outputs = f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}"
-        return "\n".join(filter(None, (table, self.summary(), snapped, outputs, self.check.note)))
+        parts = (table, norms if self.norms else "", self.summary(), snapped, outputs, self.check.note)
+        return "\n".join(filter(None, parts))
 
 
 @torch.no_grad()
@@ -121,6 +131,7 @@ def fold(
     example_inputs: Any,
     *,
     tol: float = 0.0,
+    batch_norm: bool = False,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> Folded:
@@ -136,7 +147,9 @@ def fold(
     that changes the outputs is folded so that its layer keeps its attributes and weight, or else left as it is.
 
     ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
-    ``site.kernel_error`` and ``result.lost`` say how much. ``include`` and ``exclude`` are globs of site names.
+    ``site.kernel_error`` and ``result.lost`` say how much. ``batch_norm``: the scale and shift of batch norms go into the
+    convolutions before them, rewritten or not, wherever that is right (``result.norms``). ``include`` and ``exclude`` are globs
+    of site names.
 
     Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol`` and for models on the meta device,
     ``SelectionError`` where no site is selected.
@@ -161,7 +174,20 @@ def fold(
     snapped = copied(model)
     losses = snap_(snapped, chosen, tol) if tol else {}
     before = outputs_of(snapped, inputs)
-    return _verified(snapped, inputs, chosen, before, losses, outputs_of(model, inputs) if tol else None)
+    result = _verified(snapped, inputs, chosen, before, losses)
+    if batch_norm:
+        result = _with_norms(result, inputs, before)
+    lost = compare_outputs(outputs_of(model, inputs), outputs_of(result.model, inputs)) if tol else ()
+    return replace(result, lost=lost)
+
+
+def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, Any]) -> Folded:
+    model = copied(result.model)
+    norms = fold_norms_(model, inputs)
+    outputs = compare_outputs(before, outputs_of(model, inputs))
+    if result.check.ok and not all(o.ok for o in outputs):
+        return replace(result, norms=tuple(replace(n, code="verification-failed") for n in norms))
+    return replace(result, model=model, norms=norms, check=replace(result.check, outputs=outputs))
 
 
 @dataclass(frozen=True)
@@ -239,7 +265,7 @@ def snap_(model: nn.Module, names: Sequence[str], tol: float) -> dict[str, tuple
 
 
 def _snap_(sampling: Sampling, tol: float) -> float:
-    if isinstance(sampling, CCSampling):
+    if isinstance(sampling, CCSampling) and sampling.shift is not None:
         near = sampling.shift.abs() <= tol
         moved = float((sampling.shift.abs() * near).max())
         sampling.shift.masked_fill_(near, 0)
@@ -279,7 +305,6 @@ def _verified(
     chosen: Sequence[str],
     before: Mapping[str, Any],
     losses: Mapping[str, tuple[float, float]],
-    original: Mapping[str, Any] | None,
 ) -> Folded:
     ways = dict.fromkeys(chosen, _PLAIN)
     reasons: dict[str, str] = {}
@@ -312,8 +337,7 @@ def _verified(
                     break
             else:
                 note = "sites that are right by themselves differ together"
-    lost = () if original is None else compare_outputs(original, outputs_of(folded, inputs))
-    return Folded(folded, sites, Check(outputs, True, note), lost)
+    return Folded(folded, sites, Check(outputs, True, note))
 
 
 def _fold(
