@@ -12,8 +12,9 @@ from scale_models import MODELS, Example
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.passes.scale_groups import RATIOS, Pin, ScaleGroup, ScaleGroups, scale_groups
+from ccrewrite.passes.scale_groups import ScaleGroup, ScaleGroups, scale_groups
 from ccrewrite.passes.sizes import samplings_of
+from ccrewrite.passes.trials import RATIOS, Pin
 from ccrewrite.resize import resized
 
 GROUPS: dict[str, dict[str, tuple[list[str], str]]] = {

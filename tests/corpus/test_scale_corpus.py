@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, randn
 
 import ccrewrite
-from ccrewrite.passes.scale_groups import RATIOS, Pin, ScaleGroup, ScaleGroups, scale_groups
+from ccrewrite.passes.scale_groups import ScaleGroup, ScaleGroups, scale_groups
 from ccrewrite.passes.sizes import samplings_of
+from ccrewrite.passes.trials import RATIOS, Pin
 from ccrewrite.passes.verify import leaves
 from ccrewrite.resize import resized
 
