@@ -119,6 +119,7 @@ class Folded:
         ]
         lost = max((o.max_rel_error for o in self.lost), default=0.0)
         snapped = f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else ""
+        outputs = f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}"
         norms = tabulate([(n.name, n.code, n.conv) for n in self.norms], headers=("batch norm", "", "convolution"))
         table = tabulate(rows, headers="keys", disable_numparse=True)
         parts = (table, norms if self.norms else "", self.summary(), snapped, outputs, self.check.note)
