@@ -37,7 +37,7 @@ class CCSampling(Sampling):
     Args:
         geometry: the convolution's.
         kernel: "nodes": interpolation between the weight's taps, with a learned shift and residual. "mlp": the whole filter is
-            a network of the coordinates (``ccrewrite.nn.cc_networks``), fitted to start as the weight; ``fit_error`` says how well.
+            a network of the coordinates (``ccrewrite.nn.cc_networks``), fitted to start as the weight (``fit_error``).
         basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
         hidden: width of the residual networks, or of the filter's; None: 16, or 64.
         alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
