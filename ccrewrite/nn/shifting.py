@@ -57,7 +57,7 @@ def dcls_conv_shifted(
     for axis, position, spread in zip(axes, positions, widths, strict=True):
         kind = interpolation if axis.row >= 0 else "linear"
         factors.append(Interpolate.apply(kind, position[:, 0], None if spread is None else spread[:, 0], axis.size, len(axes)))
-    batched = input if input.dim() == weight.dim() else input[None]
+    batched = input if input.dim() == 2 + len(axes) else input[None]
     out = shifted_conv(batched, weight, factors, stride, pads)
     out = out if batched is input else out[0]
     return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * len(axes))

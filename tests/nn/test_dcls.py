@@ -96,6 +96,10 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
         return DclsConv2d(4, 4, elements=5, window=7, padding=3, groups=4, interpolation="gaussian"), torch.randn(2, 4, 9, 9)
     if name == "grid":
         return DclsConv2d(4, 6, 3, padding=2, dilation=2), torch.randn(2, 4, 9, 9)
+    if name == "shared":  # a window that is almost empty: the layer moves products instead of convolving with it
+        layer = DclsConv2d(4, 4, elements=3, window=17, padding="same", interpolation="gaussian")
+        assert layer.sampling.shifts
+        return layer, torch.randn(2, 4, 12, 12)
     if name == "time":
         return DclsConv3d(2, 2, elements=2, window=(5, 3, 3), padding="same", axes=(0,)), torch.randn(1, 2, 7, 5, 5)
     return DclsConv1d(4, 4, 3, padding=4, dilation=4, groups=2, sharing="group", interpolation="triangle"), torch.randn(
@@ -106,7 +110,7 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
 # torch.compile instantiates an autograd.Function and ignores the warning that this gives, which "error" turns into an
 # exception.
 traced_functions = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-KINDS = ("elements", "grid", "time", "triangle")
+KINDS = ("elements", "grid", "shared", "time", "triangle")
 
 
 @pytest.mark.parametrize("kind", KINDS)
