@@ -29,7 +29,7 @@ def page(comparison: Comparison) -> str:
         data=data,
         summary=comparison.summary(),
         inputs=tables.inputs(data),
-        made=tables.made(data),
+        made=tables.made(data).replace("`", ""),
         notes=tables.notes(data),
         tiles=_tiles(comparison),
         costs=tables.costs(comparison),

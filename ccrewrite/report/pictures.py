@@ -12,7 +12,7 @@ from ccrewrite.capture import Inputs
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn.cc import CCSampling
 from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.profiles import MAX_SHIFT, SUPPORT, profile
+from ccrewrite.nn.profiles import MAX_SHIFT, profile
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.passes.verify import leaves
 from ccrewrite.preserve import preserved
@@ -20,6 +20,8 @@ from ccrewrite.preserve import preserved
 SHOWN_POSITIONS = 200
 """Most positions listed for a site; the statistics are of all of them."""
 SHOWN_PROFILES = 7
+SHOWN_REACH = 8
+"""Samples to each side of a tap that its profile is shown for."""
 PROFILE_STEPS = 10
 """Samples of a profile per input sample."""
 SUPPORT_FLOOR = 1e-3
@@ -79,25 +81,21 @@ def _positions(sampling: DclsSampling) -> dict[str, Any]:
 
 
 def _profiles(sampling: CCSampling) -> dict[str, Any]:
-    reach = SUPPORT + MAX_SHIFT
-    shift = sampling.shift
-    dtype = torch.promote_types(shift.dtype, torch.float32)
-    z = torch.linspace(-reach, reach, round(2 * reach * PROFILE_STEPS) + 1, dtype=dtype, device=shift.device)
+    alongs = sampling._along()
+    dtype, device = alongs[0].dtype, alongs[0].layers[0].device
+    reach = min(max(along.twice_support for along in alongs) / 2, SHOWN_REACH)
+    z = torch.linspace(-reach, reach, round(2 * reach * PROFILE_STEPS) + 1, dtype=dtype, device=device)
     axes: list[dict[str, Any]] = []
     drift: list[dict[str, Any]] = []
-    for axis, along in enumerate(sampling._along()):
+    for axis, along in enumerate(alongs):
         count = sampling.kernel_size[axis]
-        taps = torch.linspace(0, count - 1, min(count, SHOWN_PROFILES), device=z.device).round().long()
+        taps = torch.linspace(0, count - 1, min(count, SHOWN_PROFILES), device=device).round().long()
         values, bump = profile(z, taps, along)
-        _, start = profile(z, taps, along._replace(shift=torch.zeros_like(along.shift)))
+        start, _ = profile(z, taps, along._replace(shift=None, layers=(), extent=0))
+        shift = 0.0 if along.shift is None else float(along.shift[axis].clamp(-MAX_SHIFT, MAX_SHIFT))
+        residual = float((values - bump).abs().max())
         axes.append({"axis": axis, "taps": taps.tolist(), "values": _list(values), "start": _list(start[None])[0]})
-        drift.append(
-            {
-                "axis": axis,
-                "shift": _n(shift[axis].clamp(-MAX_SHIFT, MAX_SHIFT)),
-                "residual_max_abs": _n((values - bump).abs().max()),
-            }
-        )
+        drift.append({"axis": axis, "shift": _n(shift), "residual_max_abs": _n(residual)})
     return {"drift": drift, "profiles": {"z": [_n(v) for v in z.tolist()], "axes": axes}}
 
 

@@ -30,7 +30,10 @@ def table(rows: Rows, form: str = "plain") -> str:
     return tabulate(cells, headers=names, tablefmt=FORMATS[form], colalign=align, disable_numparse=True)
 
 
-WORDS = ("model", "mode", "output", "dtype", "shape", "note", "site", "layer", "geometry", "became", "quantity", "verdict")
+WORDS = (
+    *("model", "mode", "output", "dtype", "shape", "note", "site", "layer", "geometry", "became", "quantity", "verdict"),
+    *("kinds", "decision", ""),
+)
 """Columns that read from the left."""
 
 
@@ -210,8 +213,9 @@ def made(data: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())
     revision = f", revision {e['git_revision']}" if e["git_revision"] else ""
     device = e["cpu"] if e["device"] == "cpu" else f"{e['device']}, {e['cpu']}"
+    threads = f"{e['threads']} thread{'s' if e['threads'] != 1 else ''}"
     quick = ", quick" if data["settings"]["quick"] else ""
-    return f"Made by `{data['command']}`{quick} on {e['date']}: {device}, {e['threads']} threads; {versions}{revision}."
+    return f"Made by `{data['command']}`{quick} on {e['date']}: {device}, {threads}; {versions}{revision}."
 
 
 def _largest(error: dict[str, float] | None) -> float | None:

@@ -85,12 +85,14 @@ function positions(learnt) {
   });
   const half = (a) => Math.max((learnt.window[a] - 1) / 2, 0.5) + 0.5;
   const lines = (a) => Array.from({ length: learnt.window[a] }, (_, i) => i - (learnt.window[a] - 1) / 2);
+  const ticks = (a) => (learnt.window[a] <= 11 ? lines(a) : 8);
   const shown = sets.length < all ? `${sets.length} of ${all} sets` : `${all} set${all > 1 ? "s" : ""}`;
   chart(`Positions over the original grid, in samples from the centre (${shown} of ${taps} taps${axes > 2 ? ", last two axes" : ""}).`,
     `Positions of ${points.length} taps over the original grid`, (w) => Plot.plot({
-      width: w, height: flat ? 220 : w * Math.min(1.2, half(first) / half(axes - 1)) + 30, marginLeft: 44,
-      x: { label: flat ? "position" : "column", domain: [-half(axes - 1), half(axes - 1)] },
-      y: flat ? { label: "set", reverse: true } : { label: "row", domain: [half(first), -half(first)] },
+      width: w, height: flat ? 220 : w * Math.min(1.2, half(first) / half(axes - 1)) + 40, marginLeft: 44, marginBottom: 42,
+      x: { label: flat ? "position" : "column", domain: [-half(axes - 1), half(axes - 1)], ticks: ticks(axes - 1) },
+      y: flat ? { label: "set", domain: [Math.max(...sets) + 1, -1], ticks: sets.length < 9 ? sets : 8, tickFormat: "d" }
+        : { label: "row", domain: [half(first), -half(first)], ticks: ticks(first) },
       marks: [
         Plot.ruleX(lines(axes - 1), { stroke: "var(--line)" }),
         flat ? null : Plot.ruleY(lines(first), { stroke: "var(--line)" }),
@@ -110,7 +112,7 @@ function profiles(learnt) {
     const start = axis.start.map((value, j) => ({ z: z[j], value }));
     chart(`Axis ${axis.axis}: what a tap contributes at a distance (solid, one line per tap), and at the start (dashed).`,
       `Continuous profile of ${axis.taps.length} taps along axis ${axis.axis}`, (w) => Plot.plot({
-        width: w, height: 240, marginLeft: 44, x: { label: "distance (samples)" }, y: { label: "contribution", nice: true },
+        width: w, height: 250, marginLeft: 44, marginBottom: 42, x: { label: "distance (samples)" }, y: { label: "contribution", nice: true },
         marks: [
           Plot.ruleY([0], { stroke: "var(--line)" }),
           Plot.ruleX([-2, -1, 0, 1, 2], { stroke: "var(--line)" }),
@@ -122,9 +124,10 @@ function profiles(learnt) {
   }
 }
 
+const ends = (n) => (n > 1 ? [0, n - 1] : [0]);
 function kernels(learnt) {
   const { before, after, filter, projected } = learnt.kernel;
-  const pictures = [["rms", "Root mean square over the channels"], ["filter", `Filter (${filter.join(", ")}), the one that changed most`]];
+  const pictures = [["rms", "Root mean square over the channels"], ["filter", `Filter (${filter.join(", ")})${learnt.moved ? ", the one that changed most" : ""}`]];
   for (const [kind, what] of pictures) {
     const all = [before, after].filter(Boolean).flatMap((k) => k[kind].flat());
     const largest = Math.max(...all.map(Math.abs)) || 1;
@@ -135,7 +138,7 @@ function kernels(learnt) {
       chart(`${what}, ${when}${projected ? " (one slice)" : ""}.`, `Kernel ${when}, ${rows} by ${columns} cells, largest magnitude ${short(largest)}`,
         (w) => Plot.plot({
           width: w, height: Math.min(w, (w - 30) * rows / columns) + (rows === 1 ? 60 : 30), marginLeft: 30,
-          x: { label: null, ticks: [0, columns - 1] }, y: { label: null, ticks: [0, rows - 1] }, padding: 0,
+          x: { label: null, ticks: ends(columns) }, y: { label: null, ticks: ends(rows) }, padding: 0,
           color: kind === "rms" ? { type: "linear", range: ["rgba(30, 120, 220, 0.07)", "rgb(30, 120, 220)"], domain: [0, largest], interpolate: "rgb" }
             : { type: "linear", range: ["rgb(214, 69, 80)", "rgba(128, 128, 128, 0.07)", "rgb(30, 120, 220)"], domain: [-largest, 0, largest], interpolate: "rgb" },
           marks: [
