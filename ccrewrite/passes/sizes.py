@@ -8,8 +8,7 @@ run to go on is asked of the ``SizeEnv``, which answers with the native sizes an
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -19,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ccrewrite.calls import as_call
 from ccrewrite.capture import Inputs
@@ -31,25 +29,11 @@ from ccrewrite.geometry import Ints
 from ccrewrite.nn.cc import CCSampling
 from ccrewrite.passes.graph import FUNCTIONS
 from ccrewrite.passes.verify import leaves
+from ccrewrite.passes.whereabouts import OUTPUT, Where, Whereabouts, hint_of
 from ccrewrite.preserve import preserved
 
 Expr = Any
 """A size: a ``sympy`` expression over the sites' symbols, or an int. sympy's operators have no types."""
-OUTPUT = "output"
-
-
-@dataclass(frozen=True)
-class Where:
-    """The place in a run that asked for something: ``node`` is the operation, numbered as in an fx graph (``flatten``,
-    ``add_3``), "" for Python code between operations; ``module`` the path of the module whose forward makes it."""
-
-    node: str
-    module: str
-
-    def __str__(self) -> str:
-        if self.node == OUTPUT:
-            return f"the model's {self.module}"
-        return f"{self.node or 'Python code'} in {self.module or 'the model'}"
 
 
 @dataclass(frozen=True)
@@ -110,69 +94,6 @@ class SizeEnv(ShapeEnv):
             self.relations.setdefault((left, right), Relation(left, right, where))
 
 
-class Whereabouts(TorchFunctionMode):
-    """Knows which operation of which module is running."""
-
-    def __init__(self, stack: Sequence[tuple[str, nn.Module]]) -> None:
-        super().__init__()
-        self.stack = stack
-        self.counts: Counter[str] = Counter()
-        self.running: list[str] = []
-        self.failed: Where | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        name = _name(func)
-        if name == "get":  # a property (x.shape): whatever is asked of sizes is asked by the code around it
-            return func(*args, **(kwargs or {}))
-        count = self.counts[name]
-        self.counts[name] += 1
-        self.running.append(f"{name}_{count}" if count else name)
-        try:
-            out = _with_constants(func, args, kwargs or {})
-            self.failed = None  # an earlier failure was handled
-        except Exception:
-            self.failed = self.failed or self.here()
-            raise
-        finally:
-            self.running.pop()
-        return out
-
-    def here(self) -> Where:
-        return Where(self.running[-1] if self.running else "", self.stack[-1][0])
-
-
-def _with_constants(func: Any, args: Any, kwargs: Any) -> Any:
-    """``func(*args, **kwargs)`` in which single numbers that the model owns (a stride kept in a buffer) have their values."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if tensors and all(_is_constant(t) for t in tensors):
-        with unset_fake_temporarily():
-            args, kwargs = tree_map(_copied, (args, dict(kwargs)))
-            return func(*args, **kwargs)
-
-    def number(value: Any) -> Any:
-        return value.item() if isinstance(value, Tensor) and value.ndim == 0 and _is_constant(value) else value
-
-    if any(_is_constant(t) for t in tensors):
-        with unset_fake_temporarily():
-            args, kwargs = tuple(tree_map(number, a) if isinstance(a, (tuple, list)) else a for a in args), dict(kwargs)
-    return func(*args, **kwargs)
-
-
-def _copied(value: Any) -> Any:
-    """A copy of the model's number, for what is called may write to it; a size as a number."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return _hint(value) if isinstance(value, torch.SymInt) else value
-
-
-def _is_constant(tensor: Tensor) -> bool:
-    return not isinstance(tensor, FakeTensor) and not tensor.is_meta and tensor.numel() == 1
-
-
-def _name(func: Any) -> str:
-    return str(getattr(func, "__name__", func)).split(".")[0].strip("_")
-
-
 @dataclass(frozen=True)
 class SizeRun:
     """What one run on symbolic sizes showed. ``sites`` in the order of their first calls."""
@@ -202,7 +123,7 @@ def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
     env, sites = SizeEnv(), dict[str, SiteSizes]()
 
     def sizes(name: str, natural: tuple[Any, ...]) -> tuple[Any, ...]:
-        native = tuple(_hint(n) for n in natural)
+        native = tuple(hint_of(n) for n in natural)
         known = sites.get(name)
         if known is None:
             pairs = [env.fresh(f"{name}[{axis}]", n) for axis, n in enumerate(native)]
@@ -219,7 +140,7 @@ def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
     for path, value in leaves(outputs, OUTPUT):
         for size in value.shape if isinstance(value, Tensor) else (value,):
             if isinstance(size, torch.SymInt):
-                env.holds(_expr(size), sympy.Integer(_hint(size)), Where(OUTPUT, path))
+                env.holds(_expr(size), sympy.Integer(hint_of(size)), Where(OUTPUT, path))
         shapes[path] = _plain(value)
     return SizeRun(sites, tuple(env.relations.values()), env.values, shapes)
 
@@ -303,15 +224,11 @@ def _expr(size: Any) -> Expr:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
-def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
-
-
 def _plain(value: Any) -> Any:
     """An output's shape, for a tensor, or the value itself; sizes as plain numbers."""
     if isinstance(value, Tensor):
-        return tuple(_hint(n) for n in value.shape)
-    return _hint(value) if isinstance(value, torch.SymInt) else value
+        return tuple(hint_of(n) for n in value.shape)
+    return hint_of(value) if isinstance(value, torch.SymInt) else value
 
 
 def _shown(shape: Any) -> str:

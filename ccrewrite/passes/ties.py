@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from ccrewrite.passes.sizes import Expr, Relation, SizeRun, Where
+from ccrewrite.passes.sizes import Expr, Relation, SizeRun
+from ccrewrite.passes.whereabouts import Where
 
 
 @dataclass

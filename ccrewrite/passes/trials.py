@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ccrewrite.capture import Inputs
-from ccrewrite.passes.sizes import Expr, SizeRun, Where, try_sizes
+from ccrewrite.passes.sizes import Expr, SizeRun, try_sizes
 from ccrewrite.passes.ties import Ties
+from ccrewrite.passes.whereabouts import Where
 
 RATIOS = (0.7, 0.85, 1.2)
 """Of the native sizes, tried before a group is called free."""
