@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ccrewrite
+from ccrewrite.budget import Trade, trade
 from ccrewrite.passes.sizes import samplings_of
 from ccrewrite.resize import resized
-from ccrewrite.trade import Trade, trade
 
 
 @pytest.fixture(scope="module")
