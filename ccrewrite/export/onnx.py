@@ -64,6 +64,14 @@ def export_onnx(
 
     Raises ``InputError`` for arguments that can't be used, where a package is missing (extra ``onnx``) or the file can't be
     written, ``ExportError`` where torch can't export the model or the file failed a check. ``path`` is untouched then.
+
+    >>> import ccrewrite
+    >>> model, x = nn.Conv1d(2, 3, 3, dilation=2), torch.randn(1, 2, 16)
+    >>> rewritten = ccrewrite.rewrite(model, x).model
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     report = export_onnx(rewritten, f"{directory}/model.onnx", x, dynamic={0: "batch", 2: "length"})
+    >>> [check.shapes["input"] for check in report.checks], report.ops_after
+    ([(1, 2, 16), (2, 2, 24)], {'Conv': 1})
     """
     _require_packages()
     target = _writable(Path(path))

@@ -7,15 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
-import onnx
-import onnxruntime
 
 import ccrewrite
 from ccrewrite.errors import InputError

@@ -1,0 +1,89 @@
+"""What the commands ``ccrewrite fold`` and ``ccrewrite export`` do, without their parsing: each returns what to print."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
+
+from ccrewrite import api
+from ccrewrite.capture import Inputs
+from ccrewrite.errors import InputError
+from ccrewrite.export.onnx import export_onnx
+from ccrewrite.passes.fold import fold
+
+
+def restored(model: nn.Module, example_inputs: Any, directory: Path | None) -> nn.Module:
+    """``model`` rewritten as ``ccrewrite rewrite --out directory`` did, with the weights that lie there.
+
+    Without a directory, ``model`` itself. Raises ``InputError`` where the files can't be read or don't fit the model.
+    """
+    if directory is None:
+        return model
+    try:
+        plan: Any = json.loads((directory / "rewrite.json").read_text())["plan"]
+        names = [s["name"] for s in plan["sites"] if s["decision"]["rewritten"]]
+        rewritten = api.rewrite(
+            model, example_inputs, rules=plan["rules"], include=lambda site: site.name in names, verify=False
+        )
+        load_model(rewritten.model, directory / "weights.safetensors")
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{directory} doesn't hold this model as `ccrewrite rewrite` saves it: {error}") from error
+    return rewritten.model
+
+
+def fold_command(
+    model: nn.Module, example_inputs: Any, target: Path, *, tol: float = 0.0, batch_norm: bool = False, as_json: bool = False
+) -> tuple[str, bool]:
+    """Fold and save as a program of ``torch.export`` (.pt2): (what to print, whether verification passed). Nothing is written
+    where it didn't."""
+    result = fold(model, example_inputs, tol=tol, batch_norm=batch_norm)
+    text = result.to_json() if as_json else str(result)
+    if not result.check.ok:
+        return text, False
+    inputs = Inputs.of(example_inputs)
+    program = torch.export.export(result.model.eval(), inputs.args, inputs.kwargs, strict=False)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ccrewrite-") as directory:
+            torch.export.save(program, os.path.join(directory, "model.pt2"))
+            os.replace(os.path.join(directory, "model.pt2"), target)
+    except OSError as error:
+        raise InputError(f"{target} can't be written: {error}") from error
+    return text if as_json else f"{text}\nsaved {target}", True
+
+
+def export_command(
+    model: nn.Module, example_inputs: Any, target: Path, *, dynamic: str | None = None, opset: int = 20, as_json: bool = False
+) -> str:
+    """Export to ONNX; what to print. ``dynamic`` is written ``x:0=batch,2=height;mask:0=batch``, or ``0=batch`` for the first
+    input. Raises what ``export_onnx`` raises."""
+    report = export_onnx(model, target, example_inputs, dynamic=axes(dynamic), opset=opset)
+    return report.to_json() if as_json else str(report)
+
+
+def axes(text: str | None) -> dict[Any, Any] | None:
+    """``dynamic`` of ``export_onnx`` from its spelling on the command line.
+
+    >>> axes("x:0=batch,2=height;mask:0=batch"), axes("0=batch")
+    ({'x': {0: 'batch', 2: 'height'}, 'mask': {0: 'batch'}}, {0: 'batch'})
+    """
+    if not text:
+        return None
+    found: dict[Any, Any] = {}
+    for part in text.split(";"):
+        name, colon, spelled = part.rpartition(":")
+        named: dict[int, str] = {}
+        for pair in spelled.split(","):
+            axis, equals, label = pair.partition("=")
+            if not equals or not axis.strip().isdecimal():
+                raise InputError(f"--dynamic {text}: axes are written AXIS=NAME, found {pair!r}")
+            named[int(axis)] = label.strip()
+        found.update(cast("dict[Any, Any]", {name.strip(): named} if colon else named))
+    return found

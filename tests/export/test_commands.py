@@ -1,0 +1,76 @@
+"""What `ccrewrite fold` and `ccrewrite export` do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+import ccrewrite
+from ccrewrite.errors import InputError
+from ccrewrite.export.commands import axes, export_command, fold_command, restored
+
+
+def original() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2)).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[nn.Module, Any, Path]:
+    """A rewritten model that learnt something, and the directory where it lies."""
+    x = torch.randn(1, 3, 24, 24)
+    result = ccrewrite.rewrite(original(), x, rules=[ccrewrite.DilatedToDcls(reach=1), "strided-to-cc"], exclude="2")
+    torch.nn.init.normal_(result.model[0].sampling.offset)
+    torch.nn.init.normal_(result.model[1].sampling.shift, std=0.2)
+    (tmp_path / "rewrite.json").write_text(result.to_json())
+    save_model(result.model, str(tmp_path / "weights.safetensors"))
+    return result.model, x, tmp_path
+
+
+def test_restored(saved: tuple[nn.Module, Any, Path]) -> None:
+    model, x, directory = saved
+    again = restored(original(), x, directory)
+    torch.testing.assert_close(again(x), model(x))
+    assert type(again[2]) is nn.Conv2d
+    plain = original()
+    assert restored(plain, x, None) is plain
+
+
+def test_restored_from_what_does_not_fit(saved: tuple[nn.Module, Any, Path]) -> None:
+    _, x, directory = saved
+    with pytest.raises(InputError, match="ccrewrite rewrite"):
+        restored(original(), x, directory / "nowhere")
+    other = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2), nn.Conv2d(8, 4, 3, stride=2))
+    with pytest.raises(InputError, match="ccrewrite rewrite"):
+        restored(other, x, directory)
+
+
+def test_fold(saved: tuple[nn.Module, Any, Path]) -> None:
+    model, x, directory = saved
+    text, ok = fold_command(model, x, directory / "model.pt2")
+    assert ok
+    assert "2 sites" in text
+    program = torch.export.load(directory / "model.pt2")
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+    assert json.loads(fold_command(model, x, directory / "model.pt2", as_json=True)[0])["check"]["ok"]
+    with pytest.raises(InputError, match="written"):
+        fold_command(model, x, directory / "nowhere" / "model.pt2")
+
+
+def test_export(saved: tuple[nn.Module, Any, Path]) -> None:
+    model, x, directory = saved
+    assert "opset 20" in export_command(model, x, directory / "model.onnx", dynamic="0=batch")
+    assert (directory / "model.onnx").exists()
+
+
+def test_axes() -> None:
+    assert axes(None) is None
+    for wrong in ("x:batch", "x:a=batch", "0"):
+        with pytest.raises(InputError, match="AXIS=NAME"):
+            axes(wrong)
