@@ -246,10 +246,12 @@ class ReadsItsLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.reads == "kernel_size":
             return self.conv(F.pad(x, (self.conv.kernel_size[0], 0)))
+        if self.reads == "padding, and adds":
+            return x + self.conv(F.pad(x, (self.conv.kernel_size[0] - 1, self.conv.kernel_size[0] - 1)))
         return self.conv(x) * self.conv.weight.square().sum()
 
 
-@pytest.mark.parametrize("reads", ["kernel_size", "weight"])
+@pytest.mark.parametrize("reads", ["kernel_size", "padding, and adds", "weight"])
 def test_attributes_and_weights_that_others_read_are_kept(reads: str) -> None:
     model, x = ReadsItsLayer(reads).double(), torch.randn(2, 2, 17, dtype=torch.float64)
     rewritten = move_(ccrewrite.rewrite(model, x).model)

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor, fx, nn
 
 from ccrewrite.capture import Inputs
-from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.nn.cc import CCSampling
 from ccrewrite.nn.conv import HOSTED, RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
@@ -185,7 +185,7 @@ def fold(
 def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, Any]) -> Folded:
     model = copied(result.model)
     norms = fold_norms_(model, inputs)
-    outputs = compare_outputs(before, outputs_of(model, inputs))
+    outputs = _compared(before, model, inputs)
     if result.check.ok and not all(o.ok for o in outputs):
         return replace(result, norms=tuple(replace(n, code="verification-failed") for n in norms))
     return replace(result, model=model, norms=norms, check=replace(result.check, outputs=outputs))
@@ -312,7 +312,7 @@ def _verified(
 
     def check(ways: Mapping[str, int]) -> tuple[nn.Module, tuple[FoldedSite, ...], tuple[OutputCheck, ...]]:
         folded, sites = _fold(model, ways, reasons, losses)
-        return folded, sites, compare_outputs(before, outputs_of(folded, inputs))
+        return folded, sites, _compared(before, folded, inputs)
 
     def passes_with(way: int) -> Callable[[Sequence[str]], bool]:
         def passes(plain: Sequence[str]) -> bool:
@@ -339,6 +339,14 @@ def _verified(
             else:
                 note = "sites that are right by themselves differ together"
     return Folded(folded, sites, Check(outputs, True, note))
+
+
+def _compared(before: Mapping[str, Any], folded: nn.Module, inputs: Inputs) -> tuple[OutputCheck, ...]:
+    try:
+        return compare_outputs(before, outputs_of(folded, inputs))
+    except ModelRunError as error:
+        note = f"the folded model raised {type(error.__cause__).__name__}: {error.__cause__}"
+        return (OutputCheck("output", "", (), math.inf, math.inf, 0, False, note),)
 
 
 def _fold(

@@ -206,6 +206,17 @@ def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert os.listdir(tmp_path) == []
 
 
+def test_weights_in_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 3, 16, 16)
+    model = moved(network(), x)
+    monkeypatch.setattr(module, "EXTERNAL", 100)
+    report = export_onnx(model, tmp_path / "m.onnx", x)
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+    assert report.size == sum(f.stat().st_size for f in tmp_path.iterdir())
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), model(x).detach())
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 2, 20)
     target = tmp_path / "m.onnx"
