@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ccrewrite.capture import Inputs, Model, as_module
 from ccrewrite.errors import InputError
 from ccrewrite.nn.sampling import Sampling
-from ccrewrite.passes.verify import compare_outputs, outputs_of
+from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
 from ccrewrite.preserve import preserved
 from ccrewrite.report.comparison import INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, TRAINING, Comparison
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory, training_step
@@ -71,7 +71,7 @@ def compare(
         def next_is(what: str) -> None:
             bar.update(task, advance=1, description=what)
 
-        outputs = {name: outputs_of(model, inputs) for name, model in plain.items()}
+        outputs = {name: _outputs(model, inputs) for name, model in models.items()}
         entries: list[dict[str, Any]] = []
         for name, model in plain.items():
             next_is(f"counting {name}")
@@ -181,6 +181,14 @@ def evaluating(models: Sequence[nn.Module] | Any, inputs: Inputs) -> Generator[N
                 for tensor, values in saved:
                     if not torch.equal(tensor, values):
                         tensor.copy_(values)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    if not hasattr(model, "_orig_mod"):
+        return outputs_of(model, inputs)
+    with evaluating([model], inputs), torch.no_grad():  # under the guard of `outputs_of`, torch.compile would not compile
+        torch.manual_seed(0)
+        return {p: v.clone() if isinstance(v, Tensor) else v for p, v in leaves(inputs.run(model), "output")}
 
 
 def _errors(original: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:
