@@ -147,9 +147,12 @@ class CCSampling(Sampling):
         self._alignment = alignment
 
     def movers(self) -> list[Tensor]:
-        if self.shift is None:
+        shift = self.shift
+        if shift is None:
             return []
-        return [self.shift, *(p for axis in self._axes() for p in axis.tensors()[2:])]
+        # Past `getattr` (which a tracer watches for the shift): this runs in every call.
+        last = (axis._modules["last"] for axis in self._modules["residual"]._modules.values())  # pyright: ignore
+        return [shift, *(p for layer in last for p in layer._parameters.values())]  # pyright: ignore
 
     def kernel(self, weight: Tensor) -> Tensor:
         return cc_kernel(weight, self._along(), self.dilation, self.margin)

@@ -89,8 +89,8 @@ def cc_kernel(sampling: Any, weight: Tensor) -> Tensor:
         if abs(z) >= 2:
             return basis(z)
         network = sampling.residual[axis]
-        hidden = torch.sin(network.inner(torch.tensor([z], dtype=F64)))
-        return basis(z) + math.cos(math.pi * z / 4) ** 2 * float(network.last(hidden)[t])
+        hidden = torch.sin(network.inner.weight[:, 0] * z + network.inner.bias)
+        return basis(z) + math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[t] @ hidden + network.last.bias[t])
 
     for taps in itertools.product(*map(range, sampling.kernel_size)):
         for cell in itertools.product(*map(range, sampling.window)):
