@@ -224,7 +224,7 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
     return (part @ matrix.mT).movedim(-1, axis)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=64)
 def _fixed_matrix(
     line: Line, basis: str, exact: torch.dtype, start: int, stop: int, first: int, last: int, dtype: torch.dtype, device: Any
 ) -> Tensor:
