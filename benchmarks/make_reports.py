@@ -42,7 +42,7 @@ def demo(quick: bool) -> None:
     compare(model, rewritten, inputs, variants=variants, quick=quick, command=command).save(REPORTS / "demo")
 
 
-def corpus(quick: bool, only: Sequence[str]) -> None:
+def corpus(quick: bool, only: Sequence[str], out: Path) -> None:
     """The third-party models of tests/corpus: as rewritten, with every geometry moved at random, and that folded."""
     sys.path.insert(0, str(ROOT / "tests"))
     from corpus.models import MODELS, build
@@ -55,7 +55,7 @@ def corpus(quick: bool, only: Sequence[str]) -> None:
         variants = {"moved": moved, "folded": fold(moved, inputs).model}
         command = f"make reports-corpus ONLY={name}" + (" QUICK=1" if quick else "")
         comparison = compare(model, rewritten, inputs, variants=variants, quick=quick, command=command)
-        comparison.save(REPORTS / "corpus" / name)
+        comparison.save(out / name)
         print(f"{name}: {comparison.summary()}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -121,13 +121,14 @@ def main() -> None:
     parser.add_argument("what", choices=("demo", "corpus", "index"))
     parser.add_argument("--quick", action="store_true", help="seconds for each model instead of a minute and a half")
     parser.add_argument("--only", nargs="*", default=[], help="names of corpus models")
+    parser.add_argument("--out", type=Path, default=REPORTS / "corpus", help="where the corpus reports go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # the models' own
     if arguments.what == "demo":
         demo(arguments.quick)
     elif arguments.what == "corpus":
-        corpus(arguments.quick, arguments.only)
+        corpus(arguments.quick, arguments.only, arguments.out)
     index()
 
 

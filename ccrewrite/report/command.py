@@ -1,4 +1,4 @@
-"""What ``ccrewrite compare`` and ``ccrewrite report`` do, once the command line has parsed its arguments and made the models."""
+"""What ``ccrewrite compare`` and ``ccrewrite report`` do, once the command line has parsed its arguments."""
 
 from __future__ import annotations
 

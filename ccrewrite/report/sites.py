@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -50,7 +50,7 @@ def sites_of(
                 continue
             found[name] = _measured(pairs, site.geometry, model)
             for mode in found[name]["flops"]:
-                run = partial(_again, [other.again for _, other in pairs], [one.input for one, _ in pairs])
+                run = _replay(pairs)
                 context = partial(built, model) if mode == BUILT else nullcontext
                 cases[f"{site.name}|{name}|{mode}"] = Case(run, context, f"{site.name}|{ORIGINAL}|{AS_IS}")
         entries.append(_described(site) | {"variants": found})
@@ -106,33 +106,41 @@ def _host(run: ConvRun) -> str:
 def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, model: nn.Module) -> dict[str, Any]:
     """Of one site in one model: parameters, FLOPs, errors, learnt geometry. ``pairs`` are its calls, the original's first."""
     sampling = pairs[0][1].sampling
-    run = partial(_again, [other.again for _, other in pairs], [one.input for one, _ in pairs])
+    run, before = _replay(pairs), [one.output for one, _ in pairs]
+    alike = all(_feed(*pair) is pair[0].input for pair in pairs)
     with torch.no_grad():
         flops = {AS_IS: flops_of(run)}
-        local = [other.again(one.input) for one, other in pairs]
         entry: dict[str, Any] = {
             "sampling": None if sampling is None else type(sampling).__name__.removesuffix("Sampling"),
             "weight_parameters": pairs[0][1].weight.numel(),
             "added_parameters": 0 if sampling is None else sum(p.numel() for p in sampling.parameters()),
             "error": {
-                "local": _error([one.output for one, _ in pairs], local),
-                "propagated": _error([one.output for one, _ in pairs], [other.output for _, other in pairs]),
+                "local": _error(before, run()) if alike else None,
+                "propagated": _error(before, [other.output for _, other in pairs]),
             },
         }
         if isinstance(sampling, Sampling):
             if sampling.runs_plain():
                 with built(model):
                     flops[BUILT] = flops_of(run)
-                    again = [other.again(one.input) for one, other in pairs]
-                entry["error"]["local, kernels built"] = _error([one.output for one, _ in pairs], again)
+                    entry["error"]["local, kernels built"] = _error(before, run()) if alike else None
             entry["learnt"] = geometry_of(sampling, pairs[0][1].weight, geometry)
     return entry | {"flops": flops}
 
 
-def _again(calls: Sequence[Any], inputs: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for call, input in zip(calls, inputs, strict=True):
-            call(input)
+def _replay(pairs: Sequence[tuple[ConvRun, ConvRun]]) -> Callable[[], list[Tensor]]:
+    """The second model's calls on the first one's inputs."""
+
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            return [other.again(_feed(one, other)) for one, other in pairs]
+
+    return run
+
+
+def _feed(one: ConvRun, other: ConvRun) -> Tensor:
+    """The input that the original gives the call; its own where that has another shape (a layer that pads by itself)."""
+    return one.input if one.input.shape == other.input.shape else other.input
 
 
 def _error(before: Sequence[Tensor], after: Sequence[Tensor]) -> dict[str, float] | None:

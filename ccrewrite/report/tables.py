@@ -142,8 +142,8 @@ def sites(comparison: Comparison, variant: str) -> Rows:
                 "geometry": site["described"],
                 "became": after["sampling"] or "",
                 "drift (samples)": drift(after),
-                "local error": error(_largest(errors.get("local, kernels built") or errors["local"])),
-                "propagated error": error(_largest(errors["propagated"])),
+                "local error": _largest(errors.get("local, kernels built", errors["local"])),
+                "propagated error": _largest(errors["propagated"]),
                 "time ratio": ratio(after["latency"][mode]),
                 "median before (ms)": f"{before['latency']['inference']['median_s'] * 1e3:.3f}",
                 "MFLOP change": delta(after["flops"][mode], before["flops"]["inference"]),
@@ -218,8 +218,9 @@ def made(data: dict[str, Any]) -> str:
     return f"Made by `{data['command']}`{quick} on {e['date']}: {device}, {threads}; {versions}{revision}."
 
 
-def _largest(error: dict[str, float] | None) -> float | None:
-    return None if error is None else error["max_abs_error"]
+def _largest(found: dict[str, float] | None) -> str:
+    """Empty where the shapes can't be compared."""
+    return "" if found is None else error(found["max_abs_error"])
 
 
 def error(value: float | None) -> str:

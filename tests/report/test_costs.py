@@ -93,6 +93,11 @@ def test_a_moved_model_costs_what_was_announced(compared: Compared) -> None:
         assert moved[kind]["inference"] == untouched[kind]["inference, kernels built"]
         assert untouched[kind]["inference"] == compared.comparison["original"][kind]["inference"]
         assert moved[kind]["training step"] == untouched[kind]["training step"]
+    for site in compared.comparison.data["sites"][1:]:
+        before, untouched, moved = (site["variants"][name]["flops"] for name in ("original", "rewritten", "trained"))
+        assert moved.keys() == {"inference"}
+        assert untouched == before | {"inference, kernels built": moved["inference"]}
+        assert moved["inference"] > before["inference"]
 
 
 def test_parameters(compared: Compared) -> None:
