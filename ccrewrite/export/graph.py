@@ -101,6 +101,8 @@ def annotate_(model: ir.Model, origins: Mapping[str, str]) -> None:
     weights = {name.rpartition(".")[0] for name in model.graph.initializers}
     for node in model.graph.all_nodes():
         module = _module(node, weights)
+        if module is not None and module.removesuffix("graph").removesuffix(".") in origins:  # a ``ResizedConv``'s
+            module = module.removesuffix("graph").removesuffix(".")
         _strip(node.metadata_props)
         if module is not None:
             node.metadata_props["ccrewrite.module"] = module

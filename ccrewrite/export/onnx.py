@@ -222,8 +222,8 @@ def _export(model: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None, ops
         )  # fmt: skip
     except Exception as error:
         cause = error.__cause__ or error
-        first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-        raise ExportError(f"torch can't export {type(model).__name__} to ONNX: {type(cause).__name__}: {first}") from error
+        reason = " ".join(str(cause).split())[:300]
+        raise ExportError(f"torch can't export {type(model).__name__} to ONNX: {type(cause).__name__}: {reason}") from error
 
 
 def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[Any, dict[str, int], dict[str, int]]:

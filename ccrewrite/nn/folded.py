@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.profiles import full_precision
@@ -176,6 +177,35 @@ FOLDED: dict[type, type[FoldedConv]] = {
     nn.ConvTranspose3d: FoldedConvTranspose3d,
 }
 """torch's layer -> the folded one."""
+
+
+class ResizedConv(nn.Module):
+    """A CC layer at another output size: ``graph``, plain operators with constant matrices, for inputs of ``size`` samples.
+
+    Raises ``InputError`` for inputs of another size.
+    """
+
+    def __init__(self, graph: fx.GraphModule, size: Ints) -> None:
+        super().__init__()
+        self.graph = graph
+        self.size = size
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.graph(check_size(input, self.size))
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
+
+@torch.fx.wrap
+def check_size(input: Tensor, size: Ints) -> Tensor:
+    """``input``, which must have this size. A leaf for ``torch.fx.symbolic_trace``."""
+    if tuple(input.shape[-len(size) :]) != size:
+        raise InputError(
+            f"this layer was folded at another output size than the convolution's own, for inputs of {size} samples; found "
+            f"{tuple(input.shape[-len(size) :])}. Fold with example inputs of that size, or don't fold it (exclude=)"
+        )
+    return input
 
 
 class FixedSampling(nn.Module):

@@ -23,6 +23,7 @@ from ccrewrite.nn.reroute import Rerouted, Route
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.passes.fold_layers import fold_hosted_, fold_layer_
 from ccrewrite.passes.fold_norms import FoldedNorm, fold_norms_
+from ccrewrite.passes.fold_resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import Check, OutputCheck, compare_outputs, culprits, outputs_of
 from ccrewrite.preserve import preserved
@@ -33,7 +34,8 @@ FORMS: dict[str, str] = {
     "convolution": "a torch layer with the effective kernel, dilated where its cells are",
     "padded": "the same, with pads that differ from side to side",
     "geometry": "a constant geometry applied to the weight at each call",
-    "resized": "it asks for another output size or grid than the convolution's own: still learnable",
+    "resized": "another output size than the convolution's own: constant matrices around a convolution, for one input size",
+    "size-asked": "it asks for another output size, and is called at several sizes or in its own way: still learnable",
     "not-selected": "left out by include or exclude: still learnable",
     "verification-failed": "the outputs changed when it was folded: still learnable",
 }
@@ -59,7 +61,7 @@ class FoldedSite:
     @property
     def folded(self) -> bool:
         """Whether its geometry is learnable no more."""
-        return self.code in ("original", "convolution", "padded", "geometry")
+        return self.code not in ("size-asked", "not-selected", "verification-failed")
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,9 @@ def fold(
     chosen = _selected(list(sites), include, exclude)
     snapped = copied(model)
     losses = snap_(snapped, chosen, tol) if tol else {}
+    settle_sizes_(snapped, inputs)
     before = outputs_of(snapped, inputs)
-    result = _verified(snapped, inputs, chosen, before, losses)
+    result = _verified(snapped, inputs, chosen, before, losses, resized_shapes(snapped, inputs))
     if batch_norm:
         result = _with_norms(result, inputs, before)
     lost = compare_outputs(outputs_of(model, inputs), outputs_of(result.model, inputs)) if tol else ()
@@ -306,12 +309,13 @@ def _verified(
     chosen: Sequence[str],
     before: Mapping[str, Any],
     losses: Mapping[str, tuple[float, float]],
+    shapes: Shapes,
 ) -> Folded:
     ways = dict.fromkeys(chosen, _PLAIN)
     reasons: dict[str, str] = {}
 
     def check(ways: Mapping[str, int]) -> tuple[nn.Module, tuple[FoldedSite, ...], tuple[OutputCheck, ...]]:
-        folded, sites = _fold(model, ways, reasons, losses)
+        folded, sites = _fold(model, ways, reasons, losses, shapes)
         return folded, sites, _compared(before, folded, inputs)
 
     def passes_with(way: int) -> Callable[[Sequence[str]], bool]:
@@ -350,7 +354,11 @@ def _compared(before: Mapping[str, Any], folded: nn.Module, inputs: Inputs) -> t
 
 
 def _fold(
-    model: nn.Module, ways: Mapping[str, int], reasons: Mapping[str, str], losses: Mapping[str, tuple[float, float]]
+    model: nn.Module,
+    ways: Mapping[str, int],
+    reasons: Mapping[str, str],
+    losses: Mapping[str, tuple[float, float]],
+    shapes: Shapes,
 ) -> tuple[nn.Module, tuple[FoldedSite, ...]]:
     """A copy of ``model`` with its sites folded in these ways, and what became of each."""
     model = copied(model)
@@ -364,11 +372,23 @@ def _fold(
             code, message = "verification-failed", reasons.get(name, "")
         elif place.key is not None:
             code, message = fold_hosted_(module, place.key)
+        elif place.module in shapes and (resized := resized_layer(cast(RewrittenConv, module), shapes[place.module])):
+            model = _exchanged(model, module, resized)
+            code, message = "resized", f"for inputs of {'x'.join(map(str, resized.size))} samples"
         else:
             layer = cast(RewrittenConv, module)
             code, message = fold_layer_(layer, keep=ways[name] == _GEOMETRY or isinstance(layer, Rerouted))
         done.append(replace(site, code=code, message=message))
     return model, tuple(done)
+
+
+def _exchanged(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """``model`` with one module for another, wherever it is registered."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old and path:
+            owner, _, name = path.rpartition(".")
+            model.get_submodule(owner)._modules[name] = new
+    return new if model is old else model
 
 
 def _layer_name(module: nn.Module) -> str:

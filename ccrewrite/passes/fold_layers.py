@@ -29,7 +29,7 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
     """``keep``: the layer must keep its weight, attributes and forward, for they are read elsewhere."""
     sampling = layer.sampling
     if asks_for_size(sampling):
-        return "resized", "it asks for another output size or grid than the convolution's own"
+        return "size-asked", "it asks for another output size or grid than the convolution's own"
     if at_start(sampling):
         release_(layer)
         return "original", "nothing moved"
@@ -66,7 +66,7 @@ def fold_hosted_(host: nn.Module, key: str) -> Answer:
     samplings = cast(nn.ModuleDict, host._modules[HOSTED])
     sampling = cast(Sampling, samplings[key])
     if asks_for_size(sampling):
-        return "resized", "it asks for another output size or grid than the convolution's own"
+        return "size-asked", "it asks for another output size or grid than the convolution's own"
     if at_start(sampling):
         restore_nodes_(host, key) if isinstance(host, fx.GraphModule) else unhost_(host, key)
         return "original", "nothing moved"

@@ -160,6 +160,21 @@ def test_keyword_arguments_and_nested_outputs(tmp_path: Path) -> None:
     assert "MatMul" not in report.ops_after
 
 
+def test_layers_at_another_output_size(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 16, 18)
+    model: Any = moved(network(), x)
+    model.down.scale, model.up.scale = 1.3, 0.7
+    report = export_onnx(model, tmp_path / "m.onnx", x, dynamic={0: "batch"})
+    assert [s.code for s in report.sites] == ["resized", "convolution", "resized"]
+    assert report.max_rel_error <= 1e-5
+    assert {"Sin", "Range", "Where"} & report.ops_after.keys() == set(), "matrices are constants"
+    nodes = [{p.key: p.value for p in n.metadata_props} for n in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert {n["ccrewrite.module"] for n in nodes} >= {"down", "up"}
+    assert any("resized" in n.get("ccrewrite.from", "") for n in nodes)
+    with pytest.raises(ExportError, match="height"):
+        export_onnx(model, tmp_path / "open.onnx", x, dynamic={2: "height"})
+
+
 class Baked(nn.Module):
     """Computes a size in Python, which export takes for a constant."""
 
