@@ -26,7 +26,7 @@ from tabulate import tabulate
 from torch import nn
 
 import ccrewrite
-from ccrewrite.nn import CCConv2d, CCConvTranspose2d, cc
+from ccrewrite.nn import CCConv2d, CCConvTranspose2d, cc_functions
 
 REPORT = Path(__file__).parents[1] / "reports" / "cc"
 Case = tuple[str, nn.Module, tuple[int, ...], int]
@@ -57,22 +57,22 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def forms_of(layer: Any, x: Any) -> str:
-    """Which form the layer takes (``ccrewrite.nn.cc._forms``)."""
+    """Which form the layer takes (``ccrewrite.nn.cc_functions._forms``)."""
     if isinstance(layer, nn.ConvTranspose2d):
         return "output"
     seen: list[str] = []
-    chosen = cc._forms
+    chosen = cc_functions._forms
 
     def spy(*arguments: Any) -> dict[int, str]:
         forms = chosen(*arguments)
         seen.extend(forms.values())
         return forms
 
-    cc._forms = spy  # type: ignore[assignment]
+    cc_functions._forms = spy  # type: ignore[assignment]
     try:
         layer(x)
     finally:
-        cc._forms = chosen
+        cc_functions._forms = chosen
     return seen[0] if seen else "plain"
 
 

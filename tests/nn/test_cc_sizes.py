@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ccrewrite import ConvGeometry, InputError
 from ccrewrite import nn as ccnn
-from ccrewrite.nn import cc as module
+from ccrewrite.nn import cc_functions as module
 from ccrewrite.nn.conv import LAYERS
 from ccrewrite.nn.resample import scaled_size
 
@@ -374,6 +374,19 @@ def test_sizes_round_as_python_does() -> None:
     for native, hundredths in itertools.product(range(1, 60), range(5, 300, 5)):
         scale = Fraction(hundredths, 100)
         assert scaled_size(native, hundredths / 100) == max(1, round(native * scale))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("scale", [0.5, 0.7, 1.3])
+def test_a_scale_is_the_size_it_gives(transposed: bool, scale: float) -> None:
+    layer = (ccnn.CCConvTranspose1d if transposed else ccnn.CCConv1d)(2, 3, 3, 2, dtype=F64)
+    x = torch.randn(1, 2, 21, dtype=F64)
+    for each in (layer, moved(copy.deepcopy(layer))):
+        native = each(x).shape[-1]
+        each.scale = scale
+        scaled = each(x)
+        each.scale, each.output_size = None, round(native * scale)
+        torch.testing.assert_close(scaled, each(x), rtol=0, atol=1e-13)
 
 
 def test_native_sizes_are_the_plain_layer_bit_by_bit() -> None:
