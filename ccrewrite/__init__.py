@@ -3,13 +3,24 @@
 ``plan`` shows what would happen, ``rewrite`` does it to a copy, ``revert`` undoes it. README.md has the tour.
 """
 
-from ccrewrite import nn
+from ccrewrite import nn, training
+from ccrewrite.alignment import misalignment
 from ccrewrite.api import Result, plan, revert, rewrite, rewrite_, verify
+from ccrewrite.budget import trade
+from ccrewrite.checkpoints import convert_dcls_checkpoint
+from ccrewrite.ensemble import ScaleEnsemble
 from ccrewrite.errors import CcrewriteError, InputError, ModelRunError, SelectionError, SelectionWarning
+from ccrewrite.export.onnx import export_onnx
 from ccrewrite.geometry import AxisMap, ConvGeometry
+from ccrewrite.passes.fold import fold
 from ccrewrite.passes.rules import DEFAULT_RULES, DilatedToDcls, Rule, StridedToCC, TransposedToCC
+from ccrewrite.passes.scale_groups import scale_groups
+from ccrewrite.passes.sparsify import LargeToDcls
 from ccrewrite.passes.verify import Check, OutputCheck
+from ccrewrite.report.compare import compare
+from ccrewrite.resize import resize_, resized
 from ccrewrite.sites import Decision, Plan, Site
+from ccrewrite.training.recalibrate import recalibrate
 
 __version__ = "0.1.0"
 
@@ -22,20 +33,33 @@ __all__ = [
     "Decision",
     "DilatedToDcls",
     "InputError",
+    "LargeToDcls",
     "ModelRunError",
     "OutputCheck",
     "Plan",
     "Result",
     "Rule",
+    "ScaleEnsemble",
     "SelectionError",
     "SelectionWarning",
     "Site",
     "StridedToCC",
     "TransposedToCC",
+    "compare",
+    "convert_dcls_checkpoint",
+    "export_onnx",
+    "fold",
+    "misalignment",
     "nn",
     "plan",
+    "recalibrate",
+    "resize_",
+    "resized",
     "revert",
     "rewrite",
     "rewrite_",
+    "scale_groups",
+    "trade",
+    "training",
     "verify",
 ]

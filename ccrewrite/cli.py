@@ -1,26 +1,23 @@
-"""The command line: ``ccrewrite plan | rewrite | demo``. Thin: it parses, calls the API and prints."""
+"""The command line: ``ccrewrite plan | rewrite | compare | report | fold | export | demo``."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
+import shlex
 import sys
 import tempfile
-import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_model
-from torch import nn
 
 from ccrewrite import api
+from ccrewrite.arguments import load, options
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.sites import Plan
 
@@ -41,6 +38,7 @@ RuleOption = Annotated[
     typer.Option("--rule", help="NAME[:option=value,...], in order; replaces the default rules; repeat it"),
 ]
 Config = Annotated[Path | None, typer.Option(help="TOML file with include, exclude, kinds and [[rules]] tables")]
+Saved = Annotated[Path | None, typer.Option("--from", help="directory that `ccrewrite rewrite --out` wrote")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
@@ -57,8 +55,8 @@ def plan(
 ) -> None:
     """Show what would be rewritten, and why the rest would not. Touches nothing."""
     with _reported():
-        model, inputs = _load(factory, input)
-        planned = api.plan(model, inputs, **_options(include, exclude, kinds, rule, config))
+        model, inputs = load(factory, input)
+        planned = api.plan(model, inputs, **options(include, exclude, kinds, rule, config))
         _show_plan(planned, as_json)
 
 
@@ -76,8 +74,8 @@ def rewrite(
 ) -> None:
     """Rewrite the model, verify it, and save its weights and the plan. Exits with 1 if the outputs differ."""
     with _reported():
-        model, inputs = _load(factory, input)
-        result = api.rewrite(model, inputs, **_options(include, exclude, kinds, rule, config))
+        model, inputs = load(factory, input)
+        result = api.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
         _save(result, out_dir)
         if as_json:
             typer.echo(result.to_json())
@@ -87,6 +85,87 @@ def rewrite(
             out.print(f"saved {out_dir}/weights.safetensors and {out_dir}/rewrite.json", markup=False, highlight=False)
         if not result.check.ok:
             raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    factory: Factory,
+    out_dir: Annotated[Path, typer.Option("--out", help="directory for report.json, report.md and report.html")],
+    input: Input = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    kinds: Kinds = None,
+    rule: RuleOption = None,
+    config: Config = None,
+    variants: Annotated[str, typer.Option(help="comma-separated: rewritten,folded,compiled")] = "rewritten",
+    html: Annotated[bool, typer.Option(help="write the page as well")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="seconds instead of minutes, wider intervals")] = False,
+) -> None:
+    """Rewrite the model and report parameters, cost, error and geometry, before against after."""
+    with _reported():
+        from ccrewrite.report.command import compare_command  # jinja2, which only the page needs
+
+        model, inputs = load(factory, input)
+        result = api.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
+        command = shlex.join(["ccrewrite", *sys.argv[1:]])
+        names = tuple(variants.split(","))
+        compare_command(
+            model, result.model, inputs, command=command, out=out_dir, variants=names, html=html, quick=quick, console=out
+        )
+
+
+@app.command()
+def report(
+    before: Annotated[Path, typer.Argument(help="report.json, or its directory")],
+    after: Annotated[Path, typer.Argument(help="the one to compare with it")],
+) -> None:
+    """Compare two reports. Exits with 1 if a quantity is worse."""
+    with _reported():
+        from ccrewrite.report.command import report_command
+
+        if report_command(before, after, console=out).worse:
+            raise typer.Exit(1)
+
+
+@app.command()
+def fold(
+    factory: Factory,
+    target: Annotated[Path, typer.Option("--out", help="a .pt2 file, for torch.export.load")],
+    input: Input = None,
+    saved: Saved = None,
+    tol: Annotated[float, typer.Option(help="let positions snap by up to this many samples; lossy")] = 0.0,
+    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="fold batch norms into convolutions too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fold the rewritten model into plain layers, verify and save it. Exits with 1 if the outputs differ."""
+    with _reported():
+        from ccrewrite.export.commands import fold_command, restored
+
+        model, inputs = load(factory, input)
+        rewritten = restored(model, inputs, saved)
+        text, ok = fold_command(rewritten, inputs, target, tol=tol, batch_norm=batch_norm, as_json=as_json)
+        typer.echo(text)
+        if not ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    factory: Factory,
+    target: Annotated[Path, typer.Option("--out", help="an .onnx file")],
+    input: Input = None,
+    saved: Saved = None,
+    dynamic: Annotated[str | None, typer.Option(help="axes that may vary: 'x:0=batch,2=height', or '0=batch'")] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime."""
+    with _reported():
+        from ccrewrite.export.commands import export_command, restored
+
+        model, inputs = load(factory, input)
+        rewritten = restored(model, inputs, saved)
+        typer.echo(export_command(rewritten, inputs, target, dynamic=dynamic, opset=opset, as_json=as_json))
 
 
 @app.command()
@@ -111,92 +190,6 @@ def _reported() -> Generator[None]:
     except CcrewriteError as error:
         err.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-
-
-def _load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
-    module_name, colon, attribute = factory.partition(":")
-    if not colon or not attribute:
-        raise InputError(f"the model is named package.module:factory, found {factory!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        value: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"no module called {error.name!r} (looked up for {factory!r})") from error
-    for name in attribute.split("."):
-        if not hasattr(value, name):
-            raise InputError(f"{module_name} has no {attribute!r}")
-        value = getattr(value, name)
-    if callable(value) and not isinstance(value, nn.Module):
-        torch.manual_seed(0)
-        value = value()
-    model, inputs = value if isinstance(value, tuple) else (value, None)
-    if specs:
-        inputs = _inputs(specs)
-    if inputs is None:
-        raise InputError(f"say what the model is called with: --input 1x3x224x224, or let {attribute} return (model, inputs)")
-    return model, inputs
-
-
-def _inputs(specs: list[str]) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    positional: list[torch.Tensor] = []
-    named: dict[str, torch.Tensor] = {}
-    for spec in specs:
-        name, equals, shape_text = spec.rpartition("=")
-        shape_text, colon, dtype_name = shape_text.partition(":")
-        dtype = getattr(torch, dtype_name if colon else "float32", None)
-        if not isinstance(dtype, torch.dtype):
-            raise InputError(f"--input {spec}: torch has no dtype {dtype_name!r}")
-        sizes = shape_text.split("x")
-        if not all(s.isdecimal() for s in sizes):
-            raise InputError(f"--input {spec}: a shape is written like 1x3x224x224, found {shape_text!r}")
-        shape = [int(s) for s in sizes]
-        floating = dtype.is_floating_point or dtype.is_complex
-        tensor = torch.randn(shape, generator=generator, dtype=dtype) if floating else torch.zeros(shape, dtype=dtype)
-        if equals:
-            named[name] = tensor
-        else:
-            positional.append(tensor)
-    if named and positional:
-        raise InputError("--input: name all of them or none (positional and keyword inputs can't be mixed)")
-    return named or tuple(positional)
-
-
-def _options(
-    include: list[str] | None, exclude: list[str] | None, kinds: str | None, rule: list[str] | None, config: Path | None
-) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if config is not None:
-        try:
-            options = tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"--config {config}: {error}") from error
-        unknown = options.keys() - {"include", "exclude", "kinds", "rules"}
-        if unknown:
-            raise InputError(
-                f"--config {config}: unknown key {', '.join(sorted(unknown))}; expected include, exclude, kinds, rules"
-            )
-    given = {
-        "include": include,
-        "exclude": exclude,
-        "kinds": kinds.split(",") if kinds else None,
-        "rules": [_rule(r) for r in rule] if rule else None,
-    }
-    return options | {k: v for k, v in given.items() if v is not None}
-
-
-def _rule(text: str) -> dict[str, Any]:
-    name, _, options = text.partition(":")
-    table: dict[str, Any] = {"rule": name}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise InputError(f"--rule {text}: options are written option=value, found {option!r}")
-        try:
-            table[key] = json.loads(value)
-        except json.JSONDecodeError:
-            table[key] = value
-    return table
 
 
 def _show_plan(planned: Plan, as_json: bool) -> None:

@@ -137,3 +137,27 @@ def test_unwritable_target(run, tmp_path):
     result = run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "file")
     assert result.exit_code == 2
     assert "--out file" in result.stderr
+
+
+def test_compare_and_report(run, tmp_path):
+    result = run("compare", MODEL, "--input", "1x3x16x16", "--out", "before", "--variants", "rewritten,folded", "--quick")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(p.name for p in (tmp_path / "before").iterdir()) == ["report.html", "report.json", "report.md"]
+    assert "folded" in (tmp_path / "before" / "report.md").read_text()
+    same = run("report", "before", "before")
+    assert same.exit_code == 0
+    assert "are the same" in same.stdout
+
+
+def test_fold_and_export(run, tmp_path):
+    assert run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved").exit_code == 0
+    common = (MODEL, "--input", "1x3x16x16", "--from", "saved")
+    folded = run("fold", *common, "--out", "model.pt2")
+    assert folded.exit_code == 0, folded.stderr
+    exported = run("export", *common, "--out", "model.onnx", "--dynamic", "0=batch")
+    assert exported.exit_code == 0, exported.stderr
+    assert (tmp_path / "model.pt2").exists()
+    assert (tmp_path / "model.onnx").exists()
+    wrong = run("fold", MODEL, "--input", "1x3x16x16", "--from", "nowhere", "--out", "model.pt2")
+    assert wrong.exit_code == 2
+    assert "nowhere" in wrong.stderr

@@ -1,0 +1,102 @@
+"""What the command line's arguments stand for: a model, its inputs, the options of a rewrite."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ccrewrite.errors import InputError
+
+
+def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
+    module_name, colon, attribute = factory.partition(":")
+    if not colon or not attribute:
+        raise InputError(f"the model is named package.module:factory, found {factory!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"no module called {error.name!r} (looked up for {factory!r})") from error
+    for name in attribute.split("."):
+        if not hasattr(value, name):
+            raise InputError(f"{module_name} has no {attribute!r}")
+        value = getattr(value, name)
+    if callable(value) and not isinstance(value, nn.Module):
+        torch.manual_seed(0)
+        value = value()
+    model, inputs = value if isinstance(value, tuple) else (value, None)
+    if specs:
+        inputs = _inputs(specs)
+    if inputs is None:
+        raise InputError(f"say what the model is called with: --input 1x3x224x224, or let {attribute} return (model, inputs)")
+    return model, inputs
+
+
+def _inputs(specs: list[str]) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    positional: list[torch.Tensor] = []
+    named: dict[str, torch.Tensor] = {}
+    for spec in specs:
+        name, equals, shape_text = spec.rpartition("=")
+        shape_text, colon, dtype_name = shape_text.partition(":")
+        dtype = getattr(torch, dtype_name if colon else "float32", None)
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(f"--input {spec}: torch has no dtype {dtype_name!r}")
+        sizes = shape_text.split("x")
+        if not all(s.isdecimal() for s in sizes):
+            raise InputError(f"--input {spec}: a shape is written like 1x3x224x224, found {shape_text!r}")
+        shape = [int(s) for s in sizes]
+        floating = dtype.is_floating_point or dtype.is_complex
+        tensor = torch.randn(shape, generator=generator, dtype=dtype) if floating else torch.zeros(shape, dtype=dtype)
+        if equals:
+            named[name] = tensor
+        else:
+            positional.append(tensor)
+    if named and positional:
+        raise InputError("--input: name all of them or none (positional and keyword inputs can't be mixed)")
+    return named or tuple(positional)
+
+
+def options(
+    include: list[str] | None, exclude: list[str] | None, kinds: str | None, rule: list[str] | None, config: Path | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if config is not None:
+        try:
+            found = tomllib.loads(config.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"--config {config}: {error}") from error
+        unknown = found.keys() - {"include", "exclude", "kinds", "rules"}
+        if unknown:
+            raise InputError(
+                f"--config {config}: unknown key {', '.join(sorted(unknown))}; expected include, exclude, kinds, rules"
+            )
+    given = {
+        "include": include,
+        "exclude": exclude,
+        "kinds": kinds.split(",") if kinds else None,
+        "rules": [_rule(r) for r in rule] if rule else None,
+    }
+    return found | {k: v for k, v in given.items() if v is not None}
+
+
+def _rule(text: str) -> dict[str, Any]:
+    name, _, options = text.partition(":")
+    table: dict[str, Any] = {"rule": name}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise InputError(f"--rule {text}: options are written option=value, found {option!r}")
+        try:
+            table[key] = json.loads(value)
+        except json.JSONDecodeError:
+            table[key] = value
+    return table
