@@ -30,7 +30,7 @@ browser: $(READY)  ## the report's page in headless Chromium; needs Debian's chr
 	$(BIN)/python -m pytest -m browser tests/report
 
 corpus: .venv-corpus/.ready  ## fifteen third-party models
-	.venv-corpus/bin/python -m pytest tests/corpus
+	.venv-corpus/bin/python -m pytest -m slow tests/corpus
 
 bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, reports/cc, reports/dcls
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/reference_dcls/requirements.txt

@@ -18,6 +18,7 @@ from ccrewrite.passes.rules import Rule, check_rules
 from ccrewrite.passes.sparsify import LargeToDcls as LargeToDcls  # so that its name is known
 from ccrewrite.passes.substitute import copied, revert_, substitute_
 from ccrewrite.passes.verify import Check, compare_outputs, outputs_of
+from ccrewrite.resize import resize_
 from ccrewrite.sites import Plan
 
 Rules = Sequence[Rule | str | Mapping[str, Any]] | None
@@ -120,6 +121,7 @@ def revert(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"revert takes the rewritten model (result.model), found {type(model).__name__}")
+    resize_(model, None)
     if not revert_(model):
         raise InputError(f"nothing in this {type(model).__name__} was rewritten")
     return model

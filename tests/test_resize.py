@@ -336,3 +336,13 @@ def test_scale_groups_of_a_resized_model_are_those_of_the_model() -> None:
     resize_(model, {"down1": 0.6})  # of sizes that no call has asked for so far
     assert scale_groups(model, x).to_json() == native
     assert any(isinstance(hook, Resizing) for hook in model._forward_pre_hooks.values())
+
+
+def test_reverting_takes_the_sizes_away() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1))
+    x = torch.randn(1, 3, 16, 16)
+    rewritten = ccrewrite.rewrite(model, x).model
+    resize_(rewritten, {"0": 0.8}, x)
+    ccrewrite.revert(rewritten)
+    assert not rewritten._forward_pre_hooks
+    assert ccrewrite.verify(model, rewritten, x).max_abs_error == 0

@@ -1,6 +1,6 @@
 """The main job on real input: each corpus model through ``ccrewrite.rewrite`` in one call, and what must hold afterwards.
 
-    .venv-corpus/bin/python -m pytest tests/corpus
+    .venv-corpus/bin/python -m pytest -m slow tests/corpus
 
 Every model runs in evaluation mode (batch-norm statistics frozen, no dropout), so that runs compare; gradients reach all of
 its parameters all the same.
