@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -478,3 +479,8 @@ def test_sizes_that_are_not_folded() -> None:
     assert result["stages.0"].code == "size-asked"
     assert not result["stages.0"].folded
     assert result.check.ok
+
+
+def test_every_form_has_its_section() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
+    assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == list(FORMS)
