@@ -198,10 +198,10 @@ def _replaced(inputs: Inputs, old: Tensor, new: Tensor) -> Inputs:
     return Inputs(tuple(map(other, inputs.args)), {k: other(v) for k, v in inputs.kwargs.items()})
 
 
-def _n(value: Any) -> float:
-    """Four digits are enough for a picture."""
-    return float(f"{float(value):.4g}")
+def _n(value: Any, digits: int = 4) -> float:
+    """As many digits as a picture needs; zeros, of which sparse kernels are full, as short as can be."""
+    return float(f"{float(value):.{digits}g}") or 0
 
 
 def _list(values: Tensor) -> list[list[float]]:
-    return [[_n(v) for v in row] for row in values.tolist()]
+    return [[_n(v, 3) for v in row] for row in values.tolist()]
