@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from ccrewrite.calls import CASTS, as_call, uncast
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.geometry import ConvGeometry
-from ccrewrite.preserve import preserved
+from ccrewrite.preserve import global_hooks_kept, preserved
 
 log = logging.getLogger(__name__)
 Model = nn.Module | ExportedProgram
@@ -169,7 +169,8 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
 
 def _export(model: nn.Module, inputs: Inputs) -> Program:
     # Where export refuses, torch prints the graph it has so far on stderr: thousands of lines that help nobody here.
-    with preserved(model, None), warnings.catch_warnings(), redirect_stderr(io.StringIO()), torch.no_grad():
+    quiet = warnings.catch_warnings(), redirect_stderr(io.StringIO())
+    with preserved(model, None), global_hooks_kept(), quiet[0], quiet[1], torch.no_grad():
         warnings.simplefilter("ignore")  # export's and the model's own; the user sees the latter when the model runs
         exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     names, signature = tensor_names(model), exported.graph_signature

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -99,6 +100,18 @@ def _storage(tensor: Tensor) -> int | None:
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.is_meta or tensor.layout != torch.strided:
         return None
     return tensor.untyped_storage().data_ptr() or None
+
+
+@contextmanager
+def global_hooks_kept() -> Generator[None]:
+    """Hooks on all modules that are registered inside are gone afterwards: torch 2.11's export leaves one where it refuses."""
+    hooks: dict[int, Any] = module_hooks._global_buffer_registration_hooks
+    before = dict(hooks)
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)
 
 
 @contextmanager
