@@ -53,6 +53,10 @@ class DclsSampling(Sampling):
     ``widening``, of the same shape and zero at the start: the logarithm of each tap's width over ``width``.
 
     Raises ``InputError`` for a transposed geometry, and for options out of their range.
+
+    >>> sampling = DclsSampling(ConvGeometry.from_module(nn.Conv2d(4, 8, 3, dilation=2)), sharing="out")
+    >>> sampling.offset.shape, sampling.window, sampling.kernel(torch.ones(8, 4, 3, 3)).shape
+    (torch.Size([2, 8, 1, 3, 3]), (5, 5), torch.Size([8, 4, 5, 5]))
     """
 
     offset: nn.Parameter
