@@ -54,7 +54,9 @@ def convert_dcls_checkpoint(
             converted[key] = value
         elif key == f"{owner}weight":
             name = owner.removesuffix(".")
-            size = window[name] if isinstance(window, Mapping) else window
+            size = window.get(name) if isinstance(window, Mapping) else window
+            if size is None:
+                raise InputError(f"window has no entry for the DCLS layer {name!r}; give its dilated_kernel_size")
             tensors = _layer(name, value, state_dict[f"{owner}P"], state_dict.get(f"{owner}SIG"), version, size)
             converted |= {f"{owner}{k}": v for k, v in tensors.items()}
     return converted
