@@ -25,7 +25,8 @@ from ccrewrite.nn import CCSampling, DclsConv1d, DclsConv2d, DclsSampling, Sampl
 from ccrewrite.nn.conv import LAYERS
 from ccrewrite.nn.dcls import SHARINGS
 from ccrewrite.nn.folded import FOLDED, FixedSampling
-from ccrewrite.passes.fold import FORMS, ROOT, Folded, fold
+from ccrewrite.passes.fold import ROOT, fold
+from ccrewrite.passes.fold_sites import FORMS, Folded
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 from ccrewrite.resize import resize_
 

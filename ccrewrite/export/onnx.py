@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import CcrewriteError, InputError, ModelRunError
 from ccrewrite.export.report import ExportReport, RunCheck
-from ccrewrite.passes.fold import ROOT, FoldedSite, find, fold
+from ccrewrite.passes.fold import ROOT, find, fold
+from ccrewrite.passes.fold_sites import FoldedSite
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 from ccrewrite.preserve import preserved

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from tabulate import tabulate
 
-from ccrewrite.passes.fold import FoldedSite
+from ccrewrite.passes.fold_sites import FoldedSite
 
 
 @dataclass(frozen=True)

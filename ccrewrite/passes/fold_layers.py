@@ -1,4 +1,4 @@
-"""One site of a rewritten model made plain, in place: (code, message), codes as in ``ccrewrite.passes.fold.FORMS``."""
+"""One site of a rewritten model made plain, in place: (code, message), codes as in ``ccrewrite.passes.fold_sites.FORMS``."""
 
 from __future__ import annotations
 
