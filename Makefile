@@ -47,6 +47,8 @@ reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models
 
 evidence: $(READY)  ## what the learned geometry gains, on digits; many minutes
 	$(BIN)/python benchmarks/cc_evidence.py
+	$(BIN)/python benchmarks/dcls_recovery.py
+	$(BIN)/python benchmarks/dcls_sparse.py
 
 .venv-corpus/.ready: pyproject.toml constraints.txt tests/corpus/requirements.txt
 	$(PYTHON) -m venv .venv-corpus

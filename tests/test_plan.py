@@ -155,7 +155,7 @@ def test_options_reach_the_layers() -> None:
     model = ccrewrite.rewrite(Net(), X, rules=rules).model
     assert model.body[0].sampling.offset.shape == (2, 4, 4, 3, 3)
     assert model.body[0].sampling.window == (9, 9)
-    assert (model.stem.sampling.basis, model.stem.sampling.residual[0].last.in_features) == ("linear", 3)
+    assert (model.stem.sampling.basis, model.stem.sampling.residual[0].last.weight.shape[1]) == ("linear", 3)
 
 
 @pytest.mark.parametrize(
