@@ -14,6 +14,9 @@ import onnx_ir as ir
 TORCH_KEYS = ("pkg.torch.", "pkg.onnxscript.", "namespace")
 """Beginnings of the metadata keys that torch leaves: stack traces with local paths, mostly."""
 
+END = 2**31 - 1
+"""A ``Slice`` that stops there or beyond goes to the end."""
+
 
 def histogram(model: ir.Model) -> dict[str, int]:
     """Operator -> number of nodes, subgraphs and functions included."""
@@ -56,22 +59,30 @@ def _unwrap_(node: ir.Node, pads: list[int]) -> None:
 
 
 def crop_transposed_(model: ir.Model) -> None:
-    """``ConvTranspose`` whose output is cropped by a ``Pad`` with negative pads, as one node: its pads are crops, and may
-    differ from side to side."""
-    for pad in list(model.graph.all_nodes()):
-        if pad.op_type != "Pad" or pad.attributes.get_string("mode", "constant") != "constant":
+    """``ConvTranspose`` whose output is cropped by a ``Slice``, as one node: its pads are crops, and may differ from side to
+    side."""
+    for crop in list(model.graph.all_nodes()):
+        if crop.op_type != "Slice" or len(crop.inputs) < 4:
             continue
-        conv = pad.inputs[0].producer() if pad.inputs[0] is not None else None
-        pads = _constant(pad.inputs[1])
-        if conv is None or conv.op_type != "ConvTranspose" or pads is None or max(pads) > 0:
+        conv = crop.inputs[0].producer() if crop.inputs[0] is not None else None
+        starts, stops, axes, *steps = (_constant(value) for value in crop.inputs[1:])
+        if conv is None or conv.op_type != "ConvTranspose" or starts is None or stops is None or axes is None:
             continue
-        if len(conv.outputs[0].uses()) > 1 or conv.outputs[0].is_graph_output():
+        if any(step is None or set(step) != {1} for step in steps) or min(starts) < 0 or min(axes) < 2:
             continue
-        crops = [-p for p in (*pads[2 : len(pads) // 2], *pads[len(pads) // 2 + 2 :])]
-        present = conv.attributes.get_ints("pads", [0] * len(crops))
-        conv.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(present, crops, strict=True)])
-        conv.outputs[0].shape = pad.outputs[0].shape
-        _put_instead_(pad, [], conv.outputs[0])
+        if any(0 <= stop < END for stop in stops) or len(conv.outputs[0].uses()) > 1 or conv.outputs[0].is_graph_output():
+            continue
+        weight = conv.inputs[1]
+        assert weight is not None
+        assert weight.shape is not None
+        ndim = len(weight.shape) - 2
+        pads = list(conv.attributes.get_ints("pads", [0] * 2 * ndim))
+        for start, stop, axis in zip(starts, stops, axes, strict=True):
+            pads[axis - 2] += start
+            pads[axis - 2 + ndim] += -stop if stop < 0 else 0
+        conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
+        conv.outputs[0].shape = crop.outputs[0].shape
+        _put_instead_(crop, [], conv.outputs[0])
 
 
 def _put_instead_(node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:

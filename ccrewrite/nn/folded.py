@@ -108,6 +108,10 @@ def _pairs(pads: Pads, cuts: Sequence[Cut]) -> list[tuple[tuple[int, int], Cut]]
 
 
 def _pad(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
+    """Negative pads crop; as slices, for few runtimes take them in a pad."""
+    if any(n < 0 for pair in pads for n in pair):
+        x = x[(..., *(slice(max(0, -low), min(0, high) or None) for low, high in pads))]
+        pads = [(max(0, low), max(0, high)) for low, high in pads]
     if not any(n for pair in pads for n in pair):
         return x
     return F.pad(x, [n for pair in reversed(pads) for n in pair], mode=mode)
