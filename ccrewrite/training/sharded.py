@@ -1,0 +1,43 @@
+"""Geometry that FSDP has sharded, whole for a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ccrewrite.nn.sampling import Sampling
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Generator[None]:
+    """Inside, the parameters of ``model``'s samplings are whole tensors, also where FSDP2 (``fully_shard``) keeps a share of
+    them in each process. Gradients reach the shares. A call on all processes alike, for it communicates; where nothing is
+    sharded it does nothing.
+
+    What reads geometry outside the model's forward needs it there: ``repulsive_loss``, ``nyquist_penalty``, positions.
+
+    >>> from ccrewrite.nn import DclsConv1d
+    >>> layer = DclsConv1d(1, 1, elements=2, window=9)
+    >>> with gathered(layer):
+    ...     layer.sampling.positions().shape
+    torch.Size([1, 1, 1, 2])
+    """
+    whole: dict[int, Tensor] = {}
+    shares: list[tuple[nn.Module, str, Any]] = []
+    for sampling in model.modules():
+        if isinstance(sampling, Sampling):
+            for module in sampling.modules():
+                shares += [(module, name, p) for name, p in module._parameters.items() if hasattr(p, "full_tensor")]
+    for _, _, share in shares:
+        if id(share) not in whole:
+            whole[id(share)] = share.full_tensor()
+    try:
+        for module, name, share in shares:
+            module._parameters[name] = whole[id(share)]  # pyright: ignore[reportArgumentType]
+        yield
+    finally:
+        for module, name, share in shares:
+            module._parameters[name] = share
