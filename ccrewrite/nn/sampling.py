@@ -12,10 +12,14 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+import torch.overrides
+from torch import _C, Tensor, nn  # pyright: ignore[reportPrivateImportUsage]
+from torch._C._functorch import maybe_current_level
 from torch._guards import detect_fake_mode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from ccrewrite.calls import FUNCTIONS
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints, per_axis
 
@@ -88,11 +92,11 @@ class Sampling(nn.Module, ABC):
         Only where values can be read: never while a graph is being traced, for what it would bake in may change later.
         """
         movers = self.movers()
-        if not movers:
+        if not movers or not readable(movers):
             return False
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+        if torch.is_grad_enabled() and (movers[0].requires_grad or any(p.requires_grad for p in self.parameters())):
             return False
-        return readable(movers) and not any(bool(m.any()) for m in movers)
+        return not _any(movers)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Flat, so that `model.to(memory_format=...)` leaves it alone: torch means the pictures' formats for every tensor of
@@ -100,13 +104,20 @@ class Sampling(nn.Module, ABC):
         return super()._apply(lambda t: fn(t.flatten()).view(t.shape), recurse)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
-        call = bind(self.transposed, self.ndim, arguments, named)
         if self.runs_plain():
-            functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS
-            return functions[self.ndim - 1](input, weight, bias, **call)
+            return self._torch(input, weight, bias, *arguments, **named)
+        call = bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
         kernel = self.kernel(weight)
         return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
+
+    def _torch(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
+        """The plain convolution: torch's function, or, under a mode that may be `Reroute`, the operator."""
+        if not torch.overrides._len_torch_function_stack():  # pyright: ignore
+            return FUNCTIONS[self.transposed, self.ndim](input, weight, bias, *arguments, **named)
+        call = bind(self.transposed, self.ndim, arguments, named)
+        functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS
+        return functions[self.ndim - 1](input, weight, bias, **call)
 
     def check_dilation(self, dilation: Ints) -> None:
         """Raise where a call's dilation is another one than this geometry's."""
@@ -145,14 +156,26 @@ class Sampling(nn.Module, ABC):
 
 
 def readable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the values of ``tensors`` may be read now: real ones, outside every tracer, export, compilation and capture."""
+    """Whether the values of ``tensors`` may be read now: real ones, outside every tracer, export, compilation, capture and
+    transform (vmap, forward-mode derivatives)."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
-    if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta for t in tensors):
+    for t in tensors:
+        if (type(t) is not nn.Parameter and type(t) is not Tensor) or t.is_meta:
+            return False
+    # All that traces operators is a mode; other modes (a FLOP counter) only look on.
+    if _C._len_torch_dispatch_stack() and (detect_fake_mode(tensors) is not None or get_proxy_mode() is not None):
         return False
-    if detect_fake_mode(tensors) is not None or get_proxy_mode() is not None:
+    if maybe_current_level() is not None or forward_ad._current_level >= 0:
         return False
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _any(tensors: Sequence[Tensor]) -> bool:
+    """Whether any value is not zero."""
+    if tensors[0].is_cuda:
+        tensors = [torch.cat([t.flatten() for t in tensors])]  # so that the device is waited for once
+    return any(t.count_nonzero().item() for t in tensors)
 
 
 _DEFAULTS: dict[bool, dict[str, Any]] = {

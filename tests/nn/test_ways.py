@@ -445,3 +445,41 @@ def test_a_sampling_says_what_a_call_takes() -> None:
         layer.sampling(x, layer.weight, layer.bias, output_padding=1)
     with pytest.raises(ccrewrite.InputError, match="stride, padding, dilation, groups after its bias"):
         layer.sampling(x, layer.weight, layer.bias, 1, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_whatever_moves_the_geometry_is_seen(name: str) -> None:
+    """Also where no version counter and no gradient tells."""
+    way = Way(name)
+    movers = way.start[1].sampling.movers()
+    with torch.no_grad():
+        for mover in movers:
+            mover.data.view(-1)[0] = 0.25  # the first tap of DCLS can move inwards
+            assert not torch.equal(way.start(way.x), way.original(way.x))
+            mover.data.zero_()
+            assert torch.equal(way.start(way.x), way.original(way.x))
+    for p in way.start[1].sampling.parameters():
+        p.requires_grad_(False)
+    assert torch.equal(way.start(way.x), way.original(way.x))  # with gradients, but none for the geometry
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_ensembles(name: str) -> None:
+    """Geometries stacked and vmapped, one of them unmoved."""
+    way = Way(name)
+    state, _ = torch.func.stack_module_state([way.start, way.moved])
+    with torch.no_grad():
+        found = torch.func.vmap(lambda s: torch.func.functional_call(way.start, s, (way.x,)))(state)
+        close(found[0], way.original(way.x))
+        close(found[1], way.moved(way.x))
+
+
+def test_forward_mode_derivatives_are_never_silently_zero() -> None:
+    way = Way("strided")
+    shift = way.start[1].sampling.shift.detach()
+
+    def run(shift: Tensor) -> Tensor:
+        return torch.func.functional_call(way.start, {"1.sampling.shift": shift}, (way.x,))
+
+    with torch.no_grad(), pytest.raises(NotImplementedError):
+        torch.func.jvp(run, (shift,), (torch.ones_like(shift),))
