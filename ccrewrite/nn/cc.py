@@ -77,6 +77,7 @@ class CCSampling(Sampling):
         mlp = kernel == "mlp"
         margin = (0 if mlp else SUPPORT,) * geometry.ndim
         super().__init__(geometry.kernel_size, geometry.dilation, transposed=geometry.transposed, margin=margin)
+        self.geometry = geometry
         self.basis = basis
         self._output_size: Ints | None = None
         self._scale: Scales | None = None

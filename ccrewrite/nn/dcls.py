@@ -94,6 +94,7 @@ class DclsSampling(Sampling):
             raise InputError(f"axes must name at least one axis of a window {tuple(wide)} with room to move, found {self.axes}")
         margin = tuple(reach if a in self.axes else 0 for a in range(g.ndim))
         super().__init__(g.kernel_size, g.dilation, transposed=False, margin=margin)
+        self.geometry = g
         self.sharing = sharing
         self.interpolation = interpolation
         self.elements = elements
