@@ -20,6 +20,8 @@ from ccrewrite.passes.verify import Check, OutputCheck
 from ccrewrite.report.compare import compare
 from ccrewrite.resize import resize_, resized
 from ccrewrite.sites import Decision, Plan, Site
+from ccrewrite.training.config import FinetuneConfig
+from ccrewrite.training.finetune import finetune
 from ccrewrite.training.recalibrate import recalibrate
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "ConvGeometry",
     "Decision",
     "DilatedToDcls",
+    "FinetuneConfig",
     "InputError",
     "LargeToDcls",
     "ModelRunError",
@@ -48,6 +51,7 @@ __all__ = [
     "compare",
     "convert_dcls_checkpoint",
     "export_onnx",
+    "finetune",
     "fold",
     "misalignment",
     "nn",

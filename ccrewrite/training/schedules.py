@@ -127,9 +127,13 @@ class FreezeSchedule:
         if any(self.done == start for start, _ in self._parts):
             self._apply()
 
-    def _apply(self) -> None:
+    def release(self) -> None:
+        """Everything trains again, as before the schedule."""
+        self._apply(release=True)
+
+    def _apply(self, release: bool = False) -> None:
         for start, places in self._parts:
-            trains = self.done >= start
+            trains = release or self.done >= start
             for module, name in places:
                 parameter = getattr(module, name)
                 parameter.requires_grad_(trains)

@@ -14,7 +14,7 @@ from ccrewrite.training import Distillation
 
 def pair() -> tuple[nn.Module, nn.Module]:
     original = network().double()
-    return rewritten(original, torch.float64).eval(), original
+    return rewritten(original).eval(), original
 
 
 def test_zero_as_long_as_nothing_moved() -> None:

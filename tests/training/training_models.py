@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -27,5 +29,13 @@ def network(classes: int = 3, norm: bool = False) -> nn.Sequential:
     )
 
 
-def rewritten(original: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return ccrewrite.rewrite(original.to(dtype), pictures().to(dtype)).model
+_REWRITTEN: dict[str, nn.Module] = {}
+
+
+def rewritten(original: nn.Module) -> nn.Module:
+    """A copy of its own for every call; equal networks are rewritten once."""
+    dtype = next(original.parameters()).dtype
+    key = f"{original} {dtype}"
+    if key not in _REWRITTEN:
+        _REWRITTEN[key] = ccrewrite.rewrite(original, pictures().to(dtype)).model
+    return copy.deepcopy(_REWRITTEN[key])

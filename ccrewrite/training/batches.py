@@ -1,0 +1,131 @@
+"""The batches of a fine-tuning run: in an order and with random draws that the seed and the place in the run decide alone.
+
+So a run that was killed goes on with the data it would have had, and several processes share out the batches that one would
+have had: a loader's batch is the batch of the whole run, and each process takes its share of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from ccrewrite.errors import InputError
+from ccrewrite.preserve import random_states_kept
+
+
+class Share(NamedTuple):
+    """A process's part of a batch, and its size over that of an even part: the weight of its mean in the mean of all."""
+
+    batch: Any
+    weight: float
+
+
+class Batches:
+    """Epochs of ``data``.
+
+    Args:
+        data: a ``DataLoader`` on a dataset with indices; its batches are shared out among processes, and its dataset's random
+            draws depend on (seed, epoch, place in the epoch) alone, whatever ``num_workers``. Or, for one process, any
+            other collection of batches that has a length and can be iterated again: such a run goes on by fetching the
+            batches that it had already.
+        name: what messages call it.
+        rank, world: of how many processes this is which.
+
+    Raises ``InputError`` where data is empty, has no length, or can't be iterated again or shared out.
+    """
+
+    def __init__(self, data: Any, name: str, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.data, self.name, self.seed, self.rank, self.world = data, name, seed, rank, world
+        if not isinstance(data, Iterable) or iter(data) is data:
+            raise InputError(f"{name} must be a DataLoader or another collection of batches, found {type(data).__name__}")
+        if not isinstance(data, Sized):
+            raise InputError(f"{name}, a {type(data).__name__}, needs a length: the number of its batches")
+        self.loader = _indexed(data)
+        if world > 1 and self.loader is None:
+            raise InputError(f"{name} must be a DataLoader on a dataset with indices, for {world} processes to share it")
+        if self.loader is not None and isinstance(self.loader.sampler, DistributedSampler):
+            raise InputError(f"{name} has a DistributedSampler; pass the loader without, finetune shares out each batch itself")
+        if not len(data):
+            raise InputError(f"{name} is empty: it has no batches")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Share]:
+        """The batches of epoch ``number`` from the one with index ``start`` on. Seeds the global generators."""
+        seed_all(self.seed, number)
+        if self.loader is None:
+            yield from (Share(batch, 1.0) for index, batch in enumerate(self._drawn(number)) if index >= start)
+            return
+        indices = self._indices(number)[start:]
+        shares = [batch[self.rank :: self.world] for batch in indices]
+        # A process that is left without a sample takes one all the same, for all must run; it doesn't count.
+        loader = self._like(self.loader, number, [s or b[:1] for s, b in zip(shares, indices, strict=True)])
+        for batch, share, whole in zip(loader, shares, indices, strict=True):
+            yield Share(batch, len(share) * self.world / len(whole))
+
+    def _drawn(self, number: int) -> Iterator[Any]:
+        iterator = iter(self.data)
+        for index in range(len(self.data)):
+            seed_all(self.seed, number, index)
+            batch = next(iterator, self)
+            if batch is self:
+                raise InputError(f"{self.name} has a length of {len(self.data)} batches, but gave {index} in epoch {number}")
+            yield batch
+
+    def _indices(self, number: int) -> list[list[Any]]:
+        """(place in the epoch, index) of each sample of each batch."""
+        assert self.loader is not None
+        with random_states_kept():
+            seed_all(self.seed, number)
+            for holder in (self.loader, self.loader.sampler):
+                if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
+                    generator.manual_seed(torch.initial_seed())
+            place = iter(range(2**62))
+            return [[(next(place), index) for index in batch] for batch in self.loader.batch_sampler]  # pyright: ignore
+
+    def _like(self, loader: DataLoader[Any], number: int, indices: list[list[Any]]) -> DataLoader[Any]:
+        return DataLoader(
+            _Seeded(loader.dataset, self.seed, number),
+            batch_sampler=indices,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            prefetch_factor=loader.prefetch_factor,
+        )
+
+
+def _indexed(data: Any) -> DataLoader[Any] | None:
+    """``data``, if it is a loader whose batches are lists of a dataset's indices."""
+    if not isinstance(data, DataLoader) or data.batch_sampler is None or isinstance(data.dataset, IterableDataset):
+        return None
+    return data
+
+
+class _Seeded(Dataset[Any]):
+    """A dataset whose items are drawn from generators seeded for each."""
+
+    def __init__(self, dataset: Any, *key: int) -> None:
+        self.dataset, self.key = dataset, key
+
+    def __getitem__(self, place_and_index: tuple[int, Any]) -> Any:
+        place, index = place_and_index
+        seed_all(*self.key, place)
+        return self.dataset[index]
+
+
+def seed_all(*key: int) -> None:
+    """Seed torch's, NumPy's and Python's generators by several numbers together."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the legacy generator is what datasets draw from)
+    torch.manual_seed(seed)

@@ -1,0 +1,148 @@
+"""``finetune``: a training loop for rewritten models, on one process or many. What is distributed, accelerate distributes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.errors import InputError
+from ccrewrite.nn.sampling import Sampling
+from ccrewrite.preserve import random_states_kept
+from ccrewrite.training.batches import Batches
+from ccrewrite.training.config import FinetuneConfig
+from ccrewrite.training.groups import param_groups
+from ccrewrite.training.loop import History, Loop
+from ccrewrite.training.run_folder import RunFolder
+from ccrewrite.training.steps import Schedule, Steps
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def finetune(
+    model: nn.Module,
+    train_data: Any,
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    validation: Any = None,
+    original: nn.Module | None = None,
+    config: FinetuneConfig | None = None,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW,
+    schedules: Sequence[Schedule] = (),
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    require_geometry: bool = True,
+    accelerator: Accelerator | None = None,
+) -> History:
+    """Train a rewritten model, in place, on one process or on all that `accelerate launch` or `torchrun` started.
+
+    A batch is a tuple or list ``(*inputs, target)``, for which ``loss(model(*inputs), target)`` is computed, or a mapping, for
+    which it is ``loss(model(**batch), batch)``. The loss is a scalar, the mean over the batch.
+
+    Args:
+        model: ``rewrite(...).model``. It ends in the training flags that it came with, on the device it was trained on.
+        train_data: a ``DataLoader``, or for one process any collection of batches. A batch of it is a batch of the whole run,
+            of which each process takes its share: the numbers don't depend on how many there are.
+        validation: data of the same form; its mean loss is computed after each epoch.
+        original: the model before the rewrite, where the config asks for distillation. Moved to the model's device, in
+            evaluation mode.
+        config: see ``FinetuneConfig``.
+        optimizer: makes the optimizer from ``param_groups``.
+        schedules: see ``Schedule``.
+        out: the run's folder, on a file system that all processes see: ``log.csv``, checkpoints, ``model.safetensors``
+            (see ``ccrewrite.training.run_folder``). None: nothing is written.
+        resume: go on from the checkpoint in ``out``, if there is one; model, data and config must be those that the run
+            began with. On CPU the losses are the same to the last bit as those of a run that was never interrupted.
+        progress: a progress bar, where the output is a terminal.
+        require_geometry: False lets a model train that has none, for comparison.
+        accelerator: one of your own, with its settings; None: one is made.
+
+    The caller's random states are as before afterwards. Raises ``InputError`` where accelerate (extra ``train``) is missing,
+    for data, a loss or a folder that can't be used, a model without trainable geometry, and once a loss is not finite.
+
+    >>> import ccrewrite
+    >>> images, classes = torch.randn(32, 1, 8, 8), torch.randint(3, (32,))
+    >>> model = nn.Sequential(nn.Conv2d(1, 3, 3, dilation=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> batches = list(zip(images.split(8), classes.split(8)))
+    >>> result = ccrewrite.rewrite(model, images)
+    >>> history = finetune(result.model, batches, nn.functional.cross_entropy, config=FinetuneConfig(epochs=2))
+    >>> len(history.losses)
+    8
+    """
+    config = config or FinetuneConfig()
+    if (
+        not any(p.requires_grad for m in model.modules() if isinstance(m, Sampling) for p in m.parameters())
+        and require_geometry
+    ):
+        raise InputError(
+            "the model has no trainable geometry: pass rewrite(...).model with its samplings unfrozen, or "
+            "require_geometry=False to train a model without"
+        )
+    if config.patience is not None and (validation is None or out is None):
+        raise InputError("patience needs validation data to judge by, and out, a folder to keep the best weights in")
+    flags = [(m, m.training) for m in model.modules()]
+    own = {name: value for name, value in vars(model).items() if name == "forward"}
+    with ExitStack() as stack:
+        stack.enter_context(random_states_kept())
+        accelerator = accelerator or stack.enter_context(_made(config, out))
+        if original is not None:
+            original.to(accelerator.device)
+        run = Steps(model, loss, original, config, optimizer(_groups(model, config)), schedules, accelerator, stack)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        train = Batches(train_data, "train_data", config.seed, rank, world)
+        valid = None if validation is None else Batches(validation, "validation", config.seed, rank, world)
+        folder = None if out is None else RunFolder(out, accelerator.is_main_process, accelerator.wait_for_everyone)
+        try:
+            return Loop(run, train, valid, folder, progress).all(resume)
+        finally:
+            for name in ("forward", "_original_forward"):  # of mixed precision
+                vars(model).pop(name, None)
+            vars(model).update(own)
+            for module, training in flags:
+                module.training = training
+
+
+def _groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    return param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
+
+
+@contextmanager
+def _made(config: FinetuneConfig, out: str | os.PathLike[str] | None) -> Generator[Accelerator]:
+    """An accelerator for this run, and no trace of it afterwards but the process group."""
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise InputError("finetune needs accelerate; install it with: pip install 'ccrewrite[train]'") from error
+    if "tensorboard" in config.trackers and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("trackers ask for tensorboard, which is not installed; install it with: pip install tensorboard")
+    if config.trackers and out is None:
+        raise InputError("trackers need out, the folder that they write to")
+    used = bool(AcceleratorState._shared_state)
+    freezes = bool(config.geometry_from or config.weights_from)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.trackers) or None,
+            project_dir=out,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=freezes)],
+        )
+    except ValueError as error:  # a precision that the device hasn't got, an unknown tracker
+        raise InputError(f"accelerate: {error}") from error
+    try:
+        if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:  # accelerate would run it in float32
+            raise InputError(f'mixed_precision="fp16" needs a GPU, found {accelerator.device}; "bf16" runs on CPU')
+        yield accelerator
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()
+        if not used:
+            AcceleratorState._reset_state()

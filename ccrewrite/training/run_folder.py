@@ -1,0 +1,136 @@
+"""The folder of a fine-tuning run: settings, log, checkpoints. What it holds is complete, whenever the run is killed.
+
+run.json             config, and what of model and data must be the same for going on
+log.csv              one row for each step
+checkpoint-00000120  accelerate's: weights, optimizer, gradient scaler; and progress.pt, what ``finetune`` adds
+best.safetensors     weights at the best validation, where early stopping was asked for
+model.safetensors    weights at the end
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ccrewrite.errors import InputError
+
+COLUMNS = ("step", "epoch", "lr", "loss", "task", "distillation", "features", "repulsion", "smoothness", "validation")
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """``main`` says whether this process writes; ``barrier`` waits for all."""
+
+    def __init__(self, path: str | os.PathLike[str], main: bool, barrier: Callable[[], None]) -> None:
+        self.path, self.main, self.barrier = Path(path), main, barrier
+
+    def begin(self, settings: Mapping[str, Any], resume: bool) -> Path | None:
+        """The checkpoint to go on from, or None for a start. Raises ``InputError`` where the folder can't be used so."""
+        file = self.path / "run.json"
+        settings = json.loads(json.dumps(settings))
+        if file.exists():
+            if not resume:
+                raise InputError(f"{self.path} holds a run already; pass resume=True to go on with it, or another folder")
+            try:
+                stored = json.loads(file.read_text())
+            except (OSError, json.JSONDecodeError) as error:
+                raise InputError(f"{file} can't be read: {error}") from error
+            if changes := list(_differences(stored, settings)):
+                raise InputError(f"the run in {self.path} can't go on, for it began otherwise: {'; '.join(changes)}")
+        self.barrier()  # all have looked
+        if self.main and not file.exists():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._write(file, json.dumps(settings, indent=2))
+            except OSError as error:
+                raise InputError(f"{self.path} can't be written: {error}") from error
+        found = sorted(self.path.glob("checkpoint-*"))
+        self.barrier()
+        return found[-1] if found else None
+
+    def checkpoint(self, step: int, save: Callable[[str], Any], progress: Mapping[str, Any]) -> None:
+        """``save`` writes into a folder, all processes together, which then becomes the checkpoint; older ones go."""
+        final, unfinished = self.path / f"checkpoint-{step:08d}", self.path / "unfinished"
+        if self.main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+        self.barrier()
+        save(str(unfinished))
+        self.barrier()
+        if self.main:
+            torch.save(progress, unfinished / "progress.pt")
+            os.replace(unfinished, final)
+            for old in self.path.glob("checkpoint-*"):
+                if old != final:
+                    shutil.rmtree(old)
+        self.barrier()
+
+    def progress(self, checkpoint: Path) -> dict[str, Any]:
+        """What ``checkpoint`` was given, and no code from it: tensors and plain values."""
+        try:
+            return torch.load(checkpoint / "progress.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds for a damaged file
+            raise InputError(f"{checkpoint} can't be read: {error}") from error
+
+    def rows(self, until: int) -> list[Row]:
+        """The log's rows up to step ``until``; those after it, which a killed run wrote, are deleted."""
+        file, rows = self.path / "log.csv", list[Row]()
+        if file.exists():
+            with file.open(newline="") as stream:
+                for row in csv.DictReader(stream):
+                    if None in row.values() or int(row["step"]) > until:  # None: cut off within the row
+                        break
+                    whole = {"step": int(row["step"]), "epoch": int(row["epoch"])}
+                    rows.append({n: float(v) if v else None for n, v in row.items()} | whole)
+        self.barrier()  # all have read
+        if self.main:
+            self._write(file, "".join([",".join(COLUMNS) + "\n", *_lines(rows)]))
+        return rows
+
+    def log(self, rows: list[Row]) -> None:
+        if self.main:
+            with (self.path / "log.csv").open("a", newline="") as stream:
+                stream.writelines(_lines(rows))
+
+    def save_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """``weights`` are complete in the main process alone."""
+        if self.main:
+            unfinished = self.path / f"{name}.unfinished"
+            save_file({n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}, unfinished)
+            os.replace(unfinished, self.path / name)
+        self.barrier()
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        try:
+            return load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.path / name} can't be read: {error}") from error
+
+    def _write(self, file: Path, text: str) -> None:
+        unfinished = file.with_name(f"{file.name}.unfinished")
+        unfinished.write_text(text)
+        os.replace(unfinished, file)
+
+
+def _lines(rows: list[Row]) -> list[str]:
+    """As CSV; floats with all their digits."""
+    return [",".join("" if row[n] is None else repr(row[n]) for n in COLUMNS) + "\n" for row in rows]
+
+
+def _differences(stored: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(stored, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*stored, *now]))
+        return [
+            d for k in keys for d in _differences(stored.get(k, "nothing"), now.get(k, "nothing"), f"{name}.{k}".lstrip("."))
+        ]
+    return [] if stored == now else [f"{name} was {stored}, now it is {now}"]

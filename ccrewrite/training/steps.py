@@ -1,0 +1,160 @@
+"""One step of a fine-tuning run, and one validation, on this process's share of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.errors import InputError
+from ccrewrite.nn.cc import nyquist_penalty
+from ccrewrite.training.batches import Share
+from ccrewrite.training.config import FinetuneConfig
+from ccrewrite.training.distillation import Distillation
+from ccrewrite.training.losses import repulsive_loss
+from ccrewrite.training.schedules import FreezeSchedule
+from ccrewrite.training.sharded import gathered
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+TERMS = ("task", "distillation", "features", "repulsion", "smoothness")
+"""What a loss is the sum of."""
+
+
+class Schedule(Protocol):
+    """Called after each optimizer step, before gradients are cleared; its state (plain values and tensors) is in the
+    checkpoints. ``WidthSchedule`` and ``Recorder`` are such."""
+
+    def step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Steps:
+    """Model, optimizer and losses: one step, one validation, one checkpoint."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        original: nn.Module | None,
+        config: FinetuneConfig,
+        optimizer: torch.optim.Optimizer,
+        schedules: Sequence[Schedule],
+        accelerator: Accelerator,
+        stack: ExitStack,
+    ) -> None:
+        self.model, self.loss, self.config, self.accelerator = model, loss, config, accelerator
+        self.distillation: Distillation | None = None
+        if config.distillation or config.feature_distillation:
+            if original is None:
+                raise InputError("distillation needs the original: finetune(..., original=model_before_the_rewrite)")
+            temperature = config.temperature if config.outputs == "scores" else None
+            options: dict[str, Any] = {"features": config.features, "temperature": temperature, "dim": config.class_axis}
+            self.distillation = Distillation(model, original, **options)
+            stack.enter_context(self.distillation)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.schedules = list(schedules)
+        self.freezes = bool(config.geometry_from or config.weights_from)
+        if self.freezes:  # after the preparation, which takes what is trainable
+            freeze = FreezeSchedule(model, geometry=config.geometry_from, weights=config.weights_from)
+            self.schedules.append(freeze)
+            stack.callback(freeze.release)
+
+    def step(self, shares: Sequence[Share], rate: float) -> Tensor:
+        """One optimizer step; this process's part of ``TERMS``, whose sum over processes are those of the whole batch."""
+        for group, highest in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * highest
+        self.wrapped.train()
+        terms = torch.zeros(len(TERMS), device=self.accelerator.device)
+        for index, share in enumerate(shares):
+            last = index == len(shares) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                data = self._of_data(share.batch)
+                found = {name: share.weight / len(shares) * value for name, value in data.items()}
+                found |= self._of_geometry() if last else {}
+                self.accelerator.backward(cast(Tensor, sum(found.values())))
+            world = self.accelerator.num_processes
+            terms += torch.stack([found[n].detach().float() if n in found else terms.new_zeros(()) for n in TERMS]) / world
+        if self.config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_norm)
+        if self.freezes:  # FSDP2 makes gradients for them too
+            for parameter in self.wrapped.parameters():
+                parameter.grad = parameter.grad if parameter.requires_grad else None
+        self.optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
+        self.optimizer.zero_grad()
+        return terms
+
+    def _of_data(self, batch: Any) -> dict[str, Tensor]:
+        task = self._task(batch)
+        if not task.requires_grad:
+            raise InputError("the loss depends on nothing that trains; is everything frozen, or is the loss detached?")
+        if self.distillation is None:
+            return {"task": task}
+        with self.accelerator.autocast():
+            outputs, features = self.distillation()
+        weights = self.config.distillation, self.config.feature_distillation
+        return {"task": task, "distillation": weights[0] * outputs, "features": weights[1] * features}
+
+    def _task(self, batch: Any) -> Tensor:
+        from accelerate.utils import send_to_device
+
+        batch = send_to_device(batch, self.accelerator.device)
+        if isinstance(batch, Mapping):
+            value: Any = self.loss(self.wrapped(**batch), batch)
+        elif isinstance(batch, (tuple, list)) and len(cast("Sequence[Any]", batch)) > 1:
+            *inputs, target = cast("Sequence[Any]", batch)
+            value = self.loss(self.wrapped(*inputs), target)
+        else:
+            raise InputError(f"a batch must be (*inputs, target) or a mapping, found {type(batch).__name__}")
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"the loss must be a scalar tensor, the mean over the batch; found {found}")
+        return value.squeeze()
+
+    def _of_geometry(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if self.config.repulsion or self.config.smoothness:
+            with gathered(self.model):
+                if self.config.repulsion:
+                    found["repulsion"] = self.config.repulsion * repulsive_loss(self.model).square()
+                if self.config.smoothness:
+                    found["smoothness"] = self.config.smoothness * nyquist_penalty(self.model)
+        return found
+
+    @torch.no_grad()
+    def validate(self, shares: Iterator[Share]) -> float:
+        """Mean loss over the samples."""
+        from accelerate.utils import find_batch_size
+
+        self.wrapped.eval()
+        total = torch.zeros(2, device=self.accelerator.device, dtype=torch.float64)
+        for share in shares:
+            size = find_batch_size(share.batch) if share.weight else 0
+            if size is None:
+                raise InputError("a batch of the validation data holds no tensor")
+            total += torch.stack([size * self._task(share.batch).double(), total.new_tensor(size)])
+        total = cast(Tensor, self.accelerator.reduce(total))
+        return float(total[0] / total[1])
+
+    def weights(self) -> dict[str, Tensor]:
+        """All of them, in the main process."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(self.wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # pyright: ignore
+
+    def load(self, weights: dict[str, Any]) -> None:
+        """The opposite of ``weights``."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.accelerator.num_processes > 1)
+        set_model_state_dict(self.wrapped, weights, options=options)
