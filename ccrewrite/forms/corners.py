@@ -65,9 +65,12 @@ class Corners(NamedTuple):
         factors[axis] = [("below", -self.slope[axis]), ("high", self.slope[axis])]
         return _products(factors)
 
-    def index(self, corners: Sequence[Corner], strides: Sequence[int]) -> dict[Corner, Tensor]:
+    def flat_index(self, corners: Sequence[Corner], strides: Sequence[int]) -> dict[Corner, Tensor]:
         """Flat index of each of ``corners`` in data of these strides."""
-        found = [sum(getattr(self, side)[a] * strides[a] for a, side in enumerate(corner)) for corner in corners]
+        found = [
+            functools.reduce(operator.add, (getattr(self, side)[a] * strides[a] for a, side in enumerate(corner)))
+            for corner in corners
+        ]
         return dict(zip(corners, stored(found), strict=True))
 
     def _along(self, axis: int) -> list[tuple[str, Tensor]]:

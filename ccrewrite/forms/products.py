@@ -49,7 +49,7 @@ def moved_sum(mixed: Tensor, positions: Tensor, window: Sequence[int], pads: Pad
     )
     corners = Corners.of(positions, window)
     terms = corners.value()
-    index = corners.index([corner for corner, _ in terms], strides)
+    index = corners.flat_index([corner for corner, _ in terms], strides)
     coefficients = stored([coefficient for _, coefficient in terms])
     channel = torch.arange(out, device=mixed.device)
     total: Tensor | None = None
@@ -87,7 +87,7 @@ def backward(
     value = corners.value()
     slopes = [corners.derivative(a) for a in range(len(size))] if wants[2] else []
     asked = list(dict.fromkeys(corner for terms in (value, *slopes) for corner, _ in terms))
-    index = corners.index(asked, strides)
+    index = corners.flat_index(asked, strides)
 
     def arrived(corner: Corner) -> Tensor:
         """``(taps, out, N, *size)``: the gradient that reaches every product from one of the samples next to its tap."""

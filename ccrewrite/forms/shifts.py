@@ -27,7 +27,7 @@ def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[i
     total: Tensor | None = None
     corners = Corners.of(positions[:, 0], window)
     terms = corners.value()
-    index = corners.index([corner for corner, _ in terms], strides)
+    index = corners.flat_index([corner for corner, _ in terms], strides)
     coefficients = stored([coefficient for _, coefficient in terms])
     for (corner, _), coefficient in zip(terms, coefficients, strict=True):
         term = torch.ops.aten._unsafe_index.Tensor(windows, [index[corner]]) * coefficient.view(-1, *(1,) * (2 + len(outputs)))

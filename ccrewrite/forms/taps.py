@@ -66,7 +66,7 @@ def _correlate(x: Tensor, weight: Tensor, corners: Corners, window: Sequence[int
     rows = _Rows(x, window, pads)
     channel = torch.arange(x.shape[1], device=x.device)[:, None]
     terms = corners.value()
-    index = corners.index([corner for corner, _ in terms], rows.strides)
+    index = corners.flat_index([corner for corner, _ in terms], rows.strides)
     coefficients = stored([weight * coefficient for _, coefficient in terms])
     total: Tensor | None = None
     for (corner, _), coefficient in zip(terms, coefficients, strict=True):
@@ -83,7 +83,7 @@ def _meeting(
     rows = _Rows(input, window, pads)
     spread = rows.spread(gradient)
     channel = torch.arange(input.shape[1], device=input.device)[:, None]
-    index = corners.index(asked, rows.strides)
+    index = corners.flat_index(asked, rows.strides)
     return {c: (_gather(rows.windows, [None, channel, index[c]]) * spread).sum((0, 3)) for c in asked}
 
 

@@ -21,10 +21,11 @@ from ccrewrite import forms
 from ccrewrite.forms.operators import backward_of, forward_of
 
 try:
+    from torch._inductor import config
     from torch._inductor.custom_graph_pass import CustomGraphPass
     from torch._inductor.decomposition import select_decomp_table
 except ImportError:  # pragma: no cover
-    CustomGraphPass = select_decomp_table = None
+    config = CustomGraphPass = select_decomp_table = None
 
 CODE: dict[Any, Callable[..., Any]] = {
     torch.ops.ccrewrite.dcls_conv.default: forward_of,
@@ -34,7 +35,7 @@ CODE: dict[Any, Callable[..., Any]] = {
 
 def options() -> dict[str, Any]:
     """For ``torch.compile(..., options=)`` and AOTInductor's ``inductor_configs``."""
-    known = CustomGraphPass is not None and hasattr(torch._inductor.config, "post_grad_custom_pre_pass")
+    known = CustomGraphPass is not None and hasattr(config, "post_grad_custom_pre_pass")
     return {"post_grad_custom_pre_pass": _expansion()} if known else {}
 
 

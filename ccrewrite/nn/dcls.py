@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
+from ccrewrite.forms import operators
 from ccrewrite.geometry import ConvGeometry, Ints, per_axis
 from ccrewrite.nn import placement, shifting
 from ccrewrite.nn.conv import RewrittenConv
@@ -61,6 +62,8 @@ class DclsSampling(Sampling):
 
     offset: nn.Parameter
     widening: nn.Parameter | None
+    form: str | None
+    """How the convolution is evaluated, one of ``forms``; None: ``default_form``. ``ccrewrite.lower`` sets it."""
 
     def __init__(
         self,
@@ -104,7 +107,10 @@ class DclsSampling(Sampling):
         self.starts_exact = exact and elements is None
         self.placement = self._placement()
         shared = sharing in ("tap", "out") and g.groups == 1
-        self.shifts = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
+        bands = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
+        self.forms = ("window", *(("bands",) if shared else ()), *self._compiled_forms(g))
+        self.default_form = "bands" if bands else "window"
+        self.form = None
         rows = {"group": g.groups, "out": g.out_channels, "full": g.out_channels}.get(sharing, 1)
         columns = g.in_channels // g.groups if sharing in ("in", "full") else 1
         shape = (len(self.axes), rows, columns, *self.taps)
@@ -112,6 +118,13 @@ class DclsSampling(Sampling):
         wider = None if interpolation == "linear" else nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
         self.register_parameter("widening", wider)
         self.reset_parameters()
+
+    def _compiled_forms(self, g: ConvGeometry) -> tuple[str, ...]:
+        if self.interpolation != "linear":
+            return ()
+        sets = {"tap": 1, "in": 1, "group": g.groups}.get(self.sharing, g.out_channels)
+        own = 1 if self.sharing not in ("in", "full") else g.in_channels // g.groups
+        return operators.applicable(g.groups, (g.out_channels, g.in_channels // g.groups), (sets, own), g.stride)
 
     def _placement(self) -> tuple[Axis, ...]:
         window, fixed = self.window, [a for a in range(self.ndim) if a not in self.axes]
@@ -171,12 +184,34 @@ class DclsSampling(Sampling):
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         call = bind(False, self.ndim, arguments, named)
-        if not self.shifts or call["groups"] != 1 or self.runs_plain():
+        form = self.form_of(call, weight)
+        if form == "window" or self.runs_plain():
             return super().forward(input, weight, bias, **call)
         self.check_dilation(call["dilation"])
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
-        places = self.offset, self.widening, self.placement, self.interpolation, self.width
-        return shifting.dcls_conv_shifted(input, weight, bias, *places, call["stride"], pads)
+        if form == "bands":
+            places = self.offset, self.widening, self.placement, self.interpolation, self.width
+            return shifting.dcls_conv_shifted(input, weight, bias, *places, call["stride"], pads)
+        dtype = torch.promote_types(self.offset.dtype, torch.float32)
+        cells = positions_of(self.placement, self.taps, self.offset.to(dtype))
+        positions = torch.stack([along[:, 0] for along in cells])
+        batched = input if input.dim() == 2 + self.ndim else input[None]
+        out = operators.dcls_conv(batched, weight.flatten(2), positions, form, self.window, pads)
+        out = out if batched is input else out[0]
+        return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+
+    def form_of(self, call: dict[str, Any], weight: Tensor) -> str:
+        """How a call is evaluated: "window" (build the effective kernel), "bands" (``ccrewrite.nn.shifting``) or one of
+        ``ccrewrite.forms``, which are for torch.compile alone and give way to ``default_form`` elsewhere."""
+        form = self.form
+        if form not in (None, "window", "bands"):
+            compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+            sets = self.offset.shape[1], self.offset.shape[2]
+            if compiles and form in operators.applicable(call["groups"], weight.shape, sets, call["stride"]):
+                return form
+            form = None
+        form = form or self.default_form
+        return form if call["groups"] == 1 else "window"
 
     def kernel(self, weight: Tensor) -> Tensor:
         # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.

@@ -98,7 +98,7 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
         return DclsConv2d(4, 6, 3, padding=2, dilation=2), torch.randn(2, 4, 9, 9)
     if name == "shared":  # a window that is almost empty: the layer moves products instead of convolving with it
         layer = DclsConv2d(4, 4, elements=3, window=17, padding="same", interpolation="gaussian")
-        assert layer.sampling.shifts
+        assert layer.sampling.default_form == "bands"
         return layer, torch.randn(2, 4, 12, 12)
     if name == "time":
         return DclsConv3d(2, 2, elements=2, window=(5, 3, 3), padding="same", axes=(0,)), torch.randn(1, 2, 7, 5, 5)

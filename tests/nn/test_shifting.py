@@ -65,7 +65,7 @@ def wide_model() -> nn.Module:
 def test_all_ways_of_running():
     model, x = wide_model().eval(), torch.randn(2, 64, 33, 30)
     result = ccrewrite.rewrite(model, x)
-    assert all(layer.sampling.shifts for layer in result.model)
+    assert all(layer.sampling.default_form == "bands" for layer in result.model)
     torch.testing.assert_close(result.model(x), model(x), rtol=0, atol=1e-6)  # with gradients: by moving
     with torch.no_grad():
         for layer in result.model:
@@ -98,4 +98,4 @@ def test_it_is_chosen_where_the_window_is_almost_empty():
     assert pays(taps=9, window=(25, 25), stride=(1, 1), channels=2048)
     assert not pays(taps=9, window=(5, 5), stride=(1, 1), channels=256)
     assert not pays(taps=9, window=(9, 9), stride=(1, 1), channels=8)
-    assert not DclsSampling.of(ConvGeometry.from_module(nn.Conv2d(64, 64, 3, dilation=12, groups=64))).shifts
+    assert DclsSampling.of(ConvGeometry.from_module(nn.Conv2d(64, 64, 3, dilation=12, groups=64))).default_form == "window"
