@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn.cc import CCSampling
 from ccrewrite.nn.conv import HOSTED, RewrittenConv, host_, release_, unhost_
+from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.folded import FOLDED, Cut, FixedSampling, FoldedConv, cut, occupied, smallest_cuts
 from ccrewrite.nn.reroute import Route
 from ccrewrite.nn.sampling import Sampling
+from ccrewrite.nn.shifted import SHIFTED, cheaper, keep_apart_, shifts_of, suits
 from ccrewrite.passes.graph import restore_nodes_
 
 Answer = tuple[str, str]
@@ -46,7 +49,14 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
         why = f"a {type(conv).__name__} can't pad by different amounts" if known else "a hook computes its weight"
         if kernel is not None:
             cuts = smallest_cuts(occupied(kernel, sampling.ndim), sampling.margin)
-            padding = _torch_padding(ConvGeometry.from_module(conv), cuts)
+            geometry = ConvGeometry.from_module(conv)
+            cells = math.prod(cut(kernel[:1, :1], cuts, sampling.margin).shape)
+            if type(conv) in SHIFTED and suits(sampling, geometry) and isinstance(sampling, DclsSampling):
+                taps = shifts_of(sampling)
+                if cheaper(taps, geometry, cells):
+                    keep_apart_(conv, sampling, taps)
+                    return "shifted", f"{len(taps)} taps apart in {'x'.join(map(str, sampling.window))}"
+            padding = _torch_padding(geometry, cuts)
             if padding is not None or type(conv) in FOLDED:
                 conv.weight = nn.Parameter(cut(kernel, cuts, sampling.margin), requires_grad=conv.weight.requires_grad)
                 return _as_torch_layer_(conv, cuts, padding) if padding is not None else _as_padded_(conv, cuts)

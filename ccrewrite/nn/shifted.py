@@ -1,0 +1,148 @@
+"""A folded convolution whose taps stay where they are, apart from each other: one 1x1 convolution, and shifted sums.
+
+    out[o, y] = sum_t (weight_t . x)[o, stride * y - pad + p_t]
+
+For taps that all channels share and that lie far apart in a large window, which a dense kernel would fill with zeros. Positions
+are constants here: a shift is a slice, and linear interpolation the weighted sum of at most ``2^ndim`` of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ccrewrite.geometry import ConvGeometry, Ints
+from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.nn.sampling import CONVOLUTIONS
+
+SHIFT_COST = 300
+"""Multiplications that a convolution does in the time of one shifted and weighted sample (four slices, not fused)."""
+
+
+class Shift(NamedTuple):
+    """One sample of a tap: where it lies in the window, in cells, and its coefficient."""
+
+    cell: Ints
+    coefficient: float
+
+
+Taps = tuple[tuple[Shift, ...], ...]
+
+
+def shifts_of(sampling: DclsSampling) -> Taps:
+    """Where each tap of a linear, shared sampling lies now. Samples with coefficient 0 are left out."""
+    positions = torch.stack([cells.flatten() for cells in sampling.cells()]).double().T.tolist()
+    return tuple(tuple(_corners(position)) for position in positions)
+
+
+def _corners(position: Sequence[float]) -> list[Shift]:
+    along: list[list[tuple[int, float]]] = []
+    for place in position:
+        low = math.floor(place)
+        along.append([(c, f) for c, f in ((low, low + 1 - place), (low + 1, place - low)) if f > 0])
+    return [
+        Shift(tuple(cell for cell, _ in corner), math.prod(factor for _, factor in corner))
+        for corner in itertools.product(*along)
+    ]
+
+
+def suits(sampling: Any, geometry: ConvGeometry) -> bool:
+    """Whether a layer's taps can be kept apart."""
+    return (
+        isinstance(sampling, DclsSampling)
+        and sampling.interpolation == "linear"
+        and tuple(sampling.offset.shape[1:3]) == (1, 1)
+        and geometry.groups == 1
+        and (geometry.padding_mode == "zeros" or not any(sampling.margin))
+    )
+
+
+def cheaper(taps: Taps, geometry: ConvGeometry, cells: int) -> bool:
+    """Whether that takes less time than a dense convolution with a kernel of ``cells``, by half at least."""
+    channels = geometry.in_channels * geometry.out_channels
+    narrow = min(geometry.in_channels, geometry.out_channels)
+    apart = channels * len(taps) + SHIFT_COST / 4 * narrow * sum(map(len, taps))
+    return channels * cells > 1.5 * apart
+
+
+class ShiftedConv(nn.Module):
+    """Mixin for ``nn.ConvNd``: ``weight`` is that of a 1x1 convolution, ``(out, taps * in, 1, ...)`` where the input is shifted
+    first (``shifts_first``), else ``(taps * out, in, 1, ...)``; ``kernel_size`` and the rest are the original's."""
+
+    shifts: Taps
+    window: Ints
+    margin: Ints
+    shifts_first: bool
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = cast(_ConvNd, self)
+        ndim = len(self.window)
+        pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
+        stride = layer.stride
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        widths = [n for pair in reversed(pads) for n in pair]
+        convolve = CONVOLUTIONS[ndim - 1]
+        if self.shifts_first:
+            padded = F.pad(input, widths, mode=mode)
+            moved = [self._moved(padded, shifts, stride) for shifts in self.shifts]
+            return convolve(torch.cat(moved, -ndim - 1), weight, bias)
+        products = F.pad(convolve(input, weight), widths, mode=mode).chunk(len(self.shifts), -ndim - 1)
+        total = self._moved(products[0], self.shifts[0], stride)
+        for product, shifts in zip(products[1:], self.shifts[1:], strict=True):
+            total = total + self._moved(product, shifts, stride)
+        return total if bias is None else total + bias.view(-1, *(1,) * ndim)
+
+    def _moved(self, x: Tensor, shifts: Sequence[Shift], stride: Ints) -> Tensor:
+        total: Tensor | None = None
+        for cell, coefficient in shifts:
+            term = x
+            for a, (start, step, size) in enumerate(zip(cell, stride, self.window, strict=True), -len(self.window)):
+                length = x.shape[a] - size + 1
+                term = term.narrow(a, start, length)
+                term = term if step == 1 else term[(..., slice(None, None, step), *(slice(None),) * (-1 - a))]
+            term = term if coefficient == 1 else term * coefficient
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    def extra_repr(self) -> str:
+        first = "shifts" if self.shifts_first else "products"
+        return f"{super().extra_repr()}, taps={len(self.shifts)} apart in {self.window}, {first} first"
+
+
+class ShiftedConv1d(ShiftedConv, nn.Conv1d):
+    """See ``ShiftedConv``."""
+
+
+class ShiftedConv2d(ShiftedConv, nn.Conv2d):
+    """See ``ShiftedConv``."""
+
+
+class ShiftedConv3d(ShiftedConv, nn.Conv3d):
+    """See ``ShiftedConv``."""
+
+
+SHIFTED: dict[type, type[ShiftedConv]] = {nn.Conv1d: ShiftedConv1d, nn.Conv2d: ShiftedConv2d, nn.Conv3d: ShiftedConv3d}
+"""torch's layer -> the shifted one."""
+
+
+def keep_apart_(conv: _ConvNd, sampling: DclsSampling, taps: Taps) -> None:
+    """Make ``conv``, which has the weight ``(out, in, *taps)``, one whose taps lie at ``sampling``'s positions. In place."""
+    (out, inner), ndim = conv.weight.shape[:2], sampling.ndim
+    flat, ones = conv.weight.detach().flatten(2), (1,) * ndim
+    conv.__class__ = cast(type[_ConvNd], SHIFTED[type(conv)])
+    layer = cast(ShiftedConv, conv)
+    layer.shifts, layer.window, layer.margin = taps, sampling.window, sampling.margin
+    layer.shifts_first = any(s > 1 for s in conv.stride) or inner <= 2 * out
+    if layer.shifts_first:
+        mixing = flat.transpose(1, 2).reshape(out, -1, *ones)
+    else:
+        mixing = flat.permute(2, 0, 1).reshape(-1, inner, *ones)
+    conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=conv.weight.requires_grad)
