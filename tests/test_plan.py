@@ -158,12 +158,28 @@ def test_options_reach_the_layers() -> None:
     assert (model.stem.sampling.basis, model.stem.sampling.residual[0].last.weight.shape[1]) == ("linear", 3)
 
 
+def test_options_of_cc_rules_reach_the_layers() -> None:
+    """Those that change what is computed are left out of verification, and said."""
+    rules = [StridedToCC(reach=0, hidden=3)]
+    stem = ccrewrite.rewrite(Net(), X, rules=rules).model.stem
+    assert stem.sampling.window == stem.kernel_size
+    for options in ({"kernel": "mlp"}, {"alignment": "centred"}):
+        result = ccrewrite.rewrite(Net(), X, rules=[StridedToCC(**options)])
+        sampling = result.model.stem.sampling
+        assert (sampling.shift is None, sampling.alignment) == ("kernel" in options, options.get("alignment", "native"))
+        assert result.plan["stem"].decision.rewritten
+        assert "NOT exact: CC, " in result.plan["stem"].decision.message
+        assert "became approximate" in result.check.note
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"rules": ["dilated-to-dclz"]}, "unknown rule 'dilated-to-dclz'; the rules are dilated-to-dcls, strided-to-cc"),
         ({"rules": [{"sharing": "tap"}]}, "unknown rule None"),
-        ({"rules": [{"rule": "strided-to-cc", "reach": 1}]}, "rule strided-to-cc has no option 'reach'; its options are"),
+        ({"rules": [{"rule": "strided-to-cc", "sharing": 1}]}, "rule strided-to-cc has no option 'sharing'; its options are"),
+        ({"rules": [StridedToCC(reach=3)]}, "reach must be 0 to 2 samples for kernel 'nodes', found 3"),
+        ({"rules": [StridedToCC(kernel="mlp", reach=1)]}, "reach must be 0 to 0 samples for kernel 'mlp', found 1"),
         ({"rules": [42]}, "a rule must be one of DilatedToDcls, .* found 42"),
         ({"rules": [DilatedToDcls]}, "a rule must be one of DilatedToDcls, .* found <class"),
         ({"rules": [DilatedToDcls(sharing="tip")]}, "sharing must be one of .* found 'tip'"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
-from ccrewrite.nn import cc_functions, sampling
+from ccrewrite.nn import cc_functions, sampling, separable
 from ccrewrite.nn.cc_functions import Scales
 from ccrewrite.nn.cc_networks import FilterNetwork, Residual
 from ccrewrite.nn.profiles import BASES, SUPPORT, Along, full_precision, profile
@@ -38,6 +38,8 @@ class CCSampling(Sampling):
             a network of the coordinates (``ccrewrite.nn.cc_networks``), fitted to start as the weight (``fit_error``).
         basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
         hidden: width of the residual networks, or of the filter's; None: 16, or 64.
+        reach: samples by which the kernel may come to exceed its original extent at each end, natively, 0 to 2; None: 2, or 0
+            with "mlp". With 0, a causal convolution stays one.
         alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
             input's, at every size (the paper's grid).
 
@@ -63,6 +65,7 @@ class CCSampling(Sampling):
         kernel: str = "nodes",
         basis: str = "cubic",
         hidden: int | None = None,
+        reach: int | None = None,
         alignment: str = "native",
         dtype: torch.dtype | None = None,
         device: Any = None,
@@ -75,7 +78,11 @@ class CCSampling(Sampling):
         if hidden < 1:
             raise InputError(f"hidden must be at least 1, found {hidden}")
         mlp = kernel == "mlp"
-        margin = (0 if mlp else SUPPORT,) * geometry.ndim
+        most = 0 if mlp else SUPPORT
+        reach = most if reach is None else reach
+        if not 0 <= reach <= most:
+            raise InputError(f"reach must be 0 to {most} samples for kernel {kernel!r}, found {reach}")
+        margin = (reach,) * geometry.ndim
         super().__init__(geometry.kernel_size, geometry.dilation, transposed=geometry.transposed, margin=margin)
         self.geometry = geometry
         self.basis = basis
@@ -156,6 +163,9 @@ class CCSampling(Sampling):
     def kernel(self, weight: Tensor) -> Tensor:
         return cc_functions.cc_kernel(weight, self._along(), self.dilation, self.margin)
 
+    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        return separable.cc_separated(input, weight, bias, self._along(), self.margin, call)
+
     def forward(
         self,
         input: Tensor,
@@ -213,8 +223,10 @@ class CCSampling(Sampling):
 
     def _along(self) -> tuple[Along, ...]:
         extents = (0,) * self.ndim if self.shift is not None else self.window
+        # Of two samples nothing needs to be cut: natively no kernel is wider.
+        within = (0,) * self.ndim if self.shift is None or min(self.margin) >= SUPPORT else self.window
         return tuple(
-            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a])
+            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a], within[a])
             for a, axis in enumerate(self._axes())
         )
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value, statically_k
 from ccrewrite.errors import InputError
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn import sampling
-from ccrewrite.nn.profiles import Along, full_precision, profile
+from ccrewrite.nn.profiles import Along, factor, full_precision
 from ccrewrite.nn.resample import Line, extend, largest, pad, resample
 
 Scales = float | tuple[float, ...]
@@ -33,10 +33,7 @@ def cc_kernel(
     with full_precision(weight.device):
         kernel = weight.to(torch.promote_types(weight.dtype, torch.float32))
         for axis in range(len(alongs)) if axes is None else axes:
-            along, spacing, wide = alongs[axis], dilation[axis], margin[axis]
-            taps = torch.arange(weight.shape[2 + axis], device=weight.device)
-            cells = torch.arange(spacing * (len(taps) - 1) + 1 + 2 * wide, device=weight.device) - wide
-            values, _ = profile((cells - spacing * taps[:, None]).to(along.dtype), taps, along)
+            values = factor(alongs[axis], weight.shape[2 + axis], dilation[axis], margin[axis], weight.device)
             kernel = (kernel.movedim(2 + axis, -1) @ values.to(kernel.dtype)).movedim(-1, 2 + axis)
     return kernel.to(weight.dtype)
 

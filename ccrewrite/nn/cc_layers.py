@@ -13,7 +13,7 @@ from ccrewrite.nn.cc import CCSampling, Scales
 from ccrewrite.nn.conv import RewrittenConv, RewrittenConvTranspose
 from ccrewrite.nn.reroute import Rerouted
 
-OPTIONS = ("kernel", "basis", "hidden", "alignment")
+OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment")
 
 
 class CCLayer(RewrittenConv):

@@ -36,7 +36,9 @@ class Along(NamedTuple):
     extent: int = 0
     """Not 0: the layers are a network of the whole kernel of so many samples (``ccrewrite.nn.cc_networks``)."""
     spacing: int = 1
-    """Of such a kernel's taps."""
+    """Samples from one tap to the next."""
+    within: int = 0
+    """Not 0: what is learned vanishes beyond so many samples around the kernel's centre."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +65,20 @@ def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tenso
         places = z + along.spacing * taps[..., None] - (along.extent - 1) / 2
         return taper(places, along.extent) * _outputs(places, taps, layers), bump
     window = torch.cos(z.clamp(-SUPPORT, SUPPORT) * (math.pi / (2 * SUPPORT))) ** 2
-    return bump + window * _outputs(z, taps, layers), bump
+    values = bump + window * _outputs(z, taps, layers)
+    if along.within:
+        # Of the start, which at other sizes reads between samples there too, everything stays.
+        centre = along.spacing * (len(layers[-1]) - 1) / 2
+        start, inside = BASES[along.basis](distance), taper(distance + along.spacing * taps[..., None] - centre, along.within)
+        values, bump = torch.lerp(start, values, inside), torch.lerp(start, bump, inside)
+    return values, bump
+
+
+def factor(along: Along, taps: int, spacing: int, margin: int, device: torch.device) -> Tensor:
+    """What each tap contributes to the window's cells, the first of them ``margin`` before the first tap: ``(taps, cells)``."""
+    index = torch.arange(taps, device=device)
+    cells = torch.arange(spacing * (taps - 1) + 1 + 2 * margin, device=device) - margin
+    return profile((cells - spacing * index[:, None]).to(along.dtype), index, along)[0]
 
 
 def _outputs(places: Tensor, taps: Tensor, layers: Sequence[Tensor]) -> Tensor:

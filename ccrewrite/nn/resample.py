@@ -238,6 +238,13 @@ def _fixed_matrix(
 
 def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> Tensor:
     """``R`` (or ``A``) of the outputs ``start .. stop-1`` and the input samples ``first .. last-1``."""
+    columns, values = entries(line, along, start, stop, first, last, device)
+    width = (last - first) * (line.taps if line.spread is not None else 1)
+    return values.new_zeros(values.shape[0], width).scatter_add(1, columns, values)
+
+
+def entries(line: Line, along: Along, start: int, stop: int, first: int, last: int, device: Any) -> tuple[Tensor, Tensor]:
+    """The matrix's entries that may be other than zero, row by row: (columns, values); several of a column add up."""
     taps, lattice, values = line.band(start, stop, along, device)
     samples, width = lattice + line.low, last - first
     if line.spread is not None:
@@ -249,8 +256,7 @@ def _matrix(line: Line, along: Along, start: int, stop: int, first: int, last: i
     columns = (samples - first).clamp(0, width - 1)
     if line.spread is not None:
         columns, values = (columns * line.taps + taps).flatten(1), values.flatten(1)
-        width = width * line.taps
-    return values.new_zeros(values.shape[0], width).scatter_add(1, columns, values)
+    return columns, values
 
 
 def extend(x: Tensor, axis: int, mode: str, low: int, high: int) -> Tensor:

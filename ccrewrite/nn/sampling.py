@@ -108,8 +108,7 @@ class Sampling(nn.Module, ABC):
             return self._torch(input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
-        kernel = self.kernel(weight)
-        return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
+        return self._moved(input, weight, bias, call)
 
     def _torch(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
         """The plain convolution: torch's function, or, under a mode that may be `Reroute`, the operator."""
@@ -126,6 +125,11 @@ class Sampling(nn.Module, ABC):
                 f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
                 "revert and rewrite the model if its dilation changed"
             )
+
+    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        """The convolution wherever the geometry is."""
+        kernel = self.kernel(weight)
+        return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
 
     def _plain(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))

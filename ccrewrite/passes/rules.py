@@ -22,8 +22,6 @@ class Rule(ABC):
     """``include`` and ``exclude`` (globs of site names) narrow one rule; those of ``rewrite`` narrow them all."""
 
     name: ClassVar[str]
-    exact: ClassVar[bool] = True
-    """Whether a layer it makes starts out computing the same. Verification compares the outputs for these alone."""
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -31,6 +29,11 @@ class Rule(ABC):
         for name in ("include", "exclude"):
             globs: str | Sequence[str] = getattr(self, name)
             object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+
+    @property
+    def exact(self) -> bool:
+        """Whether a layer it makes starts out computing the same. Verification compares the outputs for these alone."""
+        return True
 
     @abstractmethod
     def takes(self, site: Site) -> bool:
@@ -78,17 +81,29 @@ class DilatedToDcls(Rule):
 
 @dataclass(frozen=True)
 class StridedToCC(Rule):
-    """strided Conv -> CC (``ccrewrite.nn.CCConv2d``): its taps become the nodes of a continuous kernel."""
+    """strided Conv -> CC (``ccrewrite.nn.CCConv2d``): its taps become the nodes of a continuous kernel. Options as
+    ``CCSampling``'s; ``kernel="mlp"`` and ``alignment="centred"`` are not exact."""
 
     name: ClassVar[str] = "strided-to-cc"
+    kernel: str = "nodes"
     basis: str = "cubic"
-    hidden: int = 16
+    hidden: int | None = None
+    reach: int | None = None
+    alignment: str = "native"
+
+    @property
+    def exact(self) -> bool:
+        return self.kernel == "nodes" and self.alignment == "native"
 
     def takes(self, site: Site) -> bool:
         return "strided" in site.kinds and "transposed" not in site.kinds
 
     def sampling(self, site: Site, **factory: Any) -> Sampling:
-        return CCSampling.of(site.geometry, basis=self.basis, hidden=self.hidden, **factory)
+        options = {n: getattr(self, n) for n in ("kernel", "basis", "hidden", "reach", "alignment")}
+        return CCSampling.of(site.geometry, **options, **factory)
+
+    def describe(self, site: Site) -> str:
+        return ("" if self.exact else "NOT exact: ") + super().describe(site)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,6 @@ class LargeToDcls(Rule):
     """
 
     name: ClassVar[str] = "large-to-dcls"
-    exact: ClassVar[bool] = False
     elements: int | None = None
     budget: float | None = None
     window: int | None = None
@@ -96,6 +95,10 @@ class LargeToDcls(Rule):
     def found(self) -> dict[str, Sparse] | None:
         """Each site's taps, by name; None before ``prepared``."""
         return vars(self).get("_found")
+
+    @property
+    def exact(self) -> bool:
+        return False
 
     def takes(self, site: Site) -> bool:
         if self.found is not None:

@@ -54,13 +54,18 @@ def cubic(z: float) -> float:
 
 def phi(sampling: Any, axis: int, t: int, z: float) -> tuple[float, float]:
     """(the tap's continuous kernel, its interpolant alone) at distance ``z``."""
+    basis = {"linear": hat, "cubic": cubic}[sampling.basis]
+    half = sampling.dilation[axis] * (sampling.kernel_size[axis] - 1) / 2
+    beyond = abs(z + sampling.dilation[axis] * t - half) - half - sampling.margin[axis]
+    inside = math.cos(math.pi / 2 * min(max(beyond, 0), 1)) ** 2 if sampling.margin[axis] < 2 else 1.0
+    start = basis(z)
     z -= min(max(float(sampling.shift[axis]), -0.5), 0.5)
-    bump = {"linear": hat, "cubic": cubic}[sampling.basis](z)
-    if abs(z) >= 2:
-        return bump, bump
-    network = sampling.residual[axis]
-    hidden = torch.sin(network.inner.weight[:, 0] * z + network.inner.bias)
-    return bump + math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[t] @ hidden + network.last.bias[t]), bump
+    value = bump = basis(z)
+    if abs(z) < 2:
+        network = sampling.residual[axis]
+        hidden = torch.sin(network.inner.weight[:, 0] * z + network.inner.bias)
+        value += math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[t] @ hidden + network.last.bias[t])
+    return start + inside * (value - start), start + inside * (bump - start)
 
 
 def wrap(i: int, size: int, mode: str) -> int | None:
@@ -148,7 +153,7 @@ def resized_cases(draw: st.DrawFn, **options: Any) -> tuple[Case, Any, tuple[int
     native = case.native().shape[-len(case.sizes) :]
     asked = tuple(draw(st.one_of(st.just(m), st.integers(1, 2 * m + 2))) for m in native)
     basis, alignment = draw(st.sampled_from(["cubic", "linear"])), draw(st.sampled_from(["native", "centred"]))
-    layer = cc(case.conv, basis=basis, alignment=alignment, hidden=2)
+    layer = cc(case.conv, basis=basis, alignment=alignment, hidden=2, reach=draw(st.sampled_from([2, 2, 1, 0])))
     layer.sampling.rescaled = draw(st.booleans())
     return case, layer, asked
 
@@ -336,11 +341,11 @@ def test_blocks_are_the_whole(transposed: bool, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("asked", [(4, 7), (9, 5)])
-def test_derivatives_of_the_resized_path(transposed: bool, asked: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("asked", "reach"), [((4, 7), 2), ((9, 5), 2), ((4, 9), 0)])
+def test_derivatives_of_the_resized_path(transposed: bool, asked: tuple[int, int], reach: int) -> None:
     conv = (nn.ConvTranspose2d(2, 2, 3, 2, 1) if transposed else nn.Conv2d(2, 2, 3, 2, 1)).double()
     x = torch.randn(1, 2, *((4, 5) if transposed else (9, 10)), dtype=F64, requires_grad=True)
-    layer = moved(cc(conv, hidden=2), 0.1)
+    layer = moved(cc(conv, hidden=2, reach=reach), 0.1)
     layer.output_size = asked
     names = [n for n, _ in layer.named_parameters()]
 

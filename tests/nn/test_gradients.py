@@ -79,13 +79,13 @@ def dcls_kernel(sampling: Any, weight: Tensor) -> Tensor:
 
 
 def cc_kernel(sampling: Any, weight: Tensor) -> Tensor:
-    """``K[s] = sum_t w_t prod_axis (basis(z) + cos^2(pi z / 4) residual_t(z))`` with ``z = s - d t - shift``, window 2."""
+    """``K[s] = sum_t w_t prod_axis (basis(z) + cos^2(pi z / 4) residual_t(z))`` with ``z = s - d t - shift``."""
     kernel = torch.zeros(*weight.shape[:2], *sampling.window, dtype=F64)
     basis = {"linear": hat, "cubic": cubic}[sampling.basis]
 
     def phi(axis: int, t: int, cell: int) -> float:
         shift = min(max(float(sampling.shift[axis]), -0.5), 0.5)
-        z = cell - 2 - sampling.dilation[axis] * t - shift
+        z = cell - sampling.margin[axis] - sampling.dilation[axis] * t - shift
         if abs(z) >= 2:
             return basis(z)
         network = sampling.residual[axis]
@@ -116,10 +116,10 @@ def test_moved_taps_against_the_definition(case: Case, sharing: str, reach: int)
 
 
 @settings(max_examples=40)
-@given(cases(), st.sampled_from(["linear", "cubic"]))
+@given(cases(), st.sampled_from(["linear", "cubic"]), st.integers(0, 2))
 @torch.no_grad()
-def test_moved_continuous_kernels_against_the_definition(case: Case, basis: str) -> None:
-    layer: Any = moved(LAYERS[ccnn.CCSampling, type(case.conv)].from_conv(case.conv, basis=basis, hidden=2), 0.3)
+def test_moved_continuous_kernels_against_the_definition(case: Case, basis: str, reach: int) -> None:
+    layer: Any = moved(LAYERS[ccnn.CCSampling, type(case.conv)].from_conv(case.conv, basis=basis, hidden=2, reach=reach), 0.3)
     expected = dense(case, cc_kernel(layer.sampling, case.conv.weight), layer.sampling.margin)
     torch.testing.assert_close(layer(case.input, *case.extra), expected, rtol=0, atol=1e-11)
 
