@@ -19,6 +19,7 @@ from ccrewrite.passes.sparsify import LargeToDcls
 from ccrewrite.passes.verify import Check, OutputCheck
 from ccrewrite.report.compare import compare
 from ccrewrite.resize import resize_, resized
+from ccrewrite.saving import load, save
 from ccrewrite.sites import Decision, Plan, Site
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.finetune import finetune
@@ -53,6 +54,7 @@ __all__ = [
     "export_onnx",
     "finetune",
     "fold",
+    "load",
     "misalignment",
     "nn",
     "plan",
@@ -62,6 +64,7 @@ __all__ = [
     "revert",
     "rewrite",
     "rewrite_",
+    "save",
     "scale_groups",
     "trade",
     "training",

@@ -1,0 +1,212 @@
+"""``save``: recipe.json and weights.safetensors in a directory. ``load``: both onto a fresh original, all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+from torch._dynamo import OptimizedModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ccrewrite.api import Result
+from ccrewrite.capture import Model, as_module
+from ccrewrite.errors import CcrewriteError, InputError
+from ccrewrite.preserve import _Attributes as Attributes
+from ccrewrite.saving.original import added_names, described
+from ccrewrite.saving.recipe import REMEDY, Recipe
+
+FORMAT = 1
+"""Of recipe.json. A later one is refused."""
+RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
+
+
+def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, geometry_only: bool = False) -> None:
+    """Write a rewritten model to ``directory`` (made where it's missing): ``recipe.json``, what was done to which original, and
+    ``weights.safetensors``, in the dtypes that the tensors have now.
+
+    ``rewritten`` is the model, or what ``rewrite`` returned: its plan and check are then kept in the recipe, to be read. What
+    ``load`` does again is read off the model itself, as it is now. ``geometry_only`` leaves out every tensor that the original
+    has as well: kilobytes, for the original that they were learned on.
+
+    Both files are written under temporary names and moved into place. Raises ``InputError`` where nothing in the model is
+    rewritten, where it holds what can't be written (tensors without values or sharded ones, samplings of a class of yours), and
+    where the directory can't be written.
+
+    >>> import ccrewrite, tempfile
+    >>> model, x = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2)), torch.randn(1, 3, 16, 16)
+    >>> result = ccrewrite.rewrite(model, x)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save(result, directory)
+    ...     again = load(nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2)), directory)
+    >>> type(again[0]).__name__, torch.equal(again(x), result.model(x))
+    ('DclsConv2d', True)
+    """
+    model = rewritten.model if isinstance(rewritten, Result) else rewritten
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"save takes what rewrite returned, or its model; found {type(model).__name__}")
+    model = _unwrapped(model)
+    recipe = Recipe.of(model)
+    if not recipe.samplings:
+        raise InputError(
+            f"nothing in this {type(model).__name__} is rewritten; rewrite returns a copy, and save takes that (result.model)"
+        )
+    only = added_names(model) if geometry_only else None
+    tensors = _storable({n: t for n, t in _untied(model.state_dict(keep_vars=True)).items() if only is None or n in only})
+    about = {"format": FORMAT, "ccrewrite": version("ccrewrite"), "torch": torch.__version__, "geometry_only": geometry_only}
+    record = json.loads(rewritten.to_json()) if isinstance(rewritten, Result) else None
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".ccrewrite-") as temporary:
+            files = [Path(temporary, name) for name in (WEIGHTS, RECIPE)]
+            save_file(tensors, files[0], metadata={"format": "pt"})
+            document = {**about, "weights_sha256": _digest(files[0]), **recipe.to_data(), "rewrite": record}
+            files[1].write_text(json.dumps(document, indent=1), encoding="utf-8")
+            for file in files:
+                os.replace(file, Path(directory, file.name))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{directory} can't be written: {error}") from error
+
+
+def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
+    """What ``save`` wrote, on ``model``: a fresh original, as it was before ``rewrite``. In place; returns it.
+
+    No example inputs are needed: the recipe is replayed. The dtypes must be those that were saved; values go to the device that
+    ``model`` is on. What ``save`` doesn't write is ``model``'s own: training flags, hooks, which parameters are frozen.
+
+    Raises ``InputError`` where a file is missing, damaged or from a later version, and where ``model`` is not the model that
+    was rewritten; ``model`` is then as it was. Nothing is unpickled.
+    """
+    module = as_module(model)
+    document, tensors = _read(Path(directory))
+    try:
+        recipe = Recipe.from_data(document)
+        recipe.require_original(module)
+        with _unchanged_on_failure(module):
+            recipe.replay_(module)
+            _load_(module, tensors, geometry_only=bool(document["geometry_only"]))
+    except CcrewriteError as error:
+        raise InputError(f"{directory}: {error}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{directory}: {RECIPE} is damaged, or load failed on it: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    recipe, weights = directory / RECIPE, directory / WEIGHTS
+    try:
+        document: Any = json.loads(recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{recipe} can't be read: {error}. ccrewrite.save writes it") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{recipe} is damaged: {error}") from error
+    found = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
+    if type(found) is not int or found < 1:
+        raise InputError(f"{recipe} is no recipe of ccrewrite.save: it has no format number")
+    if found > FORMAT:
+        by = document.get("ccrewrite")
+        raise InputError(f"{recipe} has format {found}, written by ccrewrite {by}; this one reads up to {FORMAT}: update it")
+    try:
+        if _digest(weights) != document.get("weights_sha256"):
+            raise InputError(f"{weights} is not the file that was saved with {recipe.name}: damaged, or of another save")
+        return document, load_file(weights)
+    except OSError as error:
+        raise InputError(f"{weights} can't be read: {error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{weights} is damaged: {error}") from error
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _load_(model: nn.Module, tensors: Mapping[str, Tensor], *, geometry_only: bool) -> None:
+    """Check that ``tensors`` are those of ``model``, then copy them."""
+    everything = model.state_dict(keep_vars=True)
+    own = _untied(everything)
+    only = added_names(model) if geometry_only else own.keys()
+    expected = {n: described(n, t) for n, t in own.items() if n in only}
+    found = {n: described(n, t) for n, t in tensors.items()}
+    different = [n for n in {**expected, **found} if expected.get(n) != found.get(n)]
+    if different:
+        shown = "; ".join(f"{n}: expected {expected.get(n, 'nothing')}, found {found.get(n, 'nothing')}" for n in different[:4])
+        more = f"; and {len(different) - 4} more" if len(different) > 4 else ""
+        raise InputError(f"{WEIGHTS} doesn't hold what this model needs. {shown}{more}. {REMEDY}")
+    meta = next((n for n, t in own.items() if isinstance(t, Tensor) and t.is_meta), None)
+    if meta is not None:
+        raise InputError(f"{meta} is on the meta device, which holds no values: call model.to_empty(device=...) first")
+    before = {n: t.detach().to("cpu", copy=True) for n, t in own.items() if n in only}
+    first = {id(t): n for n, t in own.items()}
+    try:
+        model.load_state_dict({n: tensors.get(first[id(t)], t) for n, t in everything.items()})
+    except BaseException:
+        with torch.no_grad():
+            for name, value in before.items():
+                if not torch.equal(own[name].to("cpu"), value):
+                    own[name].copy_(value)
+        raise
+
+
+@contextmanager
+def _unchanged_on_failure(model: nn.Module) -> Generator[None]:
+    """Where what is inside raises, the structure of ``model`` is as it was."""
+    before = [(m, type(m), Attributes(m)) for m in model.modules()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, for the trees in an exported graph
+        graphs = {m: copy.deepcopy(m.graph) for m in model.modules() if isinstance(m, fx.GraphModule)}
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes in before:
+            module.__class__ = kind
+            attributes.restore()
+        for module, graph in graphs.items():
+            module.graph = graph
+        raise
+
+
+def _untied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Each tensor once, under the first of its names."""
+    first: dict[int, str] = {}
+    for name, tensor in state.items():
+        first.setdefault(id(tensor), name)
+    return {name: state[name] for name in first.values()}
+
+
+def _storable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, each with memory of its own."""
+    stored: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided or tensor.is_meta:
+            kind = "on the meta device" if isinstance(tensor, Tensor) and tensor.is_meta else type(tensor).__name__
+            raise InputError(f"{name}: save writes plain tensors that have values, found {kind}")
+        value = tensor.detach().to("cpu").contiguous()
+        storage = value.untyped_storage()
+        shared = storage.nbytes() != value.nbytes or storage.data_ptr() in taken
+        taken.add(storage.data_ptr())
+        stored[name] = value.clone() if shared else value
+    return stored
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Without what compiles or parallelises it: those put a prefix before every name."""
+    while isinstance(model, (OptimizedModule, DataParallel, DistributedDataParallel)):
+        model = cast(nn.Module, model._orig_mod if isinstance(model, OptimizedModule) else model.module)
+    return model
