@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.nn.cc import CCSampling
 from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.interpolation import MIN_WIDTH
+from ccrewrite.nn.profiles import MAX_SHIFT
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,14 @@ class Snapped:
 
 @torch.no_grad()
 def clamp_positions(model: nn.Module) -> None:
-    """Write the positions of DCLS layers that an optimizer's momentum carried past their window back onto its border. In place.
+    """Write geometry that an optimizer's momentum carried past its bounds back onto them. In place, each process its share.
 
-    Training needs no such call: layers sample inside the window whatever ``offset`` says, and a tap beyond it is never pushed
-    further. This is for reading or storing ``offset`` itself.
+    Positions of DCLS layers stay in their window, widths above the narrowest, shifts of CC layers within half a sample.
+
+    Training needs no such call: layers sample within the bounds whatever their parameters say, and what is beyond is never
+    pushed further. But that depends on the sign of each gradient that arrives, so a batch in several parts, one after the
+    other or in several processes, moves taps at the border otherwise than the whole one. With this call after each
+    optimizer step it doesn't (``finetune`` makes it).
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=1, window=5)
@@ -40,8 +46,32 @@ def clamp_positions(model: nn.Module) -> None:
     >>> layer.sampling.offset.item()
     2.0
     """
-    for _, sampling in _samplings(model):
-        _move(sampling, sampling.cells())
+    for sampling in model.modules():
+        if isinstance(sampling, DclsSampling):
+            placed = [sampling.placement[axis] for axis in sampling.axes]
+            starts = torch.stack([axis.start(sampling.taps, sampling.offset) for axis in placed])
+            ends = starts.new_tensor([axis.size - 1 for axis in placed])[:, None] - starts
+            shape = (len(placed), 1, 1, *sampling.taps)
+            _clamp(sampling.offset, -starts.view(shape), ends.view(shape))
+            if sampling.widening is not None:
+                narrowest = math.log(MIN_WIDTH[sampling.interpolation] / sampling.width)
+                _clamp(sampling.widening, starts.new_tensor(narrowest), starts.new_tensor(math.inf))
+        elif isinstance(sampling, CCSampling) and sampling.shift is not None:
+            bound = torch.tensor(MAX_SHIFT, dtype=sampling.shift.dtype, device=sampling.shift.device)
+            _clamp(sampling.shift, -bound, bound)
+
+
+def _clamp(parameter: Tensor, low: Tensor, high: Tensor) -> None:
+    """Within bounds that broadcast. What is inside keeps its last bit."""
+    if hasattr(parameter, "to_local"):  # sharded: this process's part of the bounds, without asking the others
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        shares = cast(DTensor, parameter)
+        where = shares.device_mesh, shares.placements
+        whole = (bound.expand(shares.shape).contiguous() for bound in (low, high))
+        low, high = (distribute_tensor(bound, *where, src_data_rank=None).to_local() for bound in whole)
+        parameter = shares.to_local()
+    parameter.clamp_(low, high)
 
 
 @torch.no_grad()

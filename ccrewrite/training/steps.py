@@ -15,6 +15,7 @@ from ccrewrite.training.batches import Share
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation
 from ccrewrite.training.losses import repulsive_loss
+from ccrewrite.training.positions import clamp_positions
 from ccrewrite.training.schedules import FreezeSchedule
 from ccrewrite.training.sharded import gathered
 
@@ -89,6 +90,7 @@ class Steps:
             for parameter in self.wrapped.parameters():
                 parameter.grad = parameter.grad if parameter.requires_grad else None
         self.optimizer.step()
+        clamp_positions(self.model)
         for schedule in self.schedules:
             schedule.step()
         self.optimizer.zero_grad()

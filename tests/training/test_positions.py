@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
+from ccrewrite.nn import CCConv2d, DclsConv1d, DclsConv2d, DclsConv3d
 from ccrewrite.nn.dcls import share_positions
 from ccrewrite.training import WidthSchedule, clamp_positions, param_groups, repulsive_loss, snap, snapped
 
@@ -126,6 +126,35 @@ def test_clamp_positions_writes_back() -> None:
     clamp_positions(layer)
     assert layer.sampling.offset.abs().max() == 3
     assert torch.allclose(layer.sampling.kernel(layer.weight), kernel, atol=1e-6)
+
+
+def test_clamping_leaves_what_is_inside_and_knows_every_bound() -> None:
+    """To the last bit: a step smaller than a sample's resolution must not be lost."""
+    net = nn.Sequential(
+        DclsConv2d(2, 2, (3, 5), dilation=(2, 3), interpolation="triangle", reach=1),
+        DclsConv2d(2, 2, (1, 4), dilation=3, sharing="out"),
+        CCConv2d.from_conv(nn.Conv2d(2, 2, 3, stride=2)),
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(0, 1e-3)
+            parameter.view(-1)[::3] *= 1e4
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    places = [torch.stack(net[i].sampling.cells()) for i in (0, 1)]
+    kernels = [net[i].sampling.kernel(net[i].weight) for i in (0, 1, 2)]
+    clamp_positions(net)
+    for index, (cells, kernel) in enumerate(zip([*places, None], kernels, strict=True)):
+        sampling = net[index].sampling
+        assert torch.allclose(sampling.kernel(net[index].weight), kernel, rtol=1e-5)
+        if cells is not None:
+            assert torch.allclose(torch.stack(sampling.cells()), cells, atol=1e-6)
+            sizes = torch.tensor([sampling.window[a] - 1 for a in sampling.axes]).view(-1, 1, 1, *(1,) * len(sampling.taps))
+            centred = sampling.positions() + sizes / 2
+            changed = sampling.offset != before[f"{index}.sampling.offset"]
+            assert changed.any()
+            assert ((centred == 0) | (centred == sizes))[changed].all()
+    assert net[0].sampling.widths().min() == 1
+    assert net[2].sampling.shift.tolist() == [max(-0.5, min(v, 0.5)) for v in before["2.sampling.shift"].tolist()]
 
 
 @pytest.mark.parametrize("kind", ["linear", "gaussian", "triangle"])
