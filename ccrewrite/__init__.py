@@ -3,7 +3,7 @@
 ``plan`` shows what would happen, ``rewrite`` does it to a copy, ``revert`` undoes it. README.md has the tour.
 """
 
-from ccrewrite import nn, training
+from ccrewrite import metrics, nn, training
 from ccrewrite.alignment import misalignment
 from ccrewrite.api import Result, plan, revert, rewrite, rewrite_, verify
 from ccrewrite.budget import trade
@@ -55,6 +55,7 @@ __all__ = [
     "finetune",
     "fold",
     "load",
+    "metrics",
     "misalignment",
     "nn",
     "plan",

@@ -32,6 +32,7 @@ def test_package() -> None:
         "finetune",
         "fold",
         "load",
+        "metrics",
         "misalignment",
         "nn",
         "plan",
@@ -65,5 +66,7 @@ def test_layers() -> None:
         "DclsSampling",
         "RewrittenConv",
         "Sampling",
+        "nyquist_penalty",
+        "share_positions",
     ]
     assert all(hasattr(ccrewrite.nn, name) for name in ccrewrite.nn.__all__)

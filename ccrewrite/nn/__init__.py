@@ -1,6 +1,6 @@
 """The layers that ccrewrite puts in place of torch's convolutions."""
 
-from ccrewrite.nn.cc import CCSampling
+from ccrewrite.nn.cc import CCSampling, nyquist_penalty
 from ccrewrite.nn.cc_layers import (
     CCConv1d,
     CCConv2d,
@@ -10,7 +10,7 @@ from ccrewrite.nn.cc_layers import (
     CCConvTranspose3d,
 )
 from ccrewrite.nn.conv import RewrittenConv
-from ccrewrite.nn.dcls import DclsConv1d, DclsConv2d, DclsConv3d, DclsSampling
+from ccrewrite.nn.dcls import DclsConv1d, DclsConv2d, DclsConv3d, DclsSampling, share_positions
 from ccrewrite.nn.sampling import Sampling
 
 __all__ = [
@@ -27,4 +27,6 @@ __all__ = [
     "DclsSampling",
     "RewrittenConv",
     "Sampling",
+    "nyquist_penalty",
+    "share_positions",
 ]
