@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_model
 
-from ccrewrite import api
+from ccrewrite import api, saving
 from ccrewrite.arguments import load, options
-from ccrewrite.errors import CcrewriteError, InputError
+from ccrewrite.errors import CcrewriteError
 from ccrewrite.sites import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -63,7 +60,7 @@ def plan(
 @app.command()
 def rewrite(
     factory: Factory,
-    out_dir: Annotated[Path, typer.Option("--out", help="directory for weights.safetensors and rewrite.json")],
+    out_dir: Annotated[Path, typer.Option("--out", help="directory for recipe.json and weights.safetensors")],
     input: Input = None,
     include: Include = None,
     exclude: Exclude = None,
@@ -76,13 +73,13 @@ def rewrite(
     with _reported():
         model, inputs = load(factory, input)
         result = api.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
-        _save(result, out_dir)
+        saving.save(result, out_dir)
         if as_json:
             typer.echo(result.to_json())
         else:
             _show_plan(result.plan, as_json=False)
             out.print(str(result.check), markup=False, highlight=False)
-            out.print(f"saved {out_dir}/weights.safetensors and {out_dir}/rewrite.json", markup=False, highlight=False)
+            out.print(f"saved {out_dir}/recipe.json and {out_dir}/weights.safetensors", markup=False, highlight=False)
         if not result.check.ok:
             raise typer.Exit(1)
 
@@ -139,10 +136,10 @@ def fold(
 ) -> None:
     """Fold the rewritten model into plain layers, verify and save it. Exits with 1 if the outputs differ."""
     with _reported():
-        from ccrewrite.export.commands import fold_command, restored
+        from ccrewrite.export.commands import fold_command
 
         model, inputs = load(factory, input)
-        rewritten = restored(model, inputs, saved)
+        rewritten = saving.load(model, saved) if saved else model
         text, ok = fold_command(rewritten, inputs, target, tol=tol, batch_norm=batch_norm, as_json=as_json)
         typer.echo(text)
         if not ok:
@@ -161,10 +158,10 @@ def export(
 ) -> None:
     """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime."""
     with _reported():
-        from ccrewrite.export.commands import export_command, restored
+        from ccrewrite.export.commands import export_command
 
         model, inputs = load(factory, input)
-        rewritten = restored(model, inputs, saved)
+        rewritten = saving.load(model, saved) if saved else model
         typer.echo(export_command(rewritten, inputs, target, dynamic=dynamic, opset=opset, as_json=as_json))
 
 
@@ -203,19 +200,6 @@ def _show_plan(planned: Plan, as_json: bool) -> None:
         out.print(planned.summary(), highlight=False)
     else:
         typer.echo(str(planned))
-
-
-def _save(result: api.Result, directory: Path) -> None:
-    """Both files under temporary names, then moved into place."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".ccrewrite-") as temporary:
-            save_model(result.model, f"{temporary}/weights.safetensors")
-            Path(temporary, "rewrite.json").write_text(result.to_json())
-            for name in ("weights.safetensors", "rewrite.json"):
-                os.replace(Path(temporary, name), directory / name)
-    except OSError as error:
-        raise InputError(f"--out {directory}: {error}") from error
 
 
 if __name__ == "__main__":

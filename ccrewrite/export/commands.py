@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from torch import nn
 
-from ccrewrite import api
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
 from ccrewrite.export.onnx import export_onnx
 from ccrewrite.passes.fold import fold
-
-
-def restored(model: nn.Module, example_inputs: Any, directory: Path | None) -> nn.Module:
-    """``model`` rewritten as ``ccrewrite rewrite --out directory`` did, with the weights that lie there.
-
-    Without a directory, ``model`` itself. Raises ``InputError`` where the files can't be read or don't fit the model.
-    """
-    if directory is None:
-        return model
-    try:
-        plan: Any = json.loads((directory / "rewrite.json").read_text())["plan"]
-        names = [s["name"] for s in plan["sites"] if s["decision"]["rewritten"]]
-        rewritten = api.rewrite(
-            model, example_inputs, rules=plan["rules"], include=lambda site: site.name in names, verify=False
-        )
-        load_model(rewritten.model, directory / "weights.safetensors")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{directory} doesn't hold this model as `ccrewrite rewrite` saves it: {error}") from error
-    return rewritten.model
 
 
 def fold_command(

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_model
 from torch import nn
 
 import ccrewrite
 from ccrewrite.errors import InputError
-from ccrewrite.export.commands import axes, export_command, fold_command, restored
+from ccrewrite.export.commands import axes, export_command, fold_command
 
 
 def original() -> nn.Module:
@@ -23,32 +22,12 @@ def original() -> nn.Module:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[nn.Module, Any, Path]:
-    """A rewritten model that learnt something, and the directory where it lies."""
+    """A rewritten model that learnt something, and a directory for files."""
     x = torch.randn(1, 3, 24, 24)
     result = ccrewrite.rewrite(original(), x, rules=[ccrewrite.DilatedToDcls(reach=1), "strided-to-cc"], exclude="2")
     torch.nn.init.normal_(result.model[0].sampling.offset)
     torch.nn.init.normal_(result.model[1].sampling.shift, std=0.2)
-    (tmp_path / "rewrite.json").write_text(result.to_json())
-    save_model(result.model, str(tmp_path / "weights.safetensors"))
     return result.model, x, tmp_path
-
-
-def test_restored(saved: tuple[nn.Module, Any, Path]) -> None:
-    model, x, directory = saved
-    again = restored(original(), x, directory)
-    torch.testing.assert_close(again(x), model(x))
-    assert type(again[2]) is nn.Conv2d
-    plain = original()
-    assert restored(plain, x, None) is plain
-
-
-def test_restored_from_what_does_not_fit(saved: tuple[nn.Module, Any, Path]) -> None:
-    _, x, directory = saved
-    with pytest.raises(InputError, match="ccrewrite rewrite"):
-        restored(original(), x, directory / "nowhere")
-    other = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2), nn.Conv2d(8, 4, 3, stride=2))
-    with pytest.raises(InputError, match="ccrewrite rewrite"):
-        restored(other, x, directory)
 
 
 def test_fold(saved: tuple[nn.Module, Any, Path]) -> None:
