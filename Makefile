@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz reference browser corpus bench reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz reference browser corpus deploy bench reports reports-corpus evidence clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -32,6 +32,10 @@ browser: $(READY)  ## the report's page in headless Chromium; needs Debian's chr
 corpus: .venv-corpus/.ready  ## fifteen third-party models
 	.venv-corpus/bin/python -m pytest -m slow tests/corpus
 
+deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer: reports/deploy
+	.venv-deploy/bin/python benchmarks/deploy_runtimes.py
+	.venv-deploy/bin/python -m pytest tests/deploy
+
 bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, reports/cc, reports/dcls
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/reference_dcls/requirements.txt
 	$(BIN)/python benchmarks/rewrite_cost.py
@@ -45,7 +49,11 @@ reports: $(READY)  ## the comparison report of the demo's network, and the index
 reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models
 	.venv-corpus/bin/python benchmarks/make_reports.py corpus
 
-evidence: $(READY)  ## what the learned geometry gains, on digits; many minutes
+EVIDENCE = segmentation sequences denoising classification unet
+
+evidence: $(READY)  ## what the learned geometry gains, on digits and photographs; an hour
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt scikit-image
+	for claim in $(EVIDENCE); do $(BIN)/python benchmarks/evidence/$$claim.py || exit 1; done
 	$(BIN)/python benchmarks/cc_evidence.py
 	$(BIN)/python benchmarks/dcls_recovery.py
 	$(BIN)/python benchmarks/dcls_sparse.py
@@ -56,8 +64,15 @@ evidence: $(READY)  ## what the learned geometry gains, on digits; many minutes
 	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r tests/corpus/requirements.txt
 	touch $@
 
+.venv-deploy/.ready: pyproject.toml constraints.txt tests/deploy/requirements.txt
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,onnx]' -r tests/deploy/requirements.txt
+	.venv-deploy/bin/npm install --silent --no-save --ignore-scripts --prefix .venv-deploy onnxruntime-web@1.30.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-corpus
+	rm -rf $(VENV) .venv-corpus .venv-deploy
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
