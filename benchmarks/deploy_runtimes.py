@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.export.sizes import SizeInput
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -62,7 +61,7 @@ def prepare(model: nn.Module, x: Tensor, directory: Path, kinds: Iterable[str]) 
     directory.mkdir()
     (argument,) = inspect.signature(model.forward).parameters
     case: dict[str, Any] = {"files": {}, "inputs": [], "expected": []}
-    sizes: Sequence[SizeInput] = ()
+    sizes: Sequence[Any] = ()
     for kind in kinds:
         start = time.perf_counter()
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import ccrewrite
-from ccrewrite.export.sizes import SizeInput
 from ccrewrite.passes.fold import find
 
 MOST = 8
@@ -22,7 +22,7 @@ def onnx(model: nn.Module, x: Tensor, path: Path) -> None:
     ccrewrite.export_onnx(model, path, x, dynamic={0: "batch"})
 
 
-def sizes(model: nn.Module, x: Tensor, path: Path) -> tuple[SizeInput, ...]:
+def sizes(model: nn.Module, x: Tensor, path: Path) -> tuple[Any, ...]:
     return ccrewrite.export_onnx(model, path, x, dynamic={0: "batch"}, sizes="input").size_inputs
 
 
@@ -58,7 +58,7 @@ def program(model: nn.Module, x: Tensor) -> ExportedProgram:
     return torch.export.export(folded.eval(), (x,), dynamic_shapes=({0: Dim("batch", max=MOST)},), strict=False)
 
 
-DOORS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], tuple[SizeInput, ...] | None]]] = {
+DOORS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], tuple[Any, ...] | None]]] = {
     "onnx": ("onnx", onnx),
     "sizes": ("onnx", sizes),
     "pt2": ("pt2", pt2),
@@ -69,8 +69,8 @@ DOORS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], tuple[SizeInput,
 """Kind -> (extension, how it is made)."""
 
 
-def write(kind: str, model: nn.Module, x: Tensor, directory: Path) -> tuple[Path, tuple[SizeInput, ...]]:
-    """The file of that kind in ``directory``, and its inputs that choose sizes."""
+def write(kind: str, model: nn.Module, x: Tensor, directory: Path) -> tuple[Path, tuple[Any, ...]]:
+    """The file of that kind in ``directory``, and its inputs that choose sizes (``SizeInput``)."""
     extension, door = DOORS[kind]
     path = directory / f"{kind}.{extension}"
     with warnings.catch_warnings():
