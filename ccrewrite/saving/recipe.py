@@ -52,7 +52,7 @@ def _dcls_options(s: DclsSampling) -> dict[str, Any]:
 def _cc_options(s: CCSampling) -> dict[str, Any]:
     kernel = "mlp" if s.shift is None else "nodes"
     hidden = s._axes()[0].inner.bias.numel()
-    return {"kernel": kernel, "basis": s.basis, "hidden": hidden, "alignment": s.alignment}
+    return {"kernel": kernel, "basis": s.basis, "hidden": hidden, "reach": max(s.margin), "alignment": s.alignment}
 
 
 KINDS = {
