@@ -5,6 +5,7 @@ from ccrewrite.nn.cc import nyquist_penalty
 from ccrewrite.training.distillation import Distillation
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.losses import repulsive_loss
+from ccrewrite.training.observe import Movement, Recorder
 from ccrewrite.training.positions import Snapped, clamp_positions, snap, snapped
 from ccrewrite.training.schedules import FreezeSchedule, WidthSchedule
 from ccrewrite.training.sharded import gathered
@@ -12,6 +13,8 @@ from ccrewrite.training.sharded import gathered
 __all__ = [
     "Distillation",
     "FreezeSchedule",
+    "Movement",
+    "Recorder",
     "Snapped",
     "WidthSchedule",
     "clamp_positions",

@@ -1,0 +1,143 @@
+"""Pictures of what a ``Recorder`` recorded; needs matplotlib (extra ``report``).
+
+Of a DCLS layer, the ways of its taps through the window: from the hollow circles, where they started, to the dots. Layers whose
+taps move along one axis are drawn over the steps, those with three along the last two. Of a CC layer, for each axis, the
+continuous kernels of its taps: dashed at the start, solid now.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccrewrite.errors import InputError
+from ccrewrite.training.observe import FINENESS, Recorder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = 12
+"""At most; of more sites, those that moved most."""
+SHOWN_TAPS = 300
+"""Of one layer; of more, those of evenly spaced channels."""
+COLUMNS, SIZE = 4, 3.0
+"""Panels in a row, and a panel's width and height in inches."""
+
+Panel = tuple[str, int | None]
+"""A site, and of a CC layer the axis."""
+
+
+def draw(recorder: Recorder, path: str | os.PathLike[str] | None = None, *, sites: Sequence[str] | None = None) -> Figure:
+    """One panel for each DCLS layer and for each axis of each CC layer, at the last step recorded; saved to ``path``.
+
+    ``sites``: which, by name; None: at most ``PANELS`` panels, of those that moved most. Raises ``InputError`` for an unknown
+    site and where matplotlib is missing.
+    """
+    figure, places = _figure(recorder, sites)
+    _draw(recorder, places, len(recorder.steps) - 1)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def animate(recorder: Recorder, path: str | os.PathLike[str], *, sites: Sequence[str] | None = None, fps: int = 10) -> None:
+    """The same as a moving picture, one frame for each step recorded: a ``.gif``, or what else Pillow can animate."""
+    figure, places = _figure(recorder, sites)
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    _draw(recorder, places, len(recorder.steps) - 1)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # as it is now, for all frames
+
+    def frame(record: int) -> list[Any]:
+        _draw(recorder, places, record)
+        return []
+
+    moving = FuncAnimation(figure, frame, len(recorder.steps), list)  # pyright: ignore[reportArgumentType]
+    moving.save(os.fspath(path), PillowWriter(fps=fps))
+
+
+def _figure(recorder: Recorder, sites: Sequence[str] | None) -> tuple[Figure, dict[Panel, Axes]]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("pictures need matplotlib; install it with: pip install 'ccrewrite[report]'") from error
+    panels = _panels(recorder, sites)
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure((SIZE * columns, SIZE * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    return figure, dict(zip(panels, axes, strict=False))
+
+
+def _panels(recorder: Recorder, sites: Sequence[str] | None) -> list[Panel]:
+    moved = {m.site: m.largest for m in recorder.movements()}
+    for site in sites or ():
+        if site not in moved:
+            raise InputError(f"no site {site!r} was recorded; there are {', '.join(moved)}")
+    order = list(sites) if sites is not None else sorted(moved, key=lambda site: -moved[site])
+    panels: list[Panel] = []
+    for site in order:
+        panels += [(site, None)] if site in recorder.positions else [(site, a) for a in range(len(recorder.profiles[site][0]))]
+    chosen = panels if sites is not None else panels[:PANELS]
+    return chosen if sites is not None else sorted(chosen, key=lambda panel: list(moved).index(panel[0]))
+
+
+def _draw(recorder: Recorder, places: dict[Panel, Axes], record: int) -> None:
+    for (site, axis), axes in places.items():
+        axes.clear()
+        if axis is None:
+            _taps(axes, recorder, site, record)
+        else:
+            _kernels(axes, recorder.profiles[site][0][axis], recorder.profiles[site][record][axis])
+        axes.set_title(site if axis is None else f"{site}, axis {axis}", fontsize=9)
+        axes.tick_params(labelsize=7)
+    next(iter(places.values())).figure.suptitle(f"step {recorder.steps[record]}", fontsize=10)
+
+
+def _taps(axes: Axes, recorder: Recorder, site: str, record: int) -> None:
+    ways = torch.stack([_some(p) for p in recorder.positions[site][: record + 1]])  # (records, axes, taps)
+    window = [recorder.windows[site][a] for a in recorder.axes[site]]
+    if ways.shape[1] == 1:
+        steps = recorder.steps[: record + 1]
+        axes.plot(steps, ways[:, 0], color="tab:blue", linewidth=0.8)
+        axes.plot([0] * ways.shape[2], ways[0, 0], "o", markerfacecolor="none", color="0.6", markersize=4)
+        axes.set_xlim(-0.02 * recorder.steps[-1], 1.02 * max(recorder.steps[-1], 1))
+        axes.set_ylim(-window[0] / 2, window[0] / 2)
+        return
+    y, x = ways[:, -2], ways[:, -1]
+    axes.plot(x, y, color="tab:blue", linewidth=0.8)
+    axes.plot(x[0], y[0], "o", markerfacecolor="none", color="0.6", markersize=5)
+    axes.plot(x[-1], y[-1], "o", color="tab:red", markersize=2.5)
+    axes.set_xlim(-window[-1] / 2, window[-1] / 2)
+    axes.set_ylim(window[-2] / 2, -window[-2] / 2)  # rows go down
+    axes.set_aspect("equal")
+    axes.grid(linewidth=0.3)
+
+
+def _some(positions: Tensor) -> Tensor:
+    """(axes, A, B, *taps) -> (axes, taps of some channels)."""
+    sets = positions.flatten(3).flatten(1, 2)
+    shown = max(1, min(sets.shape[1], SHOWN_TAPS // sets.shape[2]))
+    chosen = torch.linspace(0, sets.shape[1] - 1, shown).round().long()
+    return sets[:, chosen].flatten(1)
+
+
+def _kernels(axes: Axes, first: Tensor, now: Tensor) -> None:
+    half = (first.shape[1] - 1) / (2 * FINENESS)
+    places = np.linspace(-half, half, first.shape[1])
+    for tap, (start, value) in enumerate(zip(first, now, strict=True)):
+        axes.plot(places, start, color="0.6", linewidth=0.8, linestyle="--", zorder=1)
+        axes.plot(places, value, color=f"C{tap % 10}", linewidth=1, zorder=2)
+    axes.axhline(0, color="0.8", linewidth=0.5, zorder=0)
+    axes.set_ylim(-0.6, 1.6)
