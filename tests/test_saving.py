@@ -131,7 +131,7 @@ def test_the_zoo(name: str, tmp_path: Path) -> None:
     assert list(fresh.state_dict()) == list(model.state_dict())
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(list(ZOO)),
     rules=st.sampled_from(list(RULES)),

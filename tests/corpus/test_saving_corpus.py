@@ -15,6 +15,7 @@ import ccrewrite
 
 from .models import MODELS, build
 from .observe import tensors
+from .torchvision_shim import import_torchvision
 
 pytestmark = [pytest.mark.slow]
 TRANSFORMERS = [name for name in MODELS if name.startswith("hf_")]
@@ -82,6 +83,7 @@ def test_hugging_face_configuration(name: str, tmp_path: Path) -> None:
 
 def test_hugging_face_and_sparse_layers(tmp_path: Path) -> None:
     """Their weights have another shape, which transformers refuses; ours is the whole state."""
+    import_torchvision()
     from transformers import ConvNextConfig
     from transformers import ConvNextForImageClassification as Net
 
