@@ -18,6 +18,10 @@ class ModelRunError(CcrewriteError, RuntimeError):
     """The model itself raised on the example inputs; the original exception is the ``__cause__``."""
 
 
+class ExportError(CcrewriteError, RuntimeError):
+    """The model can't be exported, or what was exported computes something else; no file was written."""
+
+
 class SelectionError(CcrewriteError, LookupError):
     """``include``, ``exclude``, ``kinds`` or ``rules`` select no convolution at all."""
 

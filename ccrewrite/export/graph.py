@@ -55,7 +55,7 @@ def _unwrap_(node: ir.Node, pads: list[int]) -> None:
         parts += [value, *([piece(value, 0, high, axis)] if high else [])]
         new.append(ir.node("Concat", parts, attributes={"axis": axis}))
         value = new[-1].outputs[0]
-    _put_instead_(node, new, value)
+    put_instead_(node, new, value)
 
 
 def crop_transposed_(model: ir.Model) -> None:
@@ -82,10 +82,10 @@ def crop_transposed_(model: ir.Model) -> None:
             pads[axis - 2 + ndim] += -stop if stop < 0 else 0
         conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
         conv.outputs[0].shape = crop.outputs[0].shape
-        _put_instead_(crop, [], conv.outputs[0])
+        put_instead_(crop, [], conv.outputs[0])
 
 
-def _put_instead_(node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
+def put_instead_(node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
     """``new``, whose result is ``value``, in place of ``node``."""
     out, graph = node.outputs[0], node.graph
     assert graph is not None
@@ -141,7 +141,8 @@ def _module(node: ir.Node, weights: set[str]) -> str | None:
     if scopes is None:
         return None
     *modules, _ = ast.literal_eval(scopes)
-    return modules[-1].partition(".ccrewrite.")[0].removeprefix("ccrewrite.") if modules else ""
+    module = modules[-1].partition(".ccrewrite.")[0].removeprefix("ccrewrite.") if modules else ""
+    return module.removesuffix("sampling").removesuffix(".")  # a layer's own, of an open size
 
 
 def _strip(properties: Any) -> None:

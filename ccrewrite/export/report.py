@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from tabulate import tabulate
 
+from ccrewrite.export.sizes import SizeInput
 from ccrewrite.passes.fold_sites import FoldedSite
 
 
@@ -21,6 +22,8 @@ class RunCheck:
     flips: int
     ok: bool
     note: str = ""
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """What the inputs that choose internal sizes were given."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ExportReport:
     ops_before: dict[str, int]
     ops_after: dict[str, int]
     sites: tuple[FoldedSite, ...] = ()
+    size_inputs: tuple[SizeInput, ...] = ()
 
     @property
     def max_rel_error(self) -> float:
@@ -47,21 +51,29 @@ class ExportReport:
 
     def __str__(self) -> str:
         runs = [
-            (" ".join(f"{n}={'x'.join(map(str, s))}" for n, s in c.shapes.items()), f"{c.max_rel_error:.1e}", c.flips)
+            (" ".join(f"{n}={_times(size)}" for n, size in (c.shapes | c.sizes).items()), f"{c.max_rel_error:.1e}", c.flips)
             for c in self.checks
         ]
-        sites = [(s.name, s.layer, "x".join(map(str, s.window)), s.code, s.message) for s in self.sites]
+        sites = [(s.name, s.layer, _times(s.window), s.code, s.message) for s in self.sites]
+        asked = [
+            (x.name, " ".join(f"{n}[{a}]" for n, a in x.axes), _times(x.native), " ".join(x.sites)) for x in self.size_inputs
+        ]
         return "\n".join(
             filter(
                 None,
                 (
                     tabulate(sites, headers=("site", "layer", "window", "becomes", "")) if sites else "",
+                    tabulate(asked, headers=("size input", "chooses", "native", "sites")) if asked else "",
                     tabulate(runs, headers=(f"run in {self.runtime}", "max rel error", "flips"), disable_numparse=True),
                     f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})",
                     f"{self.path}: opset {self.opset}, {self.size} bytes",
                 ),
             )
         )
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _shown(ops: dict[str, int]) -> str:

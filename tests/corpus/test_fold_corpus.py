@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ccrewrite
-from ccrewrite.export.onnx import ExportError, export_onnx
+from ccrewrite.errors import ExportError
+from ccrewrite.export.onnx import export_onnx
 from ccrewrite.passes.fold import fold
 
 from .models import MODELS, build

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.errors import InputError
+from ccrewrite.errors import ExportError, InputError
+from ccrewrite.export import files
 from ccrewrite.export import onnx as module
-from ccrewrite.export.onnx import ExportError, export_onnx
+from ccrewrite.export.onnx import export_onnx
 from ccrewrite.nn import Sampling
 
 
@@ -260,7 +261,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export_onnx(model, tmp_path / "m.onnx", x, dynamic={3: "depth"})
     with pytest.raises(ExportError, match="opset 30"):
         export_onnx(model, tmp_path / "m.onnx", x, opset=30)
-    monkeypatch.setattr(module, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(files, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(InputError, match=r"no_such_package.*ccrewrite\[onnx\]"):
         export_onnx(model, tmp_path / "m.onnx", x)
     assert os.listdir(tmp_path) == []

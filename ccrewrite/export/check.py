@@ -1,0 +1,173 @@
+"""An ONNX file against the model that it was made of: runs of both, at sizes that may vary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ccrewrite.capture import Inputs
+from ccrewrite.errors import ExportError, InputError, ModelRunError
+from ccrewrite.export.report import RunCheck
+from ccrewrite.export.sizes import Sizes
+from ccrewrite.passes.verify import compare_outputs, outputs_of
+from ccrewrite.preserve import preserved
+from ccrewrite.resize import resized
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
+
+
+def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """The arguments by the names that ``model.forward`` has for them."""
+    try:
+        return dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
+    except TypeError as error:
+        raise InputError(f"{type(model).__name__} can't be called with the example inputs: {error}") from error
+
+
+def named_axes(axes: Any) -> dict[int, str]:
+    """The names of an argument's open axes; none where ``axes`` says nothing of them."""
+    return cast("dict[int, str]", axes) if isinstance(axes, dict) and all(isinstance(v, str) for v in axes.values()) else {}
+
+
+def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) -> Inputs:
+    """The example inputs at another size of every named axis, one that ``model`` runs at. Values are repeated or cut."""
+    found = arguments(model, inputs)
+    sizes = {label: found[name].shape[axis] for name, axes in shapes.items() for axis, label in named_axes(axes).items()}
+    error: Exception | None = None
+    # Networks want multiples of powers of two, or sizes that differ from them by as much as the example does.
+    for grow in (lambda n: n + max(1, n // 2), lambda n: n + 32, lambda n: 2 * n, lambda n: 2 * n - 1, lambda n: n + 1):
+        wanted = {label: grow(n) for label, n in sizes.items()}
+        changed = {n: _resized(v, named_axes(shapes[n]), wanted) for n, v in found.items()}
+        args = tuple(changed[n] for n in list(found)[: len(inputs.args)])
+        candidate = Inputs(args, {n: changed[n] for n in inputs.kwargs})
+        try:
+            outputs_of(model, candidate)
+        except ModelRunError as raised:
+            error = raised
+        else:
+            return candidate
+    raise InputError(
+        f"the model ran at no other size of {', '.join(sizes)} that was tried; pass check_inputs, or leave them out of dynamic"
+    ) from error
+
+
+def _resized(value: Any, axes: Mapping[int, str], sizes: Mapping[str, int]) -> Any:
+    for axis, label in axes.items():
+        value = value.index_select(axis, torch.arange(sizes[label], device=value.device) % value.shape[axis])
+    return value
+
+
+def checked(
+    model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: Sizes | None, tolerance: float | None
+) -> tuple[RunCheck, ...]:
+    """The file at ``path`` in onnxruntime against ``model`` in eager mode, on each of ``runs``, and at several sizes where the
+    file asks for them. Raises ``ExportError`` where it doesn't run, or gives something else."""
+    session = session_of(path)
+    found: list[RunCheck] = []
+    for inputs in runs:
+        for settings, given in sizes.trials(model, inputs) if sizes else [(None, dict[str, tuple[int, ...]]())]:
+            if settings is None:
+                check = _check(model, session, inputs, given, tolerance)
+            else:
+                with resized(model, settings, inputs):
+                    check = _check(model, session, inputs, given, tolerance)
+            if not check.ok:
+                shown = ", ".join(f"{n} {s}" for n, s in (check.shapes | check.sizes).items())
+                raise ExportError(
+                    f"the file computes something else than the model on inputs of shape {shown}: {check.note}. Where the "
+                    "shape is not that of the example inputs, a size computed in the model's Python code may have become a "
+                    "constant. Nothing was written"
+                )
+            found.append(check)
+    return tuple(found)
+
+
+def session_of(path: Path) -> Any:
+    """The file in onnxruntime on the CPU, quietly."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    with _runtime_errors():
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _check(
+    model: nn.Module, session: Any, inputs: Inputs, given: Mapping[str, tuple[int, ...]], tolerance: float | None
+) -> RunCheck:
+    expected = [t for t in tree_leaves(_run(model, inputs)) if isinstance(t, Tensor)]
+    tensors = dict(_named_tensors(model, inputs))
+    fed = _feed(session, tensors, given)
+    with _runtime_errors():
+        found = [torch.from_numpy(v) for v in session.run(None, fed)]
+    if len(found) != len(expected):
+        raise ExportError(f"the file has {len(found)} outputs, the model has {len(expected)}")
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    return compared(expected, found, shapes, dict(given), tolerance)
+
+
+def compared(
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    shapes: dict[str, tuple[int, ...]],
+    sizes: dict[str, tuple[int, ...]],
+    tolerance: float | None,
+) -> RunCheck:
+    """One run's outputs, in order."""
+    pairs = {f"output {i}": t for i, t in enumerate(expected)}
+    outputs = compare_outputs(pairs, {f"output {i}": t for i, t in enumerate(found)})
+    limits = [tolerance or TOLERANCE.get(t.dtype, 1e-4) if t.is_floating_point() else 0.0 for t in expected]
+    worse = [o for o, limit in zip(outputs, limits, strict=True) if not o.max_rel_error <= limit]
+    return RunCheck(
+        shapes,
+        max((o.max_abs_error for o in outputs), default=0.0),
+        max((o.max_rel_error for o in outputs), default=0.0),
+        sum(o.flips for o in outputs if o.note),
+        not worse,
+        f"{worse[0].path} {worse[0].note or f'is off by {worse[0].max_rel_error:.1e} of its largest magnitude'}"
+        if worse
+        else "",
+        sizes,
+    )
+
+
+@contextmanager
+def _runtime_errors() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise ExportError(f"onnxruntime can't run the file, so it was not verified: {first}") from error
+
+
+def _run(model: nn.Module, inputs: Inputs) -> Any:
+    """The output with the structure that export flattens."""
+    with preserved(model, inputs.tensors()):
+        torch.manual_seed(0)
+        return tree_map_only(Tensor, lambda t: t.clone(), inputs.run(model))
+
+
+def _named_tensors(model: nn.Module, inputs: Inputs) -> list[tuple[str, Tensor]]:
+    named: list[tuple[str, Tensor]] = []
+    for name, value in arguments(model, inputs).items():
+        leaves = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+        named += [(name if len(leaves) == 1 else f"{name}[{i}]", t) for i, t in enumerate(leaves)]
+    return named
+
+
+def _feed(session: Any, tensors: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    fed: dict[str, Any] = {name: torch.tensor(size, dtype=torch.int64).numpy() for name, size in given.items()}
+    names = [i.name for i in session.get_inputs() if i.name not in fed]
+    if set(names) <= tensors.keys():
+        return fed | {n: tensors[n].detach().cpu().numpy() for n in names}
+    if len(names) != len(tensors):
+        raise ExportError(f"the file has the inputs {', '.join(names)}, the model was called with {', '.join(tensors)}")
+    return fed | {n: t.detach().cpu().numpy() for n, t in zip(names, tensors.values(), strict=True)}

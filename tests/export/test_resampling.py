@@ -1,0 +1,120 @@
+"""The operator ``ccrewrite::CCConv`` against the layers that it stands for, at sizes that it learns when it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ccrewrite import nn as ccnn
+from ccrewrite.export.functions import CCConv
+from ccrewrite.export.nodes import Nodes
+from ccrewrite.export.sized import operator
+from ccrewrite.geometry import ConvGeometry
+
+CASES: dict[str, Any] = {
+    "strided": lambda: ccnn.CCConv2d(2, 3, 3, stride=2, padding=1),
+    "uneven": lambda: ccnn.CCConv2d(4, 2, (5, 2), stride=(1, 3), padding=(2, 0), dilation=(1, 2), groups=2, bias=False),
+    "linear": lambda: ccnn.CCConv1d(2, 2, 4, stride=2, padding=1, basis="linear"),
+    "mlp": lambda: ccnn.CCConv1d(2, 2, 4, stride=2, padding=1, kernel="mlp", hidden=8),
+    "causal": lambda: ccnn.CCConv1d(2, 2, 4, stride=2, reach=0),
+    "volume": lambda: ccnn.CCConv3d(1, 1, 2, stride=2),
+    "circular": lambda: ccnn.CCConv2d(1, 2, 3, stride=2, padding=1, padding_mode="circular"),
+    "reflect": lambda: ccnn.CCConv1d(1, 2, 4, stride=2, padding=3, padding_mode="reflect"),
+    "replicate": lambda: ccnn.CCConv1d(1, 2, 4, stride=3, padding=1, padding_mode="replicate"),
+    "centred": lambda: ccnn.CCConv2d(1, 2, 3, stride=2, alignment="centred"),
+    "up": lambda: ccnn.CCConvTranspose2d(2, 4, 4, stride=2, padding=1, groups=2),
+    "up uneven": lambda: ccnn.CCConvTranspose2d(2, 1, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), dilation=2),
+    "up centred": lambda: ccnn.CCConvTranspose1d(2, 2, 5, stride=3, alignment="centred"),
+    "up mlp": lambda: ccnn.CCConvTranspose1d(2, 2, 4, stride=2, kernel="mlp", hidden=8),
+    "up volume": lambda: ccnn.CCConvTranspose3d(1, 2, 2, stride=2, bias=False),
+}
+
+
+def model_of(what: CCConv, tensors: list[Any]) -> ir.Model:
+    """A file with the operator alone: inputs x and asked, everything else constant."""
+    names = what.inputs()
+    x, asked = ir.val("x", ir.DataType.FLOAT), ir.val("asked", ir.DataType.INT64, [len(what.axes)])
+    known = {"x": x, "asked": asked}
+    initializers = []
+    for name, tensor in zip((n for n in names if n not in known), tensors, strict=True):
+        known[name] = None
+        if tensor is not None:
+            known[name] = ir.val(name, const_value=ir.tensor(tensor, name=name))
+            initializers.append(known[name])
+    op = Nodes()
+    out = what.body(op, [known[n] for n in names])
+    out.name, out.dtype = "y", ir.DataType.FLOAT
+    out.shape = ir.Shape([None] * (len(what.axes) + 2))
+    graph = ir.Graph([x, asked], [out], nodes=list(op.nodes), initializers=initializers, opset_imports={"": 18}, name="g")
+    x.shape = ir.Shape([None] * (len(what.axes) + 2))
+    return ir.Model(graph, ir_version=8)
+
+
+def session_of(model: ir.Model) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["matrix", "band"])
+@pytest.mark.parametrize("moved", [False, True], ids=["still", "moved"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_size(name: str, moved: bool, long: bool) -> None:
+    torch.manual_seed(0)
+    layer = CASES[name]()
+    geometry, cc = ConvGeometry.from_module(layer), layer.sampling
+    if moved:
+        for tensor in cc.movers():
+            nn.init.normal_(tensor, std=0.3)
+    still = bool(cc.movers()) and not moved
+    layer.requires_grad_(False)
+    shape = (7, 9, 8)[: geometry.ndim]
+    x = torch.randn(2, geometry.in_channels, *shape)
+    flags = [long] * geometry.ndim
+    what, learned = operator(cc, geometry, still=still, mode=layer.padding_mode, long=flags, dtype=torch.float32)
+    native = np.array(geometry.output_size(shape))
+    bias = None if layer.bias is None else layer.bias.numpy()
+    session = session_of(model_of(what, [layer.weight.numpy(), bias, native, *(t.numpy() for t in learned)]))
+    sizes = (np.ones_like(native), native, native + 2, np.maximum(1, native // 2), 3 * native)
+    for size in sizes:
+        (found,) = session.run(None, {"x": x.numpy(), "asked": size})
+        layer.output_size = tuple(map(int, size))
+        expected: Tensor = layer(x)
+        layer.output_size = None
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["matrix", "band"])
+def test_long_signals_lose_no_phase(long: bool) -> None:
+    """Coordinates of 6000 -> 8001 samples times taps are beyond what float32 can count."""
+    torch.manual_seed(0)
+    layer = ccnn.CCConvTranspose1d(1, 1, 4, stride=2, padding=1).requires_grad_(False)
+    geometry, x = ConvGeometry.from_module(layer), torch.randn(1, 1, 3000)
+    what, _ = operator(layer.sampling, geometry, still=True, mode="zeros", long=[long], dtype=torch.float32)
+    session = session_of(model_of(what, [layer.weight.numpy(), layer.bias.numpy(), np.array([6000])]))
+    (found,) = session.run(None, {"x": x.numpy(), "asked": np.array([8001])})
+    layer.output_size = 8001
+    exact = layer.double()(x.double())
+    assert float((torch.from_numpy(found) - exact).abs().max()) <= 1e-5
+
+
+def test_it_is_an_onnx_function(tmp_path: Any) -> None:
+    what, _ = operator(
+        ccnn.CCConv2d(2, 3, 3, stride=2).sampling,
+        ConvGeometry.from_module(nn.Conv2d(2, 3, 3, stride=2)),
+        still=True,
+        mode="zeros",
+        long=[False, False],
+        dtype=torch.float32,
+    )
+    model = model_of(what, [np.zeros((3, 2, 3, 3), np.float32), None, np.array([3, 3])])
+    ir.save(model, tmp_path / "m.onnx")
+    onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
