@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz reference browser corpus deploy bench reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz reference browser corpus lowering deploy gpu gpu-code bench reports reports-corpus evidence clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -35,6 +35,12 @@ corpus: .venv-corpus/.ready  ## fifteen third-party models
 deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer: reports/deploy
 	.venv-deploy/bin/python benchmarks/deploy_runtimes.py
 	.venv-deploy/bin/python -m pytest tests/deploy
+
+lowering: $(READY)  ## compiled models: forms, choices, packages; needs a C++ compiler
+	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py
+
+gpu-code: $(READY) .venv-triton/.ready  ## the forms' GPU code, looked at, compiled and interpreted without a GPU
+	PYTHONPATH=.venv-triton $(BIN)/python -m pytest -m slow --show-capture=no tests/lowering/test_gpu_code.py
 
 bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, reports/cc, reports/dcls
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/reference_dcls/requirements.txt
@@ -71,8 +77,13 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	.venv-deploy/bin/npm install --silent --no-save --ignore-scripts --prefix .venv-deploy onnxruntime-web@1.30.0
 	touch $@
 
+# Beside the environment, not in it: torch's build for the CPU comes without triton, and nothing else here wants it.
+.venv-triton/.ready: constraints.txt | $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target .venv-triton triton
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-corpus .venv-deploy
+	rm -rf $(VENV) .venv-corpus .venv-deploy .venv-triton
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

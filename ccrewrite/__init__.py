@@ -9,9 +9,11 @@ from ccrewrite.api import Result, plan, revert, rewrite, rewrite_, verify
 from ccrewrite.budget import trade
 from ccrewrite.checkpoints import convert_dcls_checkpoint
 from ccrewrite.ensemble import ScaleEnsemble
-from ccrewrite.errors import CcrewriteError, InputError, ModelRunError, SelectionError, SelectionWarning
+from ccrewrite.errors import CcrewriteError, ExportError, InputError, ModelRunError, SelectionError, SelectionWarning
 from ccrewrite.export.onnx import export_onnx
 from ccrewrite.geometry import AxisMap, ConvGeometry
+from ccrewrite.lowering.aot import aot
+from ccrewrite.lowering.lower import lower
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.rules import DEFAULT_RULES, DilatedToDcls, Rule, StridedToCC, TransposedToCC
 from ccrewrite.passes.scale_groups import scale_groups
@@ -35,6 +37,7 @@ __all__ = [
     "ConvGeometry",
     "Decision",
     "DilatedToDcls",
+    "ExportError",
     "FinetuneConfig",
     "InputError",
     "LargeToDcls",
@@ -49,12 +52,14 @@ __all__ = [
     "Site",
     "StridedToCC",
     "TransposedToCC",
+    "aot",
     "compare",
     "convert_dcls_checkpoint",
     "export_onnx",
     "finetune",
     "fold",
     "load",
+    "lower",
     "metrics",
     "misalignment",
     "nn",

@@ -39,6 +39,14 @@ def options() -> dict[str, Any]:
     return {"post_grad_custom_pre_pass": _expansion()} if known else {}
 
 
+def code_hash() -> str:
+    """Of the forms' code: changes with it."""
+    code = hashlib.sha256()
+    for file in sorted(Path(forms.__file__).parent.glob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()
+
+
 def expand_(graph: fx.Graph) -> int:
     """Replace every operator of ours by its code, in place, for the shapes of the fake values in ``meta["val"]``. Returns how
     many there were."""
@@ -95,9 +103,6 @@ def _expansion() -> Any:
             expand_(graph)
 
         def uuid(self) -> Any:
-            code = hashlib.sha256()
-            for file in sorted(Path(forms.__file__).parent.glob("*.py")):
-                code.update(file.read_bytes())
-            return code.digest()
+            return code_hash()
 
     return Expansion()

@@ -1,0 +1,81 @@
+"""AOTInductor packages: run without ccrewrite, and nothing wrong is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ccrewrite
+from ccrewrite.lowering import aot as module
+
+RUN = """
+import sys, torch
+sys.modules["ccrewrite"] = None
+from torch._inductor import aoti_load_package
+package, x = aoti_load_package(sys.argv[1]), torch.load(sys.argv[2])
+torch.save([package(x), package(torch.cat([x, x]))], sys.argv[3])
+"""
+
+
+def moved() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, dilation=4, padding=4), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1)).eval()
+    x = torch.randn(2, 8, 12, 12)
+    model = ccrewrite.rewrite(model, x).model
+    for name, parameter in model.named_parameters():
+        if name.endswith(("offset", "shift")):
+            nn.init.uniform_(parameter, -0.4, 0.4)
+    return model, x
+
+
+@pytest.mark.slow
+def test_packages_run_without_ccrewrite(tmp_path: Path):
+    model, x = moved()
+    path = ccrewrite.aot(model, tmp_path / "model.pt2", x, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert list(tmp_path.iterdir()) == [path]
+    torch.save(x, tmp_path / "x")
+    command = [sys.executable, "-W", "ignore", "-c", RUN, str(path), str(tmp_path / "x"), str(tmp_path / "out")]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    once, twice = torch.load(tmp_path / "out")
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(once, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twice, torch.cat([expected, expected]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_package_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, x = moved()
+    target = tmp_path / "model.pt2"
+    target.write_bytes(b"before")
+    monkeypatch.setattr(module, "aoti_compile_and_package", lambda program, package_path, inductor_configs: None)
+    monkeypatch.setattr(module, "aoti_load_package", lambda path: lambda x: torch.zeros(2, 4, 6, 6))
+    with pytest.raises(ccrewrite.ExportError, match=r"output 0 of the package differs by 1\.0e"):
+        ccrewrite.aot(model, target, x)
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_models_that_do_not_export(tmp_path: Path):
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(1, 1, 3, dilation=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) if x.sum() > 0 else x
+
+    x = torch.ones(1, 1, 9)
+    model = ccrewrite.rewrite(Branches(), x).model
+    with pytest.raises(ccrewrite.ExportError, match=r"torch\.export refuses this Branches"):
+        ccrewrite.aot(model, tmp_path / "model.pt2", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names(tmp_path: Path):
+    with pytest.raises(ccrewrite.InputError, match=r"called something\.pt2"):
+        ccrewrite.aot(*moved()[:1], tmp_path / "model.so", moved()[1])

@@ -1,0 +1,59 @@
+"""The expansion of the operators into their code, without Inductor's compiler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ccrewrite.forms.operators import FORMS, dcls_conv
+from ccrewrite.lowering import inductor
+
+
+def inputs(form: str) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 9, 10, generator=generator)
+    weight = torch.randn(4, 1 if form == "taps" else 4, 5, generator=generator)
+    return [x, weight, torch.rand(2, 1, 5, generator=generator) * 4]
+
+
+def traced(form: str) -> tuple[Any, torch.fx.GraphModule]:
+    def gradients(x: Tensor, weight: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        out = dcls_conv(x, weight, positions, form, (5, 5), [(2, 2), (2, 2)])
+        return out, *torch.autograd.grad(out.square().sum(), (x, weight, positions))
+
+    example = [t.requires_grad_() for t in inputs(form)]
+    return gradients, make_fx(gradients, tracing_mode="fake")(*example)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_expanded_graphs_compute_the_same(form: str):
+    eager, graph = traced(form)
+    assert inductor.expand_(graph.graph) == 2
+    graph.recompile()
+    assert not any("ccrewrite" in str(n.target) for n in graph.graph.nodes)
+    given = [t.requires_grad_() for t in inputs(form)]
+    for found, expected in zip(graph(*given), eager(*given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_graphs_without_our_operators_are_left_alone():
+    graph = make_fx(lambda x: x + 1)(torch.ones(2))
+    before = str(graph.graph)
+    assert inductor.expand_(graph.graph) == 0
+    assert str(graph.graph) == before
+
+
+def test_the_pass_has_an_identity_for_inductors_cache():
+    (name,) = inductor.options()
+    assert name == "post_grad_custom_pre_pass"
+    expansion = inductor.options()[name]
+    assert expansion.uuid() == inductor.options()[name].uuid() == inductor.code_hash()
+
+
+def test_without_the_hook_there_are_no_options(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inductor, "CustomGraphPass", None)
+    assert inductor.options() == {}

@@ -1,0 +1,243 @@
+"""``lower``: choices, what is compiled, and errors. What needs Inductor's compiler is kept small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ccrewrite
+from ccrewrite.capture import Inputs
+from ccrewrite.lowering import lower as lowering
+from ccrewrite.lowering.calls import site_calls
+from ccrewrite.lowering.estimate import estimates
+from ccrewrite.lowering.lower import lower
+from ccrewrite.lowering.measure import cache_file, cache_key, load_times, save_times
+from ccrewrite.nn.dcls import DclsSampling
+
+X = torch.randn(2, 4, 13, 13, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Every form in one: shared positions near and far, depthwise, strided, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(4, 6, 3, dilation=2, padding=2)
+        self.far = nn.Conv2d(6, 6, 3, dilation=4, padding=4)
+        self.depthwise = nn.Conv2d(6, 6, 3, dilation=2, padding=2, groups=6)
+        self.down = nn.Conv2d(6, 4, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(self.depthwise(self.far(self.near(x).relu()))))
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCREWRITE_CACHE", str(tmp_path))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def rewritten(moved: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    model = ccrewrite.rewrite(Net(), X).model
+    for name, parameter in model.named_parameters():
+        if moved and name.endswith(("offset", "shift")):
+            nn.init.uniform_(parameter, -0.4, 0.4)
+    return model
+
+
+FORCED = {"near": "products", "far": "shifts", "depthwise": "taps"}
+
+
+def step(model: nn.Module, of: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    of.zero_grad()
+    out = model(X)
+    out.square().sum().backward()
+    return out.detach(), {n: p.grad.clone() for n, p in of.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_training_computes_what_eager_computes():
+    model = rewritten()
+    eager, expected = step(model, model)
+    lowered = lower(model, X, mode="training", forms=FORCED, fullgraph=True)
+    assert {c.site: c.form for c in lowered.choices} == {**FORCED, "down": "native", "up": "native"}
+    out, found = step(lowered.model, model)
+    torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-5)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+    # In eager mode the forms that pay only when compiled are not used.
+    torch.testing.assert_close(model(X), eager, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inference_is_the_folded_model_compiled():
+    model = rewritten().eval()
+    lowered = lower(model, X, fullgraph=True)
+    assert [c.form for c in lowered.choices] == [s.code for s in ccrewrite.fold(model, X)]
+    with torch.no_grad():
+        torch.testing.assert_close(lowered.model(X), model(X), rtol=1e-4, atol=1e-5)
+        nn.init.zeros_(model.far.weight)
+        assert not torch.allclose(lowered.model(X), model(X))  # a copy
+
+
+def test_choices_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, ...]] = []
+
+    def measure(site: Any, forms: Any, training: bool) -> dict[str, float]:
+        asked.append(tuple(forms))
+        return {form: 1.0 + n for n, form in enumerate(reversed(forms))}
+
+    monkeypatch.setattr(lowering, "measure", measure)
+    monkeypatch.setattr(lowering, "WORTH_MEASURING", 1e9)
+    first = lower(rewritten(), X, mode="training")
+    assert {c.site: (c.form, c.how) for c in first.choices} == {
+        "near": ("shifts", "measured"),
+        "far": ("shifts", "measured"),
+        "depthwise": ("taps", "measured"),
+        "down": ("native", "only"),
+        "up": ("native", "only"),
+    }
+    assert asked == [("window", "bands", "products", "shifts")] * 2 + [("window", "taps")]
+    again = lower(rewritten(), X, mode="training")
+    assert [c.how for c in again.choices] == ["cached"] * 3 + ["only"] * 2
+    assert [c.form for c in again.choices] == [c.form for c in first.choices]
+    assert len(asked) == 3
+    assert "cached" in again.explain()
+    assert json.loads(again.to_json())["choices"][0]["site"] == "near"
+
+
+def test_equal_sites_are_measured_once(monkeypatch: pytest.MonkeyPatch):
+    count = 0
+
+    def measure(site: Any, forms: Any, training: bool) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        return dict.fromkeys(forms, 1.0)
+
+    monkeypatch.setattr(lowering, "measure", measure)
+    monkeypatch.setattr(lowering, "WORTH_MEASURING", 1e9)
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, dilation=2, padding=2) for _ in range(3)))
+    lower(ccrewrite.rewrite(model, X).model, X, mode="training")
+    assert count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ["products", "shifts", "taps"])
+def test_other_sizes_take_one_more_compilation_at_most(form: str):
+    model = rewritten()
+    name = next(n for n, f in FORCED.items() if f == form)
+    layer = getattr(model, name)
+    channels = layer.in_channels
+    lowered = lower(layer, torch.randn(2, channels, 9, 11), mode="training", forms={"(root)": form}, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for batch, height, width in ((2, 17, 19), (3, 20, 24), (4, 31, 18), (5, 40, 41)):
+        x = torch.randn(batch, channels, height, width)
+        torch.testing.assert_close(lowered.model(x), layer(x), rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_measuring_leaves_the_model_alone():
+    model = rewritten()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    calls = site_calls(model, Inputs.of(X), {"depthwise": model.depthwise.sampling})
+    times = lowering.measure(calls["depthwise"], ("window", "taps"), training=True)
+    assert set(times) == {"window", "taps"}
+    assert all(t > 0 for t in times.values())
+    assert model.depthwise.sampling.form is None
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+def test_estimates_cover_the_forms_and_prefer_what_is_known_to_win():
+    def best(conv: nn.Conv2d, size: int) -> str:
+        x = torch.zeros(1, conv.in_channels, size, size)
+        model = ccrewrite.rewrite(conv, x).model
+        (site,) = site_calls(model, Inputs.of(x), {"": model.sampling}).values()
+        found = estimates(site, training=True)
+        assert set(found) == set(model.sampling.forms)
+        return min(found, key=lambda form: found[form])
+
+    assert best(nn.Conv2d(96, 96, 9, dilation=2, padding=8, groups=96), 28) == "taps"
+    assert best(nn.Conv2d(512, 32, 3, dilation=12, padding=12), 65) in ("products", "bands")
+    assert best(nn.Conv2d(4, 4, 3, dilation=2, padding=2), 33) == "window"
+
+
+def test_a_cache_that_cannot_be_read_or_written(tmp_path: Path):
+    save_times({"a": {"window": 1.0}})
+    save_times({"b": {"taps": 2.0}})
+    assert load_times() == {"a": {"window": 1.0}, "b": {"taps": 2.0}}
+    cache_file().write_text("{")
+    with pytest.warns(UserWarning, match="can't be read"):
+        assert load_times() == {}
+    cache_file().unlink()
+    cache_file().mkdir()
+    with pytest.warns(UserWarning, match="can't be"):
+        save_times({"a": {"window": 1.0}})
+
+
+def test_the_cache_key_tells_shapes_and_modes_apart():
+    model = rewritten()
+    keys = set[str]()
+    for size in (13, 14):
+        x = torch.zeros(2, 4, size, size)
+        calls = site_calls(model, Inputs.of(x), {n: getattr(model, n).sampling for n in ("near", "far", "depthwise")})
+        keys |= {cache_key(c, training) for c in calls.values() for training in (False, True)}
+    assert len(keys) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "fast"}, "mode must be 'inference' or 'training', found 'fast'"),
+        ({"mode": "training", "forms": {"neer": "taps"}}, "forms names neer; the rewritten sites are near, far"),
+        (
+            {"mode": "training", "forms": {"near": "taps"}},
+            "site near can't take the form 'taps'; it has the forms window, bands",
+        ),
+        ({"mode": "training", "forms": {"down": "taps"}}, "site down can't take the form 'taps'; it has one form only"),
+        ({"forms": {"near": "bands"}}, "leave forms out"),
+    ],
+)
+def test_errors(arguments: dict[str, Any], message: str):
+    with pytest.raises(ccrewrite.InputError, match=message):
+        lower(rewritten(), X, **arguments)
+
+
+def test_nothing_to_lower():
+    with pytest.raises(ccrewrite.InputError, match="nothing in this Net was rewritten"):
+        lower(Net(), X)
+
+
+def test_sites_that_do_not_run():
+    class Half(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.near(x)
+
+    model = rewritten()
+    model.__class__ = Half
+    choices = lower(model, X, mode="training", measured=False).choices
+    assert [(c.site, c.how) for c in choices][:3] == [("near", "estimated"), ("far", "not run"), ("depthwise", "not run")]
+
+
+def test_forms_fall_back_outside_the_compiler():
+    sampling = rewritten().far.sampling
+    assert isinstance(sampling, DclsSampling)
+    sampling.form = "products"
+    program = torch.export.export(rewritten(), (X,))
+    assert not any("ccrewrite" in str(n.target) for n in program.graph.nodes)
