@@ -34,6 +34,7 @@ def moved() -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's own
 def test_packages_run_without_ccrewrite(tmp_path: Path):
     model, x = moved()
     path = ccrewrite.aot(model, tmp_path / "model.pt2", x, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
