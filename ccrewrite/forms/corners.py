@@ -94,6 +94,13 @@ def stored(columns: Sequence[Tensor]) -> Sequence[Tensor]:
     return table.as_strided(table.shape, table.stride()).unbind(-1)
 
 
+def unpadded(x: Tensor) -> Tensor:
+    """``x``, contiguous, whose rows Inductor leaves as long as they are: on a GPU it pads long ones, and a view of them that joins
+    axes is a copy then."""
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
+
+
 def pad(x: Tensor, pads: Pads) -> Tensor:
     """Zeros before and after the last ``len(pads)`` axes."""
     return F.pad(x, [n for pair in reversed(pads) for n in pair])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ccrewrite.forms.corners import Corner, Corners, Pads, full, pad, row_strides, span, stored
+from ccrewrite.forms.corners import Corner, Corners, Pads, full, pad, row_strides, span, stored, unpadded
 
 _gather = torch.ops.aten._unsafe_index.Tensor
 
@@ -27,7 +27,7 @@ def products(input: Tensor, weight: Tensor) -> Tensor:
 
 def rows(x: Tensor) -> Tensor:
     """``(N, C, *size)`` -> ``(C, N * prod(size))``"""
-    return x.transpose(0, 1).reshape(x.shape[1], -1)
+    return unpadded(x.transpose(0, 1)).view(x.shape[1], -1)
 
 
 def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[int], pads: Pads) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def backward(
             term = arrived(corner) * _beside(coefficient.t(), 1 + len(size))
             total = term if total is None else total + term
         assert total is not None
-        flat = total.to(gradient.dtype).reshape(taps * out, -1)
+        flat = unpadded(total.to(gradient.dtype)).view(taps * out, -1)
         if wants[0]:
             mixing = weight.permute(2, 0, 1).reshape(taps * out, inner)
             d_input = torch.mm(mixing.t(), flat).view(inner, input.shape[0], *size).transpose(0, 1).contiguous()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ccrewrite.forms import products
-from ccrewrite.forms.corners import Corners, Pads, pad, row_strides, span, stored
+from ccrewrite.forms.corners import Corners, Pads, pad, row_strides, span, stored, unpadded
 
 
 def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[int], pads: Pads) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[i
         term = torch.ops.aten._unsafe_index.Tensor(windows, [index[corner]]) * coefficient.view(-1, *(1,) * (2 + len(outputs)))
         total = term if total is None else total + term
     assert total is not None
-    columns = total.to(input.dtype).reshape(weight.shape[2] * inner, -1)
+    columns = unpadded(total.to(input.dtype)).view(weight.shape[2] * inner, -1)
     mixing = weight.transpose(1, 2).reshape(weight.shape[0], -1)
     out = torch.mm(mixing, columns).view(weight.shape[0], batch, *outputs)
     return out.transpose(0, 1).contiguous(), input.new_empty(0)

@@ -1,0 +1,3 @@
+"""Helpers without doctests, which import what a machine may lack."""
+
+collect_ignore = ["fake_cuda.py", "interpret_triton.py"]
