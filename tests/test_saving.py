@@ -34,6 +34,7 @@ from ccrewrite.nn.conv import HOSTED, unhost_
 from ccrewrite.nn.dcls import share_positions
 from ccrewrite.passes.substitute import copied
 from ccrewrite.saving.recipe import KINDS
+from ccrewrite.saving.store import _digest
 
 X = torch.randn(2, 4, 17, 17, generator=torch.Generator().manual_seed(1))
 RULES: dict[str, Any] = {
@@ -358,7 +359,7 @@ def test_frozen_parameters_freeze_their_geometry_and_nothing_is_drawn(tmp_path: 
 def test_tensors_that_share_or_are_laid_out_otherwise(tmp_path: Path) -> None:
     def make() -> nn.Module:
         model = nn.Sequential(Tied(), nn.Conv2d(4, 4, 3, stride=2))
-        model.register_buffer("table", torch.arange(6.0).view(2, 3).T)
+        model.register_buffer("table", torch.arange(6.0).view(3, 2))
         model.register_buffer("part", model.table[1:])
         model.register_parameter("twin", nn.Parameter(model[1].bias.data))
         model.register_buffer("step", torch.tensor(3))
@@ -366,7 +367,8 @@ def test_tensors_that_share_or_are_laid_out_otherwise(tmp_path: Path) -> None:
         model.register_buffer("cache", torch.zeros(2), persistent=False)
         return model
 
-    model = ccrewrite.rewrite(make().to(memory_format=torch.channels_last), X).model
+    model = make().to(memory_format=torch.channels_last)
+    ccrewrite.rewrite_(model, X)
     ccrewrite.save(model, tmp_path)
     assert "0.b.weight" not in load_file(tmp_path / "weights.safetensors")
     same(ccrewrite.load(make().to(memory_format=torch.channels_last), tmp_path), model, X)
@@ -506,7 +508,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if next(count) == 0 else exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
         ccrewrite.save(other, saved)
-    refused(plain(), saved, r"weights\.safetensors is not the file that was saved with recipe\.json")
+    refused(plain(), saved, r"recipe\.json and weights\.safetensors are damaged, or not of one save")
 
 
 def test_other_models(tmp_path: Path) -> None:
@@ -558,24 +560,26 @@ def test_files_that_are_missing_or_cut_off(tmp_path: Path) -> None:
         refused(plain(), bad, "can't be read")
 
 
-def test_a_changed_byte_in_the_weights(tmp_path: Path) -> None:
+def test_a_changed_byte(tmp_path: Path) -> None:
+    """Also one that leaves the files readable: a digit of the recipe, a bit of a weight."""
     ccrewrite.save(rewritten("plain")[0], tmp_path)
-    file = tmp_path / "weights.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-5] ^= 1
-    file.write_bytes(data)
-    refused(plain(), tmp_path, "damaged, or of another save")
+    for name, old, new in (("recipe.json", b'"reach": 0', b'"reach": 1'), ("weights.safetensors", None, None)):
+        data = (tmp_path / name).read_bytes()
+        changed = data.replace(old, new) if old else data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+        assert changed != data
+        (tmp_path / name).write_bytes(changed)
+        refused(plain(), tmp_path, r"recipe\.json and weights\.safetensors are damaged, or not of one save")
+        (tmp_path / name).write_bytes(data)
 
 
 def edited(directory: Path, edit: Callable[[Any, dict[str, Tensor]], Any]) -> None:
     """Change what is saved, so that only its content is wrong."""
-    import hashlib
-
     recipe, tensors = json.loads((directory / "recipe.json").read_text()), load_file(directory / "weights.safetensors")
     recipe = edit(recipe, tensors) or recipe
     save_file({n: t.clone() for n, t in tensors.items()}, directory / "weights.safetensors")
-    if isinstance(recipe, dict) and "weights_sha256" in recipe:
-        recipe["weights_sha256"] = hashlib.sha256((directory / "weights.safetensors").read_bytes()).hexdigest()
+    if isinstance(recipe, dict):
+        del recipe["sha256"]
+        recipe["sha256"] = _digest(recipe, directory / "weights.safetensors")
     (directory / "recipe.json").write_text(json.dumps(recipe))
 
 

@@ -90,9 +90,7 @@ class Placed:
         attributes = {a: getattr(sampling, a) for a in kind.attributes}
         options = kind.options(sampling)
         weight = _weight(module, key)
-        return cls(
-            path, key, layer_of(module), weight, type(sampling).__name__, dtype, known.geometry, options, _plain(attributes)
-        )
+        return cls(path, key, layer_of(module), weight, type(sampling).__name__, dtype, known.geometry, options, attributes)
 
     @classmethod
     def from_data(cls, data: Any) -> Self:
@@ -170,7 +168,7 @@ class Recipe:
                     f"{path}: no layer or call of this {type(model).__name__} uses this sampling as rewrite has it"
                 )
         resized = {p: dict(h.settings) for p, m in model.named_modules() for h in _hooks(m)}
-        return cls(original_of(model), tuple(placed), _ties(model), _plain(resized))
+        return cls(original_of(model), tuple(placed), _ties(model), _frozen(resized))
 
     @classmethod
     def from_data(cls, data: Any) -> Self:
@@ -179,7 +177,7 @@ class Recipe:
         return cls(original, samplings, _frozen(data["ties"]), dict(_frozen(data["resized"])))
 
     def to_data(self) -> dict[str, Any]:
-        return asdict(self)
+        return _plain(asdict(self))
 
     def require_original(self, model: nn.Module) -> None:
         """Raise ``InputError`` where ``model`` isn't what was rewritten."""
@@ -287,9 +285,9 @@ def _frozen(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of other libraries as Python's, lists as tuples."""
+    """Numbers of other libraries as Python's."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_plain(v) for v in cast("tuple[Any, ...]", value))
+        return [_plain(v) for v in cast("tuple[Any, ...]", value)]
     return value.item() if hasattr(value, "item") else value

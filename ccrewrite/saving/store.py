@@ -73,7 +73,8 @@ def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, ge
         with tempfile.TemporaryDirectory(dir=directory, prefix=".ccrewrite-") as temporary:
             files = [Path(temporary, name) for name in (WEIGHTS, RECIPE)]
             save_file(tensors, files[0], metadata={"format": "pt"})
-            document = {**about, "weights_sha256": _digest(files[0]), **recipe.to_data(), "rewrite": record}
+            document = {**about, **recipe.to_data(), "rewrite": record}
+            document["sha256"] = _digest(document, files[0])
             files[1].write_text(json.dumps(document, indent=1), encoding="utf-8")
             for file in files:
                 os.replace(file, Path(directory, file.name))
@@ -120,18 +121,22 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         by = document.get("ccrewrite")
         raise InputError(f"{recipe} has format {found}, written by ccrewrite {by}; this one reads up to {FORMAT}: update it")
     try:
-        if _digest(weights) != document.get("weights_sha256"):
-            raise InputError(f"{weights} is not the file that was saved with {recipe.name}: damaged, or of another save")
+        stated = document.pop("sha256", None)
+        if _digest(document, weights) != stated:
+            raise InputError(f"{recipe} and {weights.name} are damaged, or not of one save: their digest is another one")
         return document, load_file(weights)
     except OSError as error:
         raise InputError(f"{weights} can't be read: {error}") from error
-    except SafetensorError as error:
-        raise InputError(f"{weights} is damaged: {error}") from error
+    except (SafetensorError, RecursionError) as error:
+        raise InputError(f"{directory} holds damaged files: {error}") from error
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest(document: Mapping[str, Any], weights: Path) -> str:
+    """SHA-256 of the weights' file and the recipe's content."""
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    digest.update(json.dumps(document, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _load_(model: nn.Module, tensors: Mapping[str, Tensor], *, geometry_only: bool) -> None:
