@@ -17,18 +17,7 @@ from ccrewrite.errors import InputError
 
 
 def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
-    module_name, colon, attribute = factory.partition(":")
-    if not colon or not attribute:
-        raise InputError(f"the model is named package.module:factory, found {factory!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        value: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"no module called {error.name!r} (looked up for {factory!r})") from error
-    for name in attribute.split("."):
-        if not hasattr(value, name):
-            raise InputError(f"{module_name} has no {attribute!r}")
-        value = getattr(value, name)
+    value: Any = named(factory, "the model is named package.module:factory")
     if callable(value) and not isinstance(value, nn.Module):
         torch.manual_seed(0)
         value = value()
@@ -36,8 +25,26 @@ def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
     if specs:
         inputs = _inputs(specs)
     if inputs is None:
-        raise InputError(f"say what the model is called with: --input 1x3x224x224, or let {attribute} return (model, inputs)")
+        name = factory.partition(":")[2]
+        raise InputError(f"say what the model is called with: --input 1x3x224x224, or let {name} return (model, inputs)")
     return model, inputs
+
+
+def named(reference: str, expected: str) -> Any:
+    """What ``package.module:attribute`` refers to; modules of the working directory are found too."""
+    module_name, colon, attribute = reference.partition(":")
+    if not colon or not attribute:
+        raise InputError(f"{expected}, found {reference!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"no module called {error.name!r} (looked up for {reference!r})") from error
+    for name in attribute.split("."):
+        if not hasattr(value, name):
+            raise InputError(f"{module_name} has no {attribute!r}")
+        value = getattr(value, name)
+    return value
 
 
 def _inputs(specs: list[str]) -> Any:
@@ -86,6 +93,17 @@ def options(
         "rules": [_rule(r) for r in rule] if rule else None,
     }
     return found | {k: v for k, v in given.items() if v is not None}
+
+
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """
+    >>> integers("--batches", "1,8")
+    (1, 8)
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"{option} takes integers with commas between them, found {text!r}")
+    return tuple(map(int, parts))
 
 
 def _rule(text: str) -> dict[str, Any]:

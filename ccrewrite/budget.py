@@ -77,8 +77,14 @@ class Trade(Sequence[TradePoint]):
         return json.dumps({"device": self.device, "torch": torch.__version__, "points": points}, indent=2)
 
     def __str__(self) -> str:
+        return f"{self._table('simple')}\n{self.device}, torch {torch.__version__}"
+
+    def _repr_html_(self) -> str:
+        return f"{self._table('html')}<p>{self.device}, torch {torch.__version__}</p>"
+
+    def _table(self, form: str) -> str:
         rows = [{k: v for k, v in row.items() if k != "score" or self[0].score is not None} for row in self.rows()]
-        return f"{tabulate(rows, headers='keys', disable_numparse=True)}\n{self.device}, torch {torch.__version__}"
+        return tabulate(rows, headers="keys", tablefmt=form, disable_numparse=True)
 
     def plot(self, path: str | Path) -> None:
         """Draw score over latency (GFLOPs over latency without scores) to ``path``; needs matplotlib.

@@ -1,4 +1,4 @@
-"""The command line: ``ccrewrite plan | rewrite | compare | report | fold | export | demo``."""
+"""The command line: ``ccrewrite plan | rewrite | finetune | compare | report | fold | export | demo``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ccrewrite import api, saving
-from ccrewrite.arguments import load, options
+from ccrewrite.arguments import integers, load, options
 from ccrewrite.errors import CcrewriteError
 from ccrewrite.sites import Plan
 
@@ -85,6 +85,18 @@ def rewrite(
 
 
 @app.command()
+def finetune(
+    config: Annotated[Path, typer.Argument(help="TOML file; docs/finetune.md has the keys")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint, if there is one")] = False,
+) -> None:
+    """Rewrite a model, fine-tune it and save it. Also under `torchrun -m ccrewrite.cli finetune ...`."""
+    with _reported():
+        from ccrewrite.training.command import finetune_command
+
+        finetune_command(config, resume=resume, console=out)
+
+
+@app.command()
 def compare(
     factory: Factory,
     out_dir: Annotated[Path, typer.Option("--out", help="directory for report.json, report.md and report.html")],
@@ -94,9 +106,16 @@ def compare(
     kinds: Kinds = None,
     rule: RuleOption = None,
     config: Config = None,
-    variants: Annotated[str, typer.Option(help="comma-separated: rewritten,folded,compiled")] = "rewritten",
+    variants: Annotated[
+        str, typer.Option(help="comma-separated names of models to compare: rewritten,folded,...")
+    ] = "rewritten",
     html: Annotated[bool, typer.Option(help="write the page as well")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="seconds instead of minutes, wider intervals")] = False,
+    compiled: Annotated[
+        bool | None, typer.Option(help="time torch.compile of every model, too; default: unless --quick")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="comma-separated batch sizes to time as well")] = "",
+    as_json: Json = False,
 ) -> None:
     """Rewrite the model and report parameters, cost, error and geometry, before against after."""
     with _reported():
@@ -105,22 +124,37 @@ def compare(
         model, inputs = load(factory, input)
         result = api.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
         command = shlex.join(["ccrewrite", *sys.argv[1:]])
-        names = tuple(variants.split(","))
-        compare_command(
-            model, result.model, inputs, command=command, out=out_dir, variants=names, html=html, quick=quick, console=out
+        found = compare_command(
+            model,
+            result.model,
+            inputs,
+            command=command,
+            out=out_dir,
+            variants=tuple(variants.split(",")),
+            html=html,
+            console=None if as_json else out,
+            quick=quick,
+            compiled=compiled,
+            batches=integers("--batches", batches),
         )
+        if as_json:
+            typer.echo(found.to_json())
 
 
 @app.command()
 def report(
     before: Annotated[Path, typer.Argument(help="report.json, or its directory")],
     after: Annotated[Path, typer.Argument(help="the one to compare with it")],
+    as_json: Json = False,
 ) -> None:
     """Compare two reports. Exits with 1 if a quantity is worse."""
     with _reported():
         from ccrewrite.report.command import report_command
 
-        if report_command(before, after, console=out).worse:
+        found = report_command(before, after, console=None if as_json else out)
+        if as_json:
+            typer.echo(found.to_json())
+        if found.worse:
             raise typer.Exit(1)
 
 

@@ -147,3 +147,6 @@ class Plan:
     def __str__(self) -> str:
         table = tabulate(self.rows(), headers="keys", disable_numparse=True) if self.sites else ""
         return "\n".join(filter(None, (table, self.summary())))
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.summary()}</p>{tabulate(self.rows(), headers='keys', tablefmt='html', disable_numparse=True)}"

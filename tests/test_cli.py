@@ -144,6 +144,13 @@ def test_compare_and_report(run, tmp_path):
     same = run("report", "before", "before")
     assert same.exit_code == 0
     assert "are the same" in same.stdout
+    assert {c["verdict"] for c in json.loads(run("report", "before", "before", "--json").stdout)["changes"]} == {"same"}
+    common = ("--input", "1x3x16x16", "--out", "after", "--quick", "--no-html")
+    after = json.loads(run("compare", MODEL, *common, "--batches", "1,2", "--json").stdout)
+    assert [entry["batch"] for entry in after["batches"]] == [1, 2]
+    wrong = run("compare", MODEL, *common, "--batches", "1;2")
+    assert wrong.exit_code == 2
+    assert "--batches takes integers" in wrong.stderr
 
 
 def test_fold_and_export(run, tmp_path):

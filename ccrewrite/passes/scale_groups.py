@@ -183,8 +183,14 @@ class ScaleGroups(Sequence[ScaleGroup]):
         return json.dumps({"groups": [{**asdict(g), "free_axes": g.free_axes} for g in self]}, indent=2)
 
     def __str__(self) -> str:
-        counts = f"{len(self)} scale groups, {len(self.free)} free"
-        return f"{tabulate(self.rows(), headers='keys', disable_numparse=True)}\n{counts}"
+        return f"{tabulate(self.rows(), headers='keys', disable_numparse=True)}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.summary()}</p>{tabulate(self.rows(), headers='keys', tablefmt='html', disable_numparse=True)}"
+
+    def summary(self) -> str:
+        """One line: how many groups, how many of them free."""
+        return f"{len(self)} scale groups, {len(self.free)} free"
 
 
 def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:

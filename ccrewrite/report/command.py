@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
-from ccrewrite.errors import InputError
-from ccrewrite.passes.fold import fold
 from ccrewrite.report.compare import compare
 from ccrewrite.report.comparison import REWRITTEN, Comparison
 from ccrewrite.report.regression import Regression, regression
 from ccrewrite.report.show import show_comparison, show_regression
-
-VARIANTS: dict[str, Callable[[nn.Module, Any], Any]] = {
-    "folded": lambda model, inputs: fold(model, inputs).model,
-    "compiled": lambda model, inputs: torch.compile(model),
-}
-"""Name -> the variant made of the rewritten model and its inputs."""
 
 
 def compare_command(
@@ -33,18 +24,15 @@ def compare_command(
     out: str | os.PathLike[str] | None = None,
     variants: Sequence[str] = (REWRITTEN,),
     html: bool = True,
-    quick: bool = False,
     console: Console | None = None,
+    **options: Any,
 ) -> Comparison:
     """Compare, save into ``out`` if given, and show the tables on ``console`` if given.
 
-    ``variants`` are "rewritten" and names in ``VARIANTS``. Raises ``InputError`` for other names, and what ``compare`` raises.
+    ``variants`` are "rewritten" and names in ``ccrewrite.report.variants.VARIANTS``; ``options`` are further ones of
+    ``compare``, and so is what it raises.
     """
-    for name in variants:
-        if name != REWRITTEN and name not in VARIANTS:
-            raise InputError(f"unknown variant {name!r}; the variants are {', '.join((REWRITTEN, *VARIANTS))}")
-    more = {name: VARIANTS[name](rewritten, example_inputs) for name in variants if name != REWRITTEN}
-    found = compare(original, rewritten, example_inputs, variants=more, quick=quick, command=command)
+    found = compare(original, rewritten, example_inputs, variants=variants, command=command, **options)
     paths = [] if out is None else found.save(out, html=html)
     if console is not None:
         show_comparison(found, console)

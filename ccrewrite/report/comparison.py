@@ -17,6 +17,7 @@ SCHEMA = "ccrewrite-report/1"
 
 ORIGINAL, REWRITTEN = "original", "rewritten"
 INFERENCE, MOVED, TRAINING = "inference", "inference, kernels built", "training step"
+COMPILED = "inference, compiled"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ccrewrite.errors import InputError
 from ccrewrite.report import tables
-from ccrewrite.report.comparison import INFERENCE, MOVED, ORIGINAL, REWRITTEN, TRAINING, Comparison
+from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, TRAINING, Comparison
 
 ASSETS = Path(__file__).with_name("assets")
 
@@ -34,6 +34,9 @@ def page(comparison: Comparison) -> str:
         tiles=_tiles(comparison),
         costs=tables.costs(comparison),
         parameters=tables.parameters(comparison),
+        batches=tables.batches(comparison),
+        trade=tables.trade(comparison),
+        groups=tables.scale_groups(comparison),
         outputs=tables.outputs(comparison),
         fields=tables.receptive_fields(comparison),
         variants=variants,
@@ -60,7 +63,12 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
     errors = [o["max_abs_error"] for o in after["outputs"]]
     worst = None if None in errors else max(errors, default=0.0)
     tile("largest output error", tables.error(worst), "all outputs equal" if worst == 0 else "absolute, over all outputs")
-    for mode, name in ((INFERENCE, "inference"), (MOVED, "inference, once moved"), (TRAINING, "training step")):
+    for mode, name in (
+        (INFERENCE, "inference"),
+        (MOVED, "inference, once moved"),
+        (COMPILED, "compiled"),
+        (TRAINING, "training step"),
+    ):
         timing = after["latency"].get(mode)
         if timing is not None:
             tile(

@@ -41,11 +41,6 @@ def show_plan(plan: Plan, console: Console) -> None:
     _show([("Plan", plan.rows())] if len(plan) else [], [plan.summary()], console)
 
 
-def plan_html(plan: Plan) -> str:
-    """A plan for a notebook."""
-    return f"<p>{plan.summary()}</p>{tables.table(plan.rows(), 'html')}"
-
-
 def _show(sections: Sequence[tuple[str, tables.Rows]], lines: Iterable[str], console: Console) -> None:
     for title, rows in sections:
         if console.is_terminal:

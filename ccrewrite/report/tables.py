@@ -32,7 +32,7 @@ def table(rows: Rows, form: str = "plain") -> str:
 
 WORDS = (
     *("model", "mode", "output", "dtype", "shape", "note", "site", "layer", "geometry", "became", "quantity", "verdict"),
-    *("kinds", "decision", ""),
+    *("kinds", "decision", "", "group", "follows", "axes", "pinned by", "setting"),
 )
 """Columns that read from the left."""
 
@@ -88,6 +88,52 @@ def costs(comparison: Comparison) -> Rows:
                 row[f"{unit.partition(' (')[0]} change"] = "" if value is None or before is None else delta(value, before)
             rows.append(row)
     return rows
+
+
+def batches(comparison: Comparison) -> Rows:
+    """Inference at other batch sizes, model by model."""
+    return [
+        {
+            "model": name,
+            "batch": str(entry["batch"]),
+            "median (ms)": f"{timing['median_s'] * 1e3:.3f}",
+            "quartiles (ms)": f"{timing['q1_s'] * 1e3:.3f} to {timing['q3_s'] * 1e3:.3f}",
+            "time ratio": "1" if name == ORIGINAL else ratio(timing),
+            "samples per second": f"{entry['batch'] / timing['median_s']:,.1f}",
+        }
+        for entry in comparison.data.get("batches", ())
+        for name, timing in entry["latency"].items()
+    ]
+
+
+def scale_groups(comparison: Comparison) -> Rows:
+    """Which sites of the rewritten model change their output size together, and what keeps others."""
+    return [
+        {
+            "group": group["name"] if i == 0 else "",
+            "site": site,
+            "native size": _sizes(group["native"][i]),
+            "follows": group["relations"][i],
+            "axes": " ".join("pinned" if pin else "free" for pin in group["pins"]) if i == 0 else "",
+            "pinned by": "; ".join(dict.fromkeys(pin for pin in group["pins"] if pin)) if i == 0 else "",
+        }
+        for group in comparison.data.get("scale_groups", {}).get("groups", ())
+        for i, site in enumerate(group["sites"])
+    ]
+
+
+def trade(comparison: Comparison) -> Rows:
+    """Speed and score at other internal sizes."""
+    return [
+        {
+            "setting": point["name"],
+            "GFLOP": f"{point['gflops']:.3g}",
+            "median (ms)": f"{point['latency_ms']:.3f}",
+            "interquartile range (ms)": f"{point['latency_iqr_ms']:.3f}",
+            "score": "" if point["score"] is None else f"{point['score']:.4g}",
+        }
+        for point in comparison.data.get("trade", {}).get("points", ())
+    ]
 
 
 def outputs(comparison: Comparison) -> Rows:
@@ -178,7 +224,10 @@ def document(comparison: Comparison, form: str = "markdown") -> str:
     sections = [
         ("Parameters", parameters(comparison)),
         ("Cost", costs(comparison)),
+        ("Inference at other batch sizes", batches(comparison)),
+        ("Internal sizes: speed and score", trade(comparison)),
         ("Outputs against the original's", outputs(comparison)),
+        ("Scale groups of the rewritten model", scale_groups(comparison)),
         ("Receptive field of the output's centre", receptive_fields(comparison)),
     ]
     names: Sequence[str] = [v["name"] for v in data["variants"] if v["name"] != ORIGINAL]
@@ -191,6 +240,8 @@ def document(comparison: Comparison, form: str = "markdown") -> str:
 
 def notes(data: dict[str, Any]) -> list[str]:
     """What the numbers mean, a sentence or two for each kind."""
+    compiled = [f"{v['name']}: {note}." for v in data["variants"] for note in v.get("notes", ())]
+    unknown = data.get("scale_groups", {}).get("note")
     return [
         "One multiply-add is two floating-point operations; convolutions and matrix products are counted. "
         f'"{MOVED}" is what inference costs once the geometry has moved: until then, the plain convolution runs.',
@@ -200,6 +251,8 @@ def notes(data: dict[str, Any]) -> list[str]:
         f"{100 * data['settings']['confidence']:.0f} % bootstrap interval.",
         "A site's cost and its local error are those of its kernel built from the geometry, on the original's input to that "
         "site. The propagated error is the difference to the original there when the whole model runs.",
+        *([f"Scale groups: {unknown}."] if unknown else []),
+        *compiled,
     ]
 
 

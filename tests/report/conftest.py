@@ -30,7 +30,10 @@ def compared() -> Compared:
         model, x = Net(), torch.randn(2, 3, 20, 24)
         untouched, moved = (ccrewrite.rewrite(model, x).model for _ in range(2))
         move_(moved)
-        comparison = compare(model, untouched, x, variants={"trained": moved}, quick=True, command="make test")
+        scores = iter((1.0, 0.0))
+        trade = ccrewrite.trade(untouched, x, {"smaller": {"down": 0.5}}, lambda m: next(scores), repeats=2)
+        extras = {"batches": (1, 3), "scale_groups": True, "trade": trade}
+        comparison = compare(model, untouched, x, variants={"trained": moved}, quick=True, command="make test", **extras)
     finally:
         torch.set_num_threads(threads)
     return Compared(model, untouched, moved, x, comparison)

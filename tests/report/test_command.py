@@ -13,7 +13,8 @@ from rich.console import Console
 import ccrewrite
 from ccrewrite.errors import InputError
 from ccrewrite.report import Comparison
-from ccrewrite.report.command import VARIANTS, compare_command, report_command
+from ccrewrite.report.command import compare_command, report_command
+from ccrewrite.report.variants import VARIANTS
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's, of autograd functions

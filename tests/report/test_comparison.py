@@ -15,9 +15,11 @@ from compared_net import Compared
 from torch import nn
 
 import ccrewrite
+from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
 from ccrewrite.report import Comparison, compare, regression
-from ccrewrite.report.tables import FORMATS, document, overview, sites
+from ccrewrite.report.tables import FORMATS, batches, document, overview, scale_groups, sites, trade
+from ccrewrite.report.variants import batch_of
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report-schema.json").read_text())
 
@@ -122,6 +124,64 @@ def test_the_models_are_left_as_they_were(compared: Compared) -> None:
         assert all(p.grad is None for p in m.parameters())
         assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.modules())
     assert [set(vars(m)) for m in rewritten.modules()] == keys
+
+
+def test_batches_scale_groups_and_internal_sizes(compared: Compared) -> None:
+    data = compared.comparison.data
+    assert [entry["batch"] for entry in data["batches"]] == [1, 3]
+    assert all(entry["latency"].keys() == {"original", "rewritten", "trained"} for entry in data["batches"])
+    rate = next(r for r in batches(compared.comparison) if (r["model"], r["batch"]) == ("original", "3"))["samples per second"]
+    assert float(rate.replace(",", "")) == pytest.approx(3 / data["batches"][1]["latency"]["original"]["median_s"], abs=0.1)
+    free, pinned = data["scale_groups"]["groups"]
+    assert (free["sites"], free["native"], free["pins"]) == (["down"], [[10, 12]], [None, None])
+    assert (pinned["sites"], pinned["native"]) == (["up"], [[20, 24]])
+    assert all(pinned["pins"])
+    assert [r["axes"] for r in scale_groups(compared.comparison)] == ["free free", "pinned pinned"]
+    assert scale_groups(compared.comparison)[1]["pinned by"] == pinned["pins"][0]
+    assert [p["name"] for p in data["trade"]["points"]] == ["native", "smaller"]
+    assert [r["score"] for r in trade(compared.comparison)] == ["1", "0"]
+    text = compared.comparison.to_markdown()
+    for title in ("Inference at other batch sizes", "Internal sizes: speed and score", "Scale groups of the rewritten model"):
+        assert f"## {title}\n" in text
+
+
+def test_nothing_more_than_asked_for_is_measured_quickly(compared: Compared) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 3, stride=2))
+    x = torch.randn(2, 1, 9)
+    c = compare(model, ccrewrite.rewrite(model, x).model, x, quick=True, variants=["rewritten", "folded"])
+    assert not c.data.keys() & {"batches", "scale_groups", "trade"}
+    assert [v["name"] for v in c.data["variants"]] == ["original", "rewritten", "folded"]
+    assert all("inference, compiled" not in v["latency"] for v in c.data["variants"])
+    for sizes, message in (((0,), "at least 1 sample"), ((3,), "no batch to change")):
+        with pytest.raises(InputError, match=message):
+            batch_of(Inputs.of(x if 0 in sizes else torch.tensor(1.0)), sizes[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's, of autograd functions
+def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model that compiles has a row; why another doesn't is said."""
+    torch.manual_seed(0)
+
+    class Odd(nn.Sequential):
+        pass
+
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise ValueError("not this one")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: real(m, backend=refuse if isinstance(m, Odd) else "eager"))
+    model, x = nn.Sequential(nn.Conv1d(1, 1, 3, dilation=2)), torch.randn(2, 1, 9)
+    rewritten = ccrewrite.rewrite(model, x).model
+    c = compare(model, rewritten, x, quick=True, compiled=True, variants={"odd": Odd(*model)})
+    assert "inference, compiled" in c["original"]["latency"]
+    assert c["rewritten"]["latency"]["inference, compiled"]["ratio"] > 0
+    assert c["rewritten"]["notes"] == []
+    assert "inference, compiled" not in c["odd"]["latency"]
+    (note,) = c["odd"]["notes"]
+    assert note.startswith("torch.compile: ")
+    assert "not this one" in note
+    assert f"- odd: {note}" in c.to_markdown()
+    check(c)
 
 
 def test_bad_arguments(compared: Compared) -> None:

@@ -145,6 +145,17 @@ def test_hover_shows_the_numbers(browser: Browser, saved: Path, compared: Compar
     assert browser.complaints() == []
 
 
+def test_batches_internal_sizes_and_scale_groups(browser: Browser, saved: Path) -> None:
+    browser.open(saved)
+    assert "batch 1" in browser.hover("#batches [aria-label=dot] circle")
+    assert "native" in browser.hover("#trade [aria-label=dot] circle")
+    assert "GFLOP\nscore 0" in browser.hover("#trade [aria-label=dot] circle", 1)
+    tip = browser.hover("#groups [aria-label=dot] circle", 1)
+    for words in ("up", "20 x 24 natively", "axis 0 pinned by"):
+        assert words in tip
+    assert browser.complaints() == []
+
+
 def choose(browser: Browser, site: str, variant: str) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import ccrewrite
 from ccrewrite.report import regression
-from ccrewrite.report.show import plan_html, show_comparison, show_plan, show_regression
+from ccrewrite.report.show import show_comparison, show_plan, show_regression
 
 
 def consoles() -> dict[str, Console]:
@@ -38,7 +38,9 @@ def test_comparisons_plans_and_regressions(compared: Compared, kind: str) -> Non
         assert len(row) > 80, "not wrapped at a width that a pipe doesn't have"
 
 
-def test_a_plan_in_a_notebook(compared: Compared) -> None:
-    html = plan_html(ccrewrite.plan(compared.original, compared.input))
+def test_plans_groups_and_trades_in_a_notebook(compared: Compared) -> None:
+    html = ccrewrite.plan(compared.original, compared.input)._repr_html_()
     assert html.startswith("<p>6 sites: 5 rewritten; left alone: 1 plain</p><table>")
     assert "dilated-to-dcls" in html
+    assert "<table>" in ccrewrite.scale_groups(compared.untouched, compared.input)._repr_html_()
+    assert "<table>" in ccrewrite.trade(compared.untouched, compared.input, [], repeats=2)._repr_html_()

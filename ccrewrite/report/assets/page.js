@@ -33,6 +33,95 @@ function latency() {
   }));
 }
 
+function batches() {
+  const figure = document.getElementById("batches");
+  if (!figure) return;
+  const rows = data.batches.flatMap(({ batch, latency }) => Object.entries(latency).map(([model, t]) => ({
+    batch, model, median: t.median_s * 1e3, q1: t.q1_s * 1e3, q3: t.q3_s * 1e3,
+    title: `${model}, batch ${batch}\nmedian ${short(t.median_s * 1e3)} ms, ${short(batch / t.median_s)} samples per second\n` +
+      `ratio ${t.ratio.toFixed(2)} (${t.ratio_low.toFixed(2)} to ${t.ratio_high.toFixed(2)})`,
+  })));
+  figure.replaceChildren(Plot.plot({
+    width: width(figure), height: 300, marginLeft: 50, marginRight: 30, marginBottom: 42,
+    x: { label: "batch (samples)", type: "log", ticks: data.batches.map((b) => b.batch), tickFormat: "d" },
+    y: { label: "time (ms)", type: "log", grid: true, ticks: 5, tickFormat: short },
+    marks: [
+      Plot.line(rows, { x: "batch", y: "median", z: "model", stroke: (r) => colour(r.model) }),
+      Plot.ruleX(rows, { x: "batch", y1: "q1", y2: "q3", stroke: (r) => colour(r.model) }),
+      Plot.dot(rows, { x: "batch", y: "median", fill: (r) => colour(r.model) }),
+      Plot.tip(rows, Plot.pointer({ x: "batch", y: "median", title: "title" })),
+    ],
+  }), legend());
+}
+
+function legend() {
+  const list = make("p");
+  list.className = "quiet legend";
+  for (const name of names) list.append(Object.assign(make("i"), { style: `background: ${colour(name)}` }), make("span", name));
+  return list;
+}
+
+function trade() {
+  const figure = document.getElementById("trade");
+  if (!figure) return;
+  const scored = data.trade.points[0].score !== null;
+  const rows = data.trade.points.map((p) => ({
+    x: p.latency_ms, y: scored ? p.score : p.gflops, low: Math.max(0, p.latency_ms - p.latency_iqr_ms / 2), high: p.latency_ms + p.latency_iqr_ms / 2, name: p.name,
+    title: `${p.name}\n${short(p.latency_ms)} ms, ${short(p.gflops)} GFLOP${scored ? `\nscore ${short(p.score)}` : ""}`,
+  }));
+  figure.replaceChildren(Plot.plot({
+    width: width(figure), height: 320, marginLeft: 50, marginRight: 90, marginBottom: 42,
+    x: { label: "time (ms)", nice: true, grid: true }, y: { label: scored ? "score" : "GFLOP", nice: true, grid: true, tickFormat: short },
+    marks: [
+      Plot.line(rows.toSorted((a, b) => a.x - b.x), { x: "x", y: "y", stroke: "var(--c0)", strokeDasharray: "4 3" }),
+      Plot.ruleY(rows, { x1: "low", x2: "high", y: "y", stroke: "var(--c1)" }),
+      Plot.dot(rows, { x: "x", y: "y", r: 5, fill: "var(--c1)" }),
+      Plot.text(rows, { x: "x", y: "y", text: "name", textAnchor: "start", dx: 9, dy: -9 }),
+      Plot.tip(rows, Plot.pointer({ x: "x", y: "y", title: "title" })),
+    ],
+  }));
+}
+
+function groups() {
+  const figure = document.getElementById("groups");
+  if (!figure) return;
+  const all = data.scale_groups.groups;
+  const run = data.sites.map((s) => s.name);
+  const place = (site) => run.indexOf(site);
+  const order = all.flatMap((g) => g.sites).sort((a, b) => place(a) - place(b));
+  const rows = all.flatMap((g) => g.sites.map((site, i) => {
+    const axes = g.pins.length, free = g.pins.filter((p) => p === null).length;
+    const pins = g.pins.flatMap((p, a) => (p ? [`axis ${a} pinned by ${p}`] : []));
+    return {
+      group: g.name, at: order.indexOf(site), full: free === axes ? 1 : free ? 0.5 : 0, size: g.native[i].join(" x "),
+      title: [site, `group ${g.name}`, `${g.native[i].join(" x ")} natively, chosen as ${g.relations[i]}`, ...pins].join("\n"),
+    };
+  }));
+  const last = all.map((g) => rows.filter((r) => r.group === g.name).reduce((a, b) => (a.at > b.at ? a : b)));
+  const wide = width(figure), narrow = wide < 560;
+  const cut = (name) => (name.length > 34 ? `\u2026${name.slice(-33)}` : name);
+  figure.replaceChildren(Plot.plot({
+    width: wide, height: all.length * (narrow ? 44 : 26) + 60, marginRight: 70, marginBottom: 36,
+    marginLeft: narrow ? 12 : 20 + 7 * Math.max(...all.map((g) => cut(g.name).length)),
+    x: { label: "order of the run", domain: [-0.5, order.length - 0.5], ticks: 0 },
+    y: { label: null, domain: all.map((g) => g.name), axis: narrow ? null : "left", tickFormat: cut, type: "point", padding: 0.6 },
+    marks: [
+      Plot.line(rows, { x: "at", y: "group", z: "group", stroke: "var(--line)", strokeWidth: 6, strokeLinecap: "round" }),
+      Plot.dot(rows, { x: "at", y: "group", r: 6, stroke: "var(--c1)", strokeWidth: 2, fill: (r) => `color-mix(in srgb, var(--c1) ${100 * r.full}%, var(--back))` }),
+      Plot.text(last, { x: "at", y: "group", text: "size", textAnchor: "start", dx: 12 }),
+      narrow ? Plot.text(all, { frameAnchor: "left", y: "name", text: (g) => cut(g.name), textAnchor: "start", dy: -15 }) : null,
+      Plot.tip(rows, Plot.pointer({ x: "at", y: "group", title: "title" })),
+    ],
+  }));
+}
+
+function overview() {
+  latency();
+  batches();
+  trade();
+  groups();
+}
+
 function sorting(table) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => {
@@ -190,7 +279,7 @@ function variantChosen() {
   show(chosen !== null && usable(chosen) ? chosen : data.sites.findIndex((_, i) => usable(i)));
 }
 
-latency();
+overview();
 if (document.getElementById("variant")) {
   document.querySelectorAll(".sites table").forEach(sorting);
   document.querySelectorAll(".sites tbody button").forEach((button) => button.addEventListener("click", () => {
@@ -205,5 +294,5 @@ window.addEventListener("resize", () => {
   if (window.innerWidth === before) return;  // a phone's address bar
   before = window.innerWidth;
   clearTimeout(pending);
-  pending = setTimeout(() => { latency(); if (chosen !== null) show(chosen); }, 100);
+  pending = setTimeout(() => { overview(); if (chosen !== null) show(chosen); }, 100);
 });
