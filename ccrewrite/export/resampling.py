@@ -214,8 +214,9 @@ def _weights(
         return op.Div(bump, op.ReduceSum(bump, [-1]))
     values, bump = _profile(op, distance, taps, profile, tensors)
     bump, values = op.Div(bump, op.ReduceSum(bump, [-1])), op.Mul(values, squeeze)
-    missing = op.Sub(op.Unsqueeze(op.real(tensors.gain), [1]), op.ReduceSum(values, [-1]))
-    return op.Add(values, op.Mul(missing, bump))
+    # Not (gain - sum) * bump: OpenVINO subtracts sums over the last axis from the wrong elements of a constant.
+    gain, sums = op.Unsqueeze(op.real(tensors.gain), [1]), op.ReduceSum(values, [-1])
+    return op.Add(values, op.Sub(op.Mul(gain, bump), op.Mul(sums, bump)))
 
 
 def _basis(op: Nodes, basis: str, distance: ir.Value) -> ir.Value:
