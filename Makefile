@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz reference browser corpus lowering deploy gpu gpu-code bench reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz reference browser train corpus lowering deploy gpu gpu-code bench reports reports-corpus evidence clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -28,6 +28,9 @@ reference: $(READY)  ## DCLS layers and checkpoints against the reference packag
 browser: $(READY)  ## the report's page in headless Chromium; needs Debian's chromium and chromium-driver
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt selenium
 	$(BIN)/python -m pytest -m browser tests/report
+
+train: .venv-train/.ready  ## fine-tuning in two processes, killed and resumed, and under other trainers
+	.venv-train/bin/python -m pytest -m slow tests/training
 
 corpus: .venv-corpus/.ready  ## fifteen third-party models
 	.venv-corpus/bin/python -m pytest -m slow tests/corpus
@@ -64,6 +67,12 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	$(BIN)/python benchmarks/dcls_recovery.py
 	$(BIN)/python benchmarks/dcls_sparse.py
 
+.venv-train/.ready: pyproject.toml constraints.txt tests/training/requirements.txt
+	$(PYTHON) -m venv .venv-train
+	.venv-train/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-train/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,report,train]' -r tests/training/requirements.txt
+	touch $@
+
 .venv-corpus/.ready: pyproject.toml constraints.txt tests/corpus/requirements.txt
 	$(PYTHON) -m venv .venv-corpus
 	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -83,7 +92,7 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-corpus .venv-deploy .venv-triton
+	rm -rf $(VENV) .venv-train .venv-corpus .venv-deploy .venv-triton
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

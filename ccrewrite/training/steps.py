@@ -152,11 +152,10 @@ class Steps:
         """All of them, in the main process."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(self.wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # pyright: ignore
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # pyright: ignore
 
     def load(self, weights: dict[str, Any]) -> None:
-        """The opposite of ``weights``."""
+        """Complete ones, in every process."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.accelerator.num_processes > 1)
-        set_model_state_dict(self.wrapped, weights, options=options)
+        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
