@@ -37,7 +37,10 @@ corpus: .venv-corpus/.ready  ## fifteen third-party models
 
 deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer: reports/deploy
 	.venv-deploy/bin/python benchmarks/deploy_runtimes.py
-	.venv-deploy/bin/python -m pytest tests/deploy
+	.venv-deploy/bin/python -m pytest -m "browser or not slow" tests/deploy
+
+page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser, its internal sizes on sliders
+	.venv-deploy/bin/python examples/browser/build.py
 
 lowering: $(READY)  ## compiled models: forms, choices, packages; needs a C++ compiler
 	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py
@@ -82,7 +85,8 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 .venv-deploy/.ready: pyproject.toml constraints.txt tests/deploy/requirements.txt
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,onnx]' -r tests/deploy/requirements.txt
+	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[demo,onnx]' -r tests/deploy/requirements.txt
 	.venv-deploy/bin/npm install --silent --no-save --ignore-scripts --prefix .venv-deploy onnxruntime-web@1.30.0
 	touch $@
 
