@@ -389,6 +389,18 @@ def test_wrapped_and_sharded_models(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_beside_scripted_modules(tmp_path: Path) -> None:
+    scripted = torch.jit.script(nn.Linear(8, 8))
+    model = nn.Sequential(plain(), scripted)
+    x = torch.randn(1, 4, 16, 8)
+    result = ccrewrite.rewrite(model, x, verify=False)
+    ccrewrite.save(result, tmp_path)
+    same(ccrewrite.load(nn.Sequential(plain(), copied(scripted)), tmp_path), result.model, x)
+    other = nn.Sequential(plain(), torch.jit.script(nn.Linear(8, 9)))
+    refused(other, tmp_path, r"1\.weight: expected float32 8x8, found float32 9x8")
+
+
 def test_geometry_only_is_small(tmp_path: Path) -> None:
     make = functools.partial(nn.Conv2d, 128, 128, 3, dilation=2)
     result = ccrewrite.rewrite(make(), torch.randn(1, 128, 9, 9), verify=False)
@@ -462,6 +474,9 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
     model, _ = rewritten("plain")
     with_state = copied(model)
     with_state[2] = Stateful()
+    exact, subclassed = copied(model), copied(model)
+    exact.register_buffer("phase", torch.ones(2, dtype=torch.complex128))
+    subclassed.register_buffer("own", torch.ones(2).as_subclass(type("Own", (Tensor,), {})))
     parametrized = copied(model)
     parametrizations.weight_norm(parametrized[3].sampling, "offset")
     cases: list[tuple[Any, str]] = [
@@ -470,8 +485,10 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
         (None, "found NoneType"),
         (own(), r"\(root\): save knows DclsSampling and CCSampling, found a Own"),
         (parametrized, "3: save knows .* found a ParametrizedDclsSampling"),
-        (copied(model).to("meta"), r"0\.weight: save writes plain tensors that have values, found .* meta device"),
-        (with_state, r"2\._extra_state: save writes plain tensors that have values, found dict"),
+        (copied(model).to("meta"), r"0\.weight: save writes dense tensors with values, .* on meta"),
+        (with_state, r"2\._extra_state: save writes plain tensors, found dict"),
+        (exact, "phase: save writes dense tensors .* found a tensor of torch.complex128"),
+        (subclassed, "own: save writes plain tensors, found Own"),
         (nn.Sequential(DclsConv2d(4, 4, 3, dilation=2), nn.LazyLinear(3)), "1.weight has no shape yet: run the model once"),
         (nn.Sequential(samplings(model)["3.sampling"]), "0: no layer or call of this Sequential uses this sampling"),
     ]
@@ -492,8 +509,9 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         ccrewrite.save(model, tmp_path / "file")
     with pytest.raises(InputError, match="can't be written: "):
         ccrewrite.save(model, tmp_path / "file" / "below")
-    with pytest.raises(InputError, match="can't be written: "):
-        ccrewrite.save(model, "/proc/nowhere")
+    for nowhere in ("/proc/nowhere", "a\0b", "a" * 300):
+        with pytest.raises(InputError, match="can't be written: "):
+            ccrewrite.save(model, nowhere)
     saved = tmp_path / "saved"
     ccrewrite.save(model, saved)
     other = trained(copied(model))

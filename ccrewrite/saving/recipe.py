@@ -233,8 +233,8 @@ def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None, Sampl
     for path, module in model.named_modules():
         if isinstance(module, RewrittenConv):
             yield path, module, None, module.sampling
-        elif isinstance(hosted := module._modules.get(HOSTED), Samplings):
-            for key, sampling in hosted.items():
+        elif HOSTED in module._modules:
+            for key, sampling in cast(Samplings, module._modules[HOSTED]).items():
                 yield path, module, key, cast(Sampling, sampling)
 
 

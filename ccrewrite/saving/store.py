@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import _SIZE as DTYPES
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 from torch._dynamo import OptimizedModule
@@ -78,7 +79,7 @@ def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, ge
             files[1].write_text(json.dumps(document, indent=1), encoding="utf-8")
             for file in files:
                 os.replace(file, Path(directory, file.name))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{directory} can't be written: {error}") from error
 
 
@@ -199,9 +200,11 @@ def _storable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
-        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided or tensor.is_meta:
-            kind = "on the meta device" if isinstance(tensor, Tensor) and tensor.is_meta else type(tensor).__name__
-            raise InputError(f"{name}: save writes plain tensors that have values, found {kind}")
+        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise InputError(f"{name}: save writes plain tensors, found {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+            found = f"a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise InputError(f"{name}: save writes dense tensors with values, of the dtypes of safetensors; found {found}")
         value = tensor.detach().to("cpu").contiguous()
         storage = value.untyped_storage()
         shared = storage.nbytes() != value.nbytes or storage.data_ptr() in taken
