@@ -45,6 +45,9 @@ page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser,
 lowering: $(READY)  ## compiled models: forms, choices, packages; needs a C++ compiler
 	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py
 
+gpu:  ## on a CUDA machine with torch and triton, installing nothing: what every form computes and takes there: reports/gpu
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(OPTIONS)
+
 gpu-code: $(READY) .venv-triton/.ready  ## the forms' GPU code, looked at, compiled and interpreted without a GPU
 	PYTHONPATH=.venv-triton $(BIN)/python -m pytest -m slow --show-capture=no tests/lowering/test_gpu_code.py
 
@@ -53,6 +56,7 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 	$(BIN)/python benchmarks/rewrite_cost.py
 	$(BIN)/python benchmarks/dcls_construction.py
 	$(BIN)/python benchmarks/cc_speed.py
+	$(BIN)/python benchmarks/lowering_cpu.py
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index
 	$(BIN)/python benchmarks/make_reports.py demo

@@ -95,8 +95,10 @@ def stored(columns: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def unpadded(x: Tensor) -> Tensor:
-    """``x``, contiguous, whose rows Inductor leaves as long as they are: on a GPU it pads long ones, and a view of them that joins
-    axes is a copy then."""
+    """``x``, contiguous, with rows that Inductor leaves as long as they are.
+
+    On a GPU it pads long ones, and a view that joins axes of them is a copy then.
+    """
     x = x.contiguous()
     return x.as_strided(x.shape, x.stride())
 

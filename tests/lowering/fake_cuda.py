@@ -1,6 +1,7 @@
 """A CUDA device that isn't there, for what can be checked of GPU code on any machine. Needs triton, and no GPU.
 
-``source`` is what Inductor would run on the device; ``compiled`` its kernels as PTX; ``interpret_triton.py`` runs it on CPU tensors.
+``source`` is what Inductor would run on the device; ``compiled`` makes PTX of its kernels; ``interpret_triton.py`` runs it on
+CPU tensors.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def fake_cuda() -> Iterator[None]:
                 stack.enter_context(mock.patch.object(owner, name, staticmethod(told) if owner is not torch.cuda else told))
         stack.enter_context(mock.patch.object(torch.version, "cuda", "13.0"))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", _Driver()))
-        stack.enter_context(mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu", lambda: None))
+        stack.enter_context(mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu"))
         yield
 
 

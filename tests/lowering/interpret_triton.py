@@ -54,10 +54,10 @@ def heuristic(**given: Any) -> Callable[[Any], Kernel]:
 
 
 def outputs(source: str, inputs: list[Tensor]) -> list[Tensor]:
-    module: dict[str, Any] = {
-        "Compile": Compile,
-        "empty": lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype),
-    }
+    def empty(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty_strided(size, stride, dtype=dtype)
+
+    module: dict[str, Any] = {"Compile": Compile, "empty": empty}
     source = source.replace("torch._C._dynamo.guards._empty_strided_cuda", "empty").replace("AsyncCompile()", "Compile()")
     exec(source, module)
     return list(module["call"](list(inputs)))
@@ -69,10 +69,10 @@ def main(cases: str, results: str) -> None:
     libdevice.floor, libdevice.ceil = lambda x: tl.floor(x), lambda x: tl.ceil(x)
     patches = [mock.patch.object(triton_heuristics, n, heuristic) for n in ("pointwise", "reduction", "persistent_reduction")]
     patches += [
-        mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu", lambda: None),
-        mock.patch("torch._C._cuda_getCurrentRawStream", lambda _: 0, create=True),
-        mock.patch("torch.cuda._DeviceGuard", lambda _: nullcontext()),
-        mock.patch("torch.cuda.set_device", lambda _: None),
+        mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu"),
+        mock.patch("torch._C._cuda_getCurrentRawStream", return_value=0, create=True),
+        mock.patch("torch.cuda._DeviceGuard", return_value=nullcontext()),
+        mock.patch("torch.cuda.set_device"),
     ]
     for patch in patches:
         patch.start()

@@ -54,7 +54,8 @@ def cases(
     return {"forward": Case(forward, given), "backward": Case(backward, (torch.randn_like(y), *given, kept))}
 
 
-SIZES = {form: (2, 256, 256, 33, 13, 9) for form in ("products", "shifts")} | {"taps": (2, 96, 96, 56, 17, 34)}
+DENSE = (2, 256, 256, 33, 13, 9)
+SIZES = {"products": DENSE, "shifts": DENSE, "taps": (2, 96, 96, 56, 17, 34)}
 FEW = {"forward": 8, "backward": 16}  # kernels, most of them of a few elements: cells, corners and coefficients of the taps
 
 

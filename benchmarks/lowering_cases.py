@@ -1,0 +1,167 @@
+"""What the speed tables of lowering measure, on any device: layers, what they are compared with, and every form of them."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ccrewrite
+from ccrewrite.lowering.inductor import options
+from ccrewrite.nn import DclsConv2d
+
+Run = Callable[[Tensor], Tensor]
+Runs = dict[str, tuple[nn.Module, Run]]
+"""Name -> (what holds the parameters, what to run)."""
+CONVNEXT = ((96, 56), (192, 28), (384, 14), (768, 7))
+"""Channels and size of ConvNeXt-T's four stages."""
+
+
+class Case(NamedTuple):
+    """One layer and its input; all layers of a case without bias."""
+
+    name: str
+    ours: DclsConv2d
+    plain: nn.Conv2d
+    x: Tensor
+    reference: nn.Module | None
+    """PyPI ``dcls``'s layer, where that package is installed and has one."""
+
+
+def depthwise(channels: int, size: int, batch: int, elements: int = 34, window: int = 17) -> Case:
+    """ConvNeXt-dcls's layer; the plain one is the 7x7 that it replaces."""
+    name = f"{channels}@{size}, batch {batch}"
+    ours = DclsConv2d(
+        channels,
+        channels,
+        padding=window // 2,
+        groups=channels,
+        bias=False,
+        elements=elements,
+        window=window,
+        sharing="full",
+        position_init="uniform",
+    )
+    plain = nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False)
+    theirs = _reference("v0", channels, channels, elements, dilated_kernel_size=window, padding=window // 2, groups=channels)
+    return Case(name, ours, plain, torch.randn(batch, channels, size, size), theirs)
+
+
+def shared(inner: int, out: int, dilation: int, size: int, batch: int, sharing: str) -> Case:
+    """A dilated 3x3 convolution whose positions the input channels share ("tap", or "out": per output channel)."""
+    per = {"tap": "tap", "out": "output channel"}[sharing]
+    name = f"{inner}->{out}, dilation {dilation}, {size}x{size}, batch {batch}, per {per}"
+    return Case(name, *_dilated(inner, out, dilation, sharing), torch.randn(batch, inner, size, size), None)
+
+
+def unshared(channels: int, dilation: int, size: int, version: str) -> Case:
+    """A dilated 3x3 convolution with a position for each weight, against the reference's ``version``."""
+    kind = {"v1": "linear", "gauss": "gaussian"}[version]
+    ours, plain = _dilated(channels, channels, dilation, "full", interpolation=kind)
+    theirs = _reference(version, channels, channels, 9, dilated_kernel_size=2 * dilation + 1, padding=dilation)
+    name = f"{channels}->{channels}, dilation {dilation}, {size}x{size}, {version}"
+    return Case(name, ours, plain, torch.randn(1, channels, size, size), theirs)
+
+
+def _dilated(inner: int, out: int, dilation: int, sharing: str, **more: Any) -> tuple[DclsConv2d, nn.Conv2d]:
+    plain = nn.Conv2d(inner, out, 3, padding=dilation, dilation=dilation, bias=False)
+    ours = DclsConv2d(inner, out, 3, padding=dilation, dilation=dilation, bias=False, sharing=sharing, **more)
+    with torch.no_grad():
+        ours.weight.copy_(plain.weight)
+        nn.init.uniform_(ours.sampling.offset, -0.9, 0.9)
+    return ours, plain
+
+
+def _reference(version: str, *arguments: Any, **options: Any) -> nn.Module | None:
+    try:
+        import DCLS.construct.modules as modules
+    except ImportError:
+        return None
+    return modules.Dcls2d(*arguments, **options, bias=False, version=version)
+
+
+def own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with a code object of its own: torch.compile counts recompilations by that, and gives up after eight."""
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, None, function.__defaults__, function.__closure__
+    )
+
+
+def compiled(module: nn.Module) -> Run:
+    def run(x: Tensor) -> Tensor:
+        return module(x)
+
+    return torch.compile(own(run), dynamic=False, options=options())
+
+
+def formed(layer: DclsConv2d, form: str) -> DclsConv2d:
+    """A copy of ``layer`` in ``form``."""
+    layer = copy.deepcopy(layer)
+    layer.sampling.form = form
+    return layer
+
+
+def live(case: Case, forms: Sequence[str]) -> Runs:
+    """``forms`` with learnable geometry, compiled."""
+    found: Runs = {}
+    for form in forms:
+        layer = formed(case.ours, form)
+        found[form] = layer, compiled(layer)
+    return found
+
+
+def dense(case: Case) -> tuple[nn.Module, Run]:
+    """The effective kernel, built once, as an eager convolution."""
+    ours = case.ours
+    shape = ours.in_channels, ours.out_channels, ours.sampling.window
+    layer = nn.Conv2d(*shape, padding=ours.padding, groups=ours.groups, bias=False, device=case.x.device, dtype=case.x.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(ours.sampling.kernel(ours.weight))
+    return layer, layer
+
+
+def folded(case: Case) -> tuple[nn.Module, Run]:
+    """Without learnable geometry, as ``ccrewrite.lower`` makes it for inference."""
+    model = ccrewrite.fold(nn.Sequential(case.ours), case.x).model
+    return model, compiled(model)
+
+
+def step(run: Run, x: Tensor, parameters: list[nn.Parameter], gradient: Tensor | None) -> Callable[[], Any]:
+    """A forward, or with ``gradient`` (the output's) a forward and backward, for all parameters and the input."""
+    if gradient is None:
+        x = x.detach()
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return run(x)
+
+        return forward
+    x = x.detach().requires_grad_()
+    return lambda: torch.autograd.grad(run(x), [x, *parameters], gradient)
+
+
+def steps(case: Case, runs: Runs, training: bool) -> dict[str, Callable[[], Any]]:
+    with torch.no_grad():
+        gradient = torch.randn_like(case.plain(case.x)) if training else None
+    return {name: step(run, case.x, list(module.parameters()), gradient) for name, (module, run) in runs.items()}
+
+
+def error(case: Case, runs: Runs, names: set[str]) -> float:
+    """Largest relative difference of the outputs of ``names`` from those of the effective kernel in float64."""
+    with torch.no_grad():
+        kernel = case.ours.sampling.kernel(case.ours.weight.double())
+        expected = F.conv2d(case.x.double(), kernel, padding=case.ours.padding, groups=case.ours.groups)
+        found = [runs[name][1](case.x).double() for name in names]
+    return max(float((y - expected).abs().max() / expected.abs().max()) for y in found)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median, "q1": low, "q3": high}
