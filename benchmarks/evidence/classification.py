@@ -43,7 +43,7 @@ def training() -> Batch:
 
 def batch(random: torch.Generator, first: bool) -> Batch:
     drawings, labels = training()
-    chosen = torch.randint(0, len(drawings), (50,), generator=random)
+    chosen = torch.randint(0, len(drawings), (25,), generator=random)
     return canvases(drawings[chosen], random), labels[chosen]
 
 

@@ -75,7 +75,7 @@ def noisy(clean: Tensor, random: torch.Generator) -> Batch:
 
 
 def batch(random: torch.Generator, first: bool) -> Batch:
-    clean = crops("train", 8, CROP, random)
+    clean = crops("train", 4, CROP, random)
     if torch.rand((), generator=random) < 0.5:
         clean = clean.mT
     return noisy(clean, random)

@@ -85,9 +85,9 @@ CLAIM = Claim(
     loss=F.cross_entropy,
     score=score,
     arms={"untouched": lambda m: m, "DCLS": dcls},
-    train_steps=700,
+    train_steps=500,
     train_rate=1e-2,
-    tune_steps=300,
+    tune_steps=250,
     rates=(3e-3, 1e-2, 3e-2),
 )
 
