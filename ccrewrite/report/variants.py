@@ -12,11 +12,13 @@ from torch.utils._pytree import tree_map_only
 
 from ccrewrite.capture import Inputs, Model
 from ccrewrite.errors import InputError
+from ccrewrite.lowering.lower import lower
 from ccrewrite.passes.fold import fold
 from ccrewrite.report.comparison import ORIGINAL, REWRITTEN
 
 VARIANTS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "folded": lambda model, inputs: fold(model, inputs).model,
+    "lowered": lambda model, inputs: lower(model, inputs).model,
     "compiled": lambda model, inputs: torch.compile(model),
 }
 """Name -> the variant made of a rewritten model and its example inputs. Open: add your own."""

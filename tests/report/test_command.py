@@ -27,15 +27,15 @@ def test_compare_and_report(compared: Compared, tmp_path: Path, monkeypatch: pyt
         compared.input,
         command="ccrewrite compare a.b:c --input 2x3x20x24",
         out=tmp_path,
-        variants=("rewritten", "folded", "compiled"),
+        variants=("rewritten", "folded", "lowered", "compiled"),
         quick=True,
         console=console,
     )
-    assert [v["name"] for v in found.data["variants"]] == ["original", "rewritten", "folded", "compiled"]
+    assert [v["name"] for v in found.data["variants"]] == ["original", "rewritten", "folded", "lowered", "compiled"]
     assert "saved" in console.file.getvalue()
     assert "ccrewrite compare a.b:c --input 2x3x20x24" in (tmp_path / "report.md").read_text()
     assert found["folded"]["parameters"]["added"] == 0
-    for name in ("folded", "compiled"):
+    for name in ("folded", "lowered", "compiled"):
         for one, other in zip(found["rewritten"]["outputs"], found[name]["outputs"], strict=True):
             assert one["max_abs_error"] == pytest.approx(other["max_abs_error"], rel=1e-4)
         assert found[name]["latency"].keys() == {"inference", "training step"}
@@ -46,7 +46,7 @@ def test_compare_and_report(compared: Compared, tmp_path: Path, monkeypatch: pyt
 
 
 def test_unknown_variant(compared: Compared) -> None:
-    with pytest.raises(InputError, match="unknown variant 'faster'; the variants are rewritten, folded, compiled"):
+    with pytest.raises(InputError, match="unknown variant 'faster'; the variants are rewritten, folded, lowered, compiled"):
         compare_command(compared.original, compared.moved, compared.input, command="", variants=["faster"])
 
 
