@@ -61,3 +61,23 @@ def site_calls(model: nn.Module, inputs: Inputs, sites: Mapping[str, DclsSamplin
         for handle in handles:
             handle.remove()
     return found
+
+
+def layer_shapes(model: nn.Module, inputs: Inputs, layers: Mapping[str, nn.Module]) -> dict[str, torch.Size]:
+    """The shape of what each of ``layers`` is first called with; those that are not called are left out."""
+    found: dict[str, torch.Size] = {}
+
+    def recorder(name: str) -> Any:
+        def record(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                found.setdefault(name, args[0].shape)
+
+        return record
+
+    handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
+    try:
+        outputs_of(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -14,11 +14,12 @@ from torch import nn
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
 from ccrewrite.lowering import inductor
-from ccrewrite.lowering.calls import SiteCall, site_calls
+from ccrewrite.lowering.calls import SiteCall, layer_shapes, site_calls
 from ccrewrite.lowering.estimate import estimates
-from ccrewrite.lowering.measure import cache_key, load_times, measure, save_times
+from ccrewrite.lowering.measure import cache_key, load_times, measure, measure_folded, save_times
 from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.passes.fold import find, fold, sampling_at
+from ccrewrite.nn.shifted import shifts_of
+from ccrewrite.passes.fold import find, fold, sampling_at, shiftable
 
 MODES = ("inference", "training")
 WORTH_MEASURING = 5.0
@@ -82,11 +83,13 @@ def lower(
     """Compile a rewritten model with torch.compile and Inductor, every site in the cheapest form for its shapes.
 
     "inference": a copy without learnable geometry (``ccrewrite.fold``), so that no kernel is built at run time; later changes
-    of ``model`` don't reach it. "training": ``model`` itself, with its parameters. Each DCLS site's form is chosen among those
-    that its geometry allows (``sampling.forms``), for the shapes that ``example_inputs`` give: by compiling and timing them on
-    this device (``measured``; the times are kept on disk, see ``ccrewrite.lowering.measure.cache_file``), or else by an
-    estimate. ``forms`` forces a choice: site name -> form. The choice is written to ``sampling.form``; eager code ignores it
-    where the form only pays when compiled. Inputs of other sizes run too, in the form chosen for these.
+    of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each DCLS site's choice is written to
+    ``sampling.form``, which eager code ignores where the form only pays when compiled.
+
+    Where a site can take several forms (``sampling.forms`` in training, "shifted" and "dense" in inference), they are compiled
+    and timed on this device at the shapes that ``example_inputs`` give (``measured``; the times are kept on disk, see
+    ``ccrewrite.lowering.measure.cache_file``), or else an estimate decides. ``forms`` forces a choice: site name -> form.
+    Inputs of other sizes run too, in the form chosen for these.
 
     ``dynamic`` and ``fullgraph`` are torch.compile's.
 
@@ -110,10 +113,9 @@ def lower(
     if unknown:
         raise InputError(f"forms names {', '.join(sorted(unknown))}; the rewritten sites are {', '.join(places)}")
     if mode == "inference":
-        if forced:
-            raise InputError("forms are chosen by ccrewrite.fold in inference, which has no others; leave forms out")
-        folded = fold(model, example_inputs)
-        choices = tuple(Choice(site.name, site.code, "folded", {}) for site in folded)
+        chosen = _choose_folded(model, Inputs.of(example_inputs), forced) if measured else dict[str, Choice]()
+        folded = fold(model, example_inputs, forms={n: c.form for n, c in chosen.items()} | forced)
+        choices = tuple(_folded_choice(site.name, site.code, chosen, forced) for site in folded)
         model = folded.model.eval()
     else:
         samplings = {name: sampling_at(model, place) for name, place in places.items()}
@@ -126,6 +128,54 @@ def lower(
         choices = tuple(chosen.get(n) or _without_choice(n, s) for n, s in samplings.items())
     compiled = torch.compile(model, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options())
     return Lowered(cast(nn.Module, compiled), mode, choices)
+
+
+def _folded_choice(name: str, code: str, chosen: Mapping[str, Choice], forced: Mapping[str, str]) -> Choice:
+    if name in forced:
+        return Choice(name, code, "forced", {})
+    return replace(chosen[name], form=code) if name in chosen else Choice(name, code, "folded", {})
+
+
+def _choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -> dict[str, Choice]:
+    layers = {name: layer for name, layer in shiftable(model).items() if name not in forced}
+    timed = _Timed()
+    chosen: dict[str, Choice] = {}
+    for name, shape in (layer_shapes(model, inputs, layers) if layers else {}).items():
+        layer = layers[name]
+        sampling = cast(DclsSampling, layer.sampling)
+        taps = [[sorted({cell for (cell, _) in tap}) for tap in shifts_of(sampling)]]  # how large the smallest dense kernel is
+        key = cache_key(next(layer.parameters()).device, "inference", tuple(shape), str(layer), taps)
+        times, how = timed(key, lambda layer=layer, shape=shape: measure_folded(layer, shape, ("shifted", "dense")))
+        chosen[name] = Choice(name, _fastest(times), how, _milliseconds(times))
+    timed.keep()
+    return chosen
+
+
+class _Timed:
+    """Times that are measured once: those on disk, and those of this run, which ``keep`` adds to them."""
+
+    def __init__(self) -> None:
+        self._known = load_times()
+        self._new: dict[str, dict[str, float]] = {}
+
+    def __call__(self, key: str, measured: Callable[[], dict[str, float]]) -> tuple[dict[str, float], str]:
+        """(Seconds by form, "measured" or "cached")."""
+        how = "cached" if key in self._known else "measured"
+        if key not in self._known:
+            self._known[key] = self._new[key] = measured()
+        return self._known[key], how
+
+    def keep(self) -> None:
+        if self._new:
+            save_times(self._new)
+
+
+def _fastest(times: Mapping[str, float]) -> str:
+    return min(times, key=lambda form: times[form])
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {form: 1e3 * s for form, s in seconds.items()}
 
 
 def _check_forced(forced: Mapping[str, str], dcls: Mapping[str, DclsSampling]) -> None:
@@ -143,27 +193,21 @@ def _without_choice(name: str, sampling: nn.Module) -> Choice:
 
 
 def _choose(calls: Mapping[str, SiteCall], forced: Mapping[str, str], measured: bool) -> dict[str, Choice]:
-    known = load_times() if measured else {}
-    new: dict[str, dict[str, float]] = {}
+    timed = _Timed() if measured else None
     chosen: dict[str, Choice] = {}
     for name, site in calls.items():
         guessed = {form: 1e-9 * ns for form, ns in estimates(site, training=True).items()}
-        best = min(guessed.values())
-        worth = [form for form, seconds in guessed.items() if seconds <= WORTH_MEASURING * best]
+        worth = [form for form, seconds in guessed.items() if seconds <= WORTH_MEASURING * min(guessed.values())]
         if name in forced:
             how, times = "forced", {forced[name]: guessed[forced[name]]}
         elif len(guessed) == 1:
             how, times = "only", guessed
-        elif not measured or len(worth) == 1:
+        elif timed is None or len(worth) == 1:
             how, times = "estimated", guessed
         else:
-            key = cache_key(site, training=True)
-            how = "cached" if key in known else "measured"
-            if key not in known:
-                known[key] = new[key] = measure(site, worth, training=True)
-            times = known[key]
-        milliseconds = {form: 1e3 * seconds for form, seconds in times.items()}
-        chosen[name] = Choice(name, min(times, key=lambda form: times[form]), how, milliseconds)
-    if new:
-        save_times(new)
+            key = cache_key(site.device, "training", site.key())
+            times, how = timed(key, lambda site=site, worth=worth: measure(site, worth))
+        chosen[name] = Choice(name, _fastest(times), how, _milliseconds(times))
+    if timed is not None:
+        timed.keep()
     return chosen

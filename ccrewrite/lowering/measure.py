@@ -9,7 +9,7 @@ import os
 import tempfile
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,61 +19,82 @@ from torch.utils.benchmark import Timer
 
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall
+from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.passes.fold_layers import fold_layer_
+from ccrewrite.passes.substitute import copied
 
 ROUNDS = 3
 SECONDS = 0.1
 """Shortest time of one of the rounds that each form gets, one after the other; the fastest counts."""
 
 
-def measure(site: SiteCall, forms: Sequence[str], training: bool) -> dict[str, float]:
-    """Seconds of one compiled call (with its backward, in ``training``) in each of ``forms``, on random data of the site's
-    shapes and with positions off the grid. Leaves the site's own sampling alone."""
+def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
+    """Seconds of one compiled call and its backward in each of ``forms``, on random data of the site's shapes, with positions
+    off the grid. Leaves the site's own sampling alone."""
     generator = torch.Generator(site.device).manual_seed(0)
     factory: dict[str, Any] = {"device": site.device, "dtype": site.dtype}
-    input = torch.randn(site.input, generator=generator, **factory).requires_grad_(training)
-    weight = nn.Parameter(torch.randn(site.weight, generator=generator, **factory), requires_grad=training)
-    bias = (
-        nn.Parameter(torch.randn(site.weight[0], generator=generator, **factory), requires_grad=training) if site.bias else None
-    )
-    timers: dict[str, Timer] = {}
-    for form in forms:
-        sampling = _moved(site.sampling, form, training)
-        run = torch.compile(_function_of_its_own(), fullgraph=True, dynamic=False, options=inductor.options())
-        step = {"step": _step, "run": run, "arguments": (sampling, input, weight, bias, site.call), "training": training}
-        timers[form] = Timer("step(run, arguments, training)", globals=step)
-        timers[form].timeit(2)  # compiles
-    rounds = [
-        {form: timer.blocked_autorange(min_run_time=SECONDS).median for form, timer in timers.items()} for _ in range(ROUNDS)
-    ]
-    return {form: min(r[form] for r in rounds) for form in forms}
+    input = torch.randn(site.input, generator=generator, **factory).requires_grad_()
+    weight = nn.Parameter(torch.randn(site.weight, generator=generator, **factory))
+    bias = nn.Parameter(torch.randn(site.weight[0], generator=generator, **factory)) if site.bias else None
+
+    def step(form: str) -> Callable[[], object]:
+        sampling, run = _moved(site.sampling, form), _compiled()
+        wanted = [t for t in (input, weight, bias, *sampling.parameters()) if t is not None]
+
+        def both() -> None:
+            out = run(sampling, (input, weight, bias), site.call)
+            torch.autograd.grad(out, wanted, torch.ones_like(out))
+
+        return both
+
+    return _times({form: step(form) for form in forms})
 
 
-def _moved(sampling: DclsSampling, form: str, training: bool) -> DclsSampling:
-    sampling = copy.deepcopy(sampling).requires_grad_(training)
+def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[str]) -> dict[str, float]:
+    """Seconds of one compiled call of ``layer`` folded to each of ``forms``, on random data of this shape."""
+    like = next(layer.parameters())
+    generator = torch.Generator(like.device).manual_seed(0)
+    input = torch.randn(tuple(shape), generator=generator, device=like.device, dtype=like.dtype)
+
+    def inference(form: str) -> Callable[[], object]:
+        folded, run = copied(layer), _compiled()
+        fold_layer_(cast(RewrittenConv, folded), keep=False, form=form)
+        folded.eval()
+
+        @torch.no_grad()
+        def forward() -> None:
+            run(folded, (input,), {})
+
+        return forward
+
+    return _times({form: inference(form) for form in forms})
+
+
+def _times(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    timers = {form: Timer("run()", globals={"run": run}) for form, run in runs.items()}
+    for timer in timers.values():
+        timer.timeit(2)  # compiles
+    rounds = [{f: t.blocked_autorange(min_run_time=SECONDS).median for f, t in timers.items()} for _ in range(ROUNDS)]
+    return {form: min(r[form] for r in rounds) for form in runs}
+
+
+def _moved(sampling: DclsSampling, form: str) -> DclsSampling:
+    sampling = copy.deepcopy(sampling).requires_grad_()
     sampling.form = form
     with torch.no_grad():
         sampling.offset.add_(0.3)
     return sampling
 
 
-def _call(sampling: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-    return sampling(input, weight, bias, **call)
+def _call(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    return module(*arguments, **named)
 
 
-def _function_of_its_own() -> Any:
+def _compiled() -> Callable[..., Tensor]:
     # torch.compile counts recompilations by code object, and gives up after eight.
-    return types.FunctionType(_call.__code__.replace(), _call.__globals__)
-
-
-def _step(run: Any, arguments: tuple[Any, ...], training: bool) -> None:
-    if not training:
-        with torch.no_grad():
-            run(*arguments)
-        return
-    out = run(*arguments)
-    wanted = [t for t in (*arguments[1:4], *arguments[0].parameters()) if isinstance(t, Tensor)]
-    torch.autograd.grad(out, wanted, torch.ones_like(out))
+    function = types.FunctionType(_call.__code__.replace(), _call.__globals__)
+    return torch.compile(function, fullgraph=True, dynamic=False, options=inductor.options())
 
 
 def cache_file() -> Path:
@@ -82,11 +103,11 @@ def cache_file() -> Path:
     return Path(folder) / "forms.json"
 
 
-def cache_key(site: SiteCall, training: bool) -> str:
-    """Equal for what may be expected to take equally long: device, threads, versions, shapes, mode."""
-    device = torch.cuda.get_device_name(site.device) if site.device.type == "cuda" else site.device.type
-    where = (device, torch.get_num_threads(), torch.__version__, inductor.code_hash())
-    return hashlib.sha256(repr((where, training, site.key())).encode()).hexdigest()[:32]
+def cache_key(device: torch.device, mode: str, *what: Any) -> str:
+    """Equal for what may be expected to take equally long: ``what`` (shapes and options), on this device and these versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    where = (name, torch.get_num_threads(), torch.__version__, inductor.code_hash())
+    return hashlib.sha256(repr((where, mode, what)).encode()).hexdigest()[:32]
 
 
 def load_times() -> dict[str, dict[str, float]]:

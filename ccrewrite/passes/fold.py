@@ -18,7 +18,7 @@ from ccrewrite.nn.conv import HOSTED, RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.reroute import Rerouted, Route
 from ccrewrite.nn.sampling import Sampling
-from ccrewrite.passes.fold_layers import fold_hosted_, fold_layer_
+from ccrewrite.passes.fold_layers import can_be_shifted, fold_hosted_, fold_layer_
 from ccrewrite.passes.fold_norms import fold_norms_
 from ccrewrite.passes.fold_resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.fold_sites import Folded, FoldedSite
@@ -38,6 +38,7 @@ def fold(
     batch_norm: bool = False,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    forms: Mapping[str, str] | None = None,
 ) -> Folded:
     """A copy of a rewritten model whose learned geometry has become plain layers, for inference and export.
 
@@ -53,10 +54,10 @@ def fold(
     ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
     ``site.kernel_error`` and ``result.lost`` say how much. ``batch_norm``: the scale and shift of batch norms go into the
     convolutions before them, rewritten or not, wherever that is right (``result.norms``). ``include`` and ``exclude`` are globs
-    of site names.
+    of site names. ``forms`` forces "shifted" or "dense" for a site (by its name) that could be either.
 
-    Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol`` and for models on the meta device,
-    ``SelectionError`` where no site is selected.
+    Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device and
+    ``forms`` that a site can't take, ``SelectionError`` where no site is selected.
 
     >>> import ccrewrite
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2, padding=2), torch.randn(1, 3, 16, 16)
@@ -75,11 +76,18 @@ def fold(
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise InputError("the model is on the meta device: folding reads positions and weights; load them first")
     chosen = _selected(list(sites), include, exclude)
+    for name, form in (forms or {}).items():
+        if form not in ("shifted", "dense") or name not in shiftable(model):
+            allowed = ", ".join(shiftable(model)) or "none"
+            raise InputError(
+                f"site {name} can't be folded to {form!r}: forms are 'shifted' and 'dense', and the sites that can be either "
+                f"are {allowed}"
+            )
     snapped = copied(model)
     losses = snap_(snapped, chosen, tol) if tol else {}
     settle_sizes_(snapped, inputs)
     before = outputs_of(snapped, inputs)
-    result = _verified(snapped, inputs, chosen, before, losses, resized_shapes(snapped, inputs))
+    result = _verified(snapped, inputs, chosen, before, losses, resized_shapes(snapped, inputs), forms or {})
     if batch_norm:
         result = _with_norms(result, inputs, before)
     lost = compare_outputs(outputs_of(model, inputs), outputs_of(result.model, inputs)) if tol else ()
@@ -121,6 +129,12 @@ def find(model: nn.Module) -> dict[str, _Place]:
             if isinstance(sampling, Sampling):
                 add(_hosted_name(path, module, key), _Place(path, key))
     return found
+
+
+def shiftable(model: nn.Module) -> dict[str, RewrittenConv]:
+    """The sites of ``model`` for which ``forms`` of ``fold`` is there, and their layers."""
+    layers = {n: model.get_submodule(p.module) for n, p in find(model).items() if p.key is None}
+    return {n: layer for n, layer in layers.items() if isinstance(layer, RewrittenConv) and can_be_shifted(layer)}
 
 
 def _hosted_name(path: str, module: nn.Module, key: str) -> str:
@@ -211,12 +225,13 @@ def _verified(
     before: Mapping[str, Any],
     losses: Mapping[str, tuple[float, float]],
     shapes: Shapes,
+    forms: Mapping[str, str],
 ) -> Folded:
     ways = dict.fromkeys(chosen, _PLAIN)
     reasons: dict[str, str] = {}
 
     def check(ways: Mapping[str, int]) -> tuple[nn.Module, tuple[FoldedSite, ...], tuple[OutputCheck, ...]]:
-        folded, sites = _fold(model, ways, reasons, losses, shapes)
+        folded, sites = _fold(model, ways, reasons, losses, shapes, forms)
         return folded, sites, _compared(before, folded, inputs)
 
     def passes_with(way: int) -> Callable[[Sequence[str]], bool]:
@@ -260,6 +275,7 @@ def _fold(
     reasons: Mapping[str, str],
     losses: Mapping[str, tuple[float, float]],
     shapes: Shapes,
+    forms: Mapping[str, str],
 ) -> tuple[nn.Module, tuple[FoldedSite, ...]]:
     """A copy of ``model`` with its sites folded in these ways, and what became of each."""
     model = copied(model)
@@ -278,7 +294,8 @@ def _fold(
             code, message = "resized", f"for inputs of {'x'.join(map(str, resized.size))} samples"
         else:
             layer = cast(RewrittenConv, module)
-            code, message = fold_layer_(layer, keep=ways[name] == _GEOMETRY or isinstance(layer, Rerouted))
+            keep = ways[name] == _GEOMETRY or isinstance(layer, Rerouted)
+            code, message = fold_layer_(layer, keep=keep, form=forms.get(name))
         done.append(replace(site, code=code, message=message))
     return model, tuple(done)
 

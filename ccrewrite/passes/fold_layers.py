@@ -28,8 +28,9 @@ Answer = tuple[str, str]
 """Code and message."""
 
 
-def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
-    """``keep``: the layer must keep its weight, attributes and forward, for they are read elsewhere."""
+def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) -> Answer:
+    """``keep``: the layer must keep its weight, attributes and forward, for they are read elsewhere. ``form``: "shifted" or
+    "dense" where it could be either; None: the cheaper one."""
     sampling = layer.sampling
     if asks_for_size(sampling):
         return "size-asked", "it asks for another output size or grid than the convolution's own"
@@ -53,7 +54,7 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
             cells = math.prod(cut(kernel[:1, :1], cuts, sampling.margin).shape)
             if type(conv) in SHIFTED and suits(sampling, geometry) and isinstance(sampling, DclsSampling):
                 taps = shifts_of(sampling)
-                if cheaper(taps, geometry, cells):
+                if form == "shifted" or (form is None and cheaper(taps, geometry, cells)):
                     keep_apart_(conv, sampling, taps)
                     return "shifted", f"{len(taps)} taps apart in {'x'.join(map(str, sampling.window))}"
             padding = _torch_padding(geometry, cuts)
@@ -69,6 +70,13 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool) -> Answer:
     route = Route(f"{HOSTED}.{key}", *(getattr(route, f) for f in route.__dataclass_fields__ if f != "sampling"))
     host_(conv, key, cast(Sampling, fixed), route)
     return "geometry", f"{_shape(fixed.matrix, fixed.ndim, fixed.cuts)}; {why}"
+
+
+def can_be_shifted(layer: RewrittenConv) -> bool:
+    """Whether ``fold_layer_`` can choose between "shifted" and "dense"."""
+    sampling = layer.sampling
+    free = layer.replaced_class in SHIFTED and not at_start(sampling)
+    return free and suits(sampling, ConvGeometry.from_module(cast(_ConvNd, layer)))
 
 
 def fold_hosted_(host: nn.Module, key: str) -> Answer:

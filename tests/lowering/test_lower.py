@@ -80,11 +80,40 @@ def test_training_computes_what_eager_computes():
     torch.testing.assert_close(model(X), eager, rtol=0, atol=0)
 
 
+def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[int, ...]] = []
+
+    def measure_folded(layer: nn.Module, shape: Any, forms: Any) -> dict[str, float]:
+        asked.append(tuple(shape))
+        return {"shifted": 1.0, "dense": 2.0}
+
+    monkeypatch.setattr(lowering, "measure_folded", measure_folded)
+    choices = {c.site: (c.form, c.how) for c in lower(rewritten(), X, forms={"far": "dense"}).choices}
+    assert choices == {
+        "near": ("shifted", "measured"),
+        "far": ("convolution", "forced"),
+        "depthwise": ("convolution", "folded"),
+        "down": ("padded", "folded"),
+        "up": ("padded", "folded"),
+    }
+    assert asked == [(2, 4, 13, 13)]
+    assert {c.how for c in lower(rewritten(), X).choices} == {"cached", "measured", "folded"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_measuring_folded_layers():
+    model = rewritten()
+    times = lowering.measure_folded(model.far, (2, 6, 13, 13), ("shifted", "dense"))
+    assert set(times) == {"shifted", "dense"}
+    assert all(t > 0 for t in times.values())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inference_is_the_folded_model_compiled():
     model = rewritten().eval()
-    lowered = lower(model, X, fullgraph=True)
+    lowered = lower(model, X, fullgraph=True, measured=False)
     assert [c.form for c in lowered.choices] == [s.code for s in ccrewrite.fold(model, X)]
     with torch.no_grad():
         torch.testing.assert_close(lowered.model(X), model(X), rtol=1e-4, atol=1e-5)
@@ -95,7 +124,7 @@ def test_inference_is_the_folded_model_compiled():
 def test_choices_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[str, ...]] = []
 
-    def measure(site: Any, forms: Any, training: bool) -> dict[str, float]:
+    def measure(site: Any, forms: Any) -> dict[str, float]:
         asked.append(tuple(forms))
         return {form: 1.0 + n for n, form in enumerate(reversed(forms))}
 
@@ -121,7 +150,7 @@ def test_choices_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
 def test_equal_sites_are_measured_once(monkeypatch: pytest.MonkeyPatch):
     count = 0
 
-    def measure(site: Any, forms: Any, training: bool) -> dict[str, float]:
+    def measure(site: Any, forms: Any) -> dict[str, float]:
         nonlocal count
         count += 1
         return dict.fromkeys(forms, 1.0)
@@ -156,7 +185,7 @@ def test_measuring_leaves_the_model_alone():
     model = rewritten()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     calls = site_calls(model, Inputs.of(X), {"depthwise": model.depthwise.sampling})
-    times = lowering.measure(calls["depthwise"], ("window", "taps"), training=True)
+    times = lowering.measure(calls["depthwise"], ("window", "taps"))
     assert set(times) == {"window", "taps"}
     assert all(t > 0 for t in times.values())
     assert model.depthwise.sampling.form is None
@@ -198,7 +227,7 @@ def test_the_cache_key_tells_shapes_and_modes_apart():
     for size in (13, 14):
         x = torch.zeros(2, 4, size, size)
         calls = site_calls(model, Inputs.of(x), {n: getattr(model, n).sampling for n in ("near", "far", "depthwise")})
-        keys |= {cache_key(c, training) for c in calls.values() for training in (False, True)}
+        keys |= {cache_key(c.device, mode, c.key()) for c in calls.values() for mode in ("training", "inference")}
     assert len(keys) == 12
 
 
@@ -212,7 +241,7 @@ def test_the_cache_key_tells_shapes_and_modes_apart():
             "site near can't take the form 'taps'; it has the forms window, bands",
         ),
         ({"mode": "training", "forms": {"down": "taps"}}, "site down can't take the form 'taps'; it has one form only"),
-        ({"forms": {"near": "bands"}}, "leave forms out"),
+        ({"forms": {"near": "bands"}}, "site near can't be folded to 'bands': .*either are near, far"),
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str):
