@@ -9,8 +9,16 @@ from ccrewrite.api import Result, plan, revert, rewrite, rewrite_, verify
 from ccrewrite.budget import trade
 from ccrewrite.checkpoints import convert_dcls_checkpoint
 from ccrewrite.ensemble import ScaleEnsemble
-from ccrewrite.errors import CcrewriteError, ExportError, InputError, ModelRunError, SelectionError, SelectionWarning
+from ccrewrite.errors import (
+    CcrewriteError,
+    ExportError,
+    InputError,
+    ModelRunError,
+    SelectionError,
+    SelectionWarning,
+)
 from ccrewrite.export.onnx import export_onnx
+from ccrewrite.export.rewrite import rewrite_onnx
 from ccrewrite.geometry import AxisMap, ConvGeometry
 from ccrewrite.lowering.aot import aot
 from ccrewrite.lowering.lower import lower
@@ -70,6 +78,7 @@ __all__ = [
     "revert",
     "rewrite",
     "rewrite_",
+    "rewrite_onnx",
     "save",
     "scale_groups",
     "trade",

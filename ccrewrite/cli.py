@@ -1,4 +1,4 @@
-"""The command line: ``ccrewrite plan | rewrite | finetune | compare | report | fold | export | demo``."""
+"""The command line: ``ccrewrite plan | rewrite | finetune | compare | report | fold | export | rewrite-onnx | demo``."""
 
 from __future__ import annotations
 
@@ -187,16 +187,39 @@ def export(
     input: Input = None,
     saved: Saved = None,
     dynamic: Annotated[str | None, typer.Option(help="axes that may vary: 'x:0=batch,2=height', or '0=batch'")] = None,
+    sizes: Annotated[str, typer.Option(help="internal sizes: fixed, ratio (of the input) or input (of the file)")] = "fixed",
+    functions: Annotated[bool, typer.Option("--functions", help="keep layers as functions in the file")] = False,
     opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime."""
+    """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
     with _reported():
         from ccrewrite.export.commands import export_command
 
         model, inputs = load(factory, input)
         rewritten = saving.load(model, saved) if saved else model
-        typer.echo(export_command(rewritten, inputs, target, dynamic=dynamic, opset=opset, as_json=as_json))
+        how = {"sizes": sizes, "functions": functions, "opset": opset}
+        typer.echo(export_command(rewritten, inputs, target, dynamic=dynamic, as_json=as_json, **how))
+
+
+@app.command()
+def rewrite_onnx(
+    source: Annotated[Path, typer.Argument(help="an .onnx file")],
+    target: Annotated[Path, typer.Option("--out", help="the .onnx file to write")],
+    input: Annotated[list[str] | None, typer.Option("--input", help="NAME=1x3x224x224[:dtype]; repeat it")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    kinds: Kinds = None,
+    rule: RuleOption = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrite the convolutions of an ONNX file, verify and save it. Exits with 2 if the outputs differ."""
+    with _reported():
+        from ccrewrite.export.commands import rewrite_onnx_command
+
+        selection = options(include, exclude, kinds, rule, config)
+        typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **selection))
 
 
 @app.command()

@@ -45,6 +45,7 @@ def test_package() -> None:
         "revert",
         "rewrite",
         "rewrite_",
+        "rewrite_onnx",
         "save",
         "scale_groups",
         "trade",

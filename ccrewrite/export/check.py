@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -100,14 +101,18 @@ def session_of(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def run_file(session: Any, fed: Mapping[str, Any]) -> list[Tensor]:
+    """The outputs, in order."""
+    with _runtime_errors():
+        return [torch.from_numpy(np.asarray(v)) for v in session.run(None, dict(fed))]
+
+
 def _check(
     model: nn.Module, session: Any, inputs: Inputs, given: Mapping[str, tuple[int, ...]], tolerance: float | None
 ) -> RunCheck:
     expected = [t for t in tree_leaves(_run(model, inputs)) if isinstance(t, Tensor)]
     tensors = dict(_named_tensors(model, inputs))
-    fed = _feed(session, tensors, given)
-    with _runtime_errors():
-        found = [torch.from_numpy(v) for v in session.run(None, fed)]
+    found = run_file(session, _feed(session, tensors, given))
     if len(found) != len(expected):
         raise ExportError(f"the file has {len(found)} outputs, the model has {len(expected)}")
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}

@@ -1,4 +1,4 @@
-"""What the commands ``ccrewrite fold`` and ``ccrewrite export`` do, without their parsing: each returns what to print."""
+"""What the commands ``ccrewrite fold | export | rewrite-onnx`` do, without their parsing: each returns what to print."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ccrewrite.arguments import _inputs as inputs_of
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
 from ccrewrite.export.onnx import export_onnx
+from ccrewrite.export.rewrite import rewrite_onnx
 from ccrewrite.passes.fold import fold
 
 
@@ -37,12 +39,24 @@ def fold_command(
 
 
 def export_command(
-    model: nn.Module, example_inputs: Any, target: Path, *, dynamic: str | None = None, opset: int = 20, as_json: bool = False
+    model: nn.Module, example_inputs: Any, target: Path, *, dynamic: str | None = None, as_json: bool = False, **options: Any
 ) -> str:
     """Export to ONNX; what to print. ``dynamic`` is written ``x:0=batch,2=height;mask:0=batch``, or ``0=batch`` for the first
-    input. Raises what ``export_onnx`` raises."""
-    report = export_onnx(model, target, example_inputs, dynamic=axes(dynamic), opset=opset)
+    input; ``options`` are those of ``export_onnx``. Raises what that raises."""
+    report = export_onnx(model, target, example_inputs, dynamic=axes(dynamic), **options)
     return report.to_json() if as_json else str(report)
+
+
+def rewrite_onnx_command(
+    source: Path, target: Path, *, inputs: list[str] | None = None, as_json: bool = False, **options: Any
+) -> str:
+    """Rewrite a file; what to print. ``inputs`` are written NAME=SHAPE; ``options`` are those of ``rewrite_onnx``, which says
+    what is raised."""
+    example = inputs_of(inputs) if inputs else None
+    if example is not None and not isinstance(example, dict):
+        raise InputError("--input: an ONNX file's inputs have names, NAME=1x3x224x224")
+    result = rewrite_onnx(source, target, example_inputs=cast("dict[str, Any] | None", example), **options)
+    return result.to_json() if as_json else str(result)
 
 
 def axes(text: str | None) -> dict[Any, Any] | None:

@@ -8,9 +8,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import ExportError, InputError
 
+if TYPE_CHECKING:
+    import onnx_ir
+
+EXTERNAL = 1_900_000_000
+"""Bytes of weights from which they go to a file of their own: protobuf holds at most 2 GiB."""
 PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
@@ -43,3 +49,17 @@ def replacing(target: Path) -> Generator[Path]:
                 os.replace(Path(directory, name), target.parent / name)
     except OSError as error:
         raise InputError(f"{target} can't be written: {error}") from error
+
+
+def save(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:
+    """Write ``model``, with its weights in a file of their own where they are too large for one, or ``external``. Raises
+    ``ExportError`` where ``onnx.checker`` refuses it."""
+    import onnx
+    import onnx_ir
+
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if external or weights > EXTERNAL else None)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ExportError(f"onnx.checker refuses the file: {error}") from error

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from ccrewrite.export.graph import put_instead_
 from ccrewrite.export.nodes import Nodes
 from ccrewrite.export.resampling import Axis, Tensors, resampled
 
 DOMAIN = "ccrewrite"
+FUNCTIONS_SINCE = 8
+"""Version of ONNX's file format."""
 
 
 @dataclass(frozen=True)
@@ -65,33 +69,79 @@ class CCConv:
         return x if bias is None else op.Add(x, op.Unsqueeze(bias, list(range(1, ndim + 1))))
 
 
-def expand_(model: ir.Model, operators: Mapping[str, CCConv], *, functions: bool) -> None:
+@dataclass(frozen=True)
+class DclsConv:
+    """``ccrewrite::DclsConv(x, weight, bias, positions)``: a convolution whose taps lie at ``positions`` in its window, of
+    shape (spatial axes, filters or 1, channels or 1, taps), in samples from the window's first; between samples it is linear.
+    ``pads``: of the window, first those at the low ends."""
+
+    weight: tuple[int, ...]
+    """Its shape."""
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    group: int
+    dtype: int = ir.DataType.FLOAT.value
+
+    name = "DclsConv"
+
+    def inputs(self) -> list[str]:
+        """Their names."""
+        return ["x", "weight", "bias", "positions"]
+
+    def body(self, op: Nodes, inputs: Sequence[ir.Value | None]) -> ir.Value:
+        """The nodes, in ``op``, and the value that they end in."""
+        x, weight, bias, positions = inputs
+        assert weight is not None
+        axes = range(3, 3 + len(self.window))
+        grid: ir.Value | None = None
+        for a, size in enumerate(self.window):
+            places = op.Max(0.0, op.Min(op.Gather(positions, a, axis=0), float(size - 1)))
+            distance = op.Abs(op.Sub(op.Unsqueeze(places, [3]), np.arange(size, dtype=np.float32)))
+            along = op.Relu(op.Sub(1.0, distance))
+            others = [other for other in axes if other != a + 3]
+            along = op.Unsqueeze(along, others) if others else along
+            grid = along if grid is None else op.Mul(grid, along)
+        taps = op.Reshape(op.real(weight), [*self.weight[:2], 1, -1])
+        kernel = op.Reshape(op.MatMul(taps, op.Reshape(grid, [0, 0, 0, -1])), [*self.weight[:2], *self.window])
+        kernel = op.Cast(kernel, to=self.dtype)
+        return op.Conv(x, kernel, bias, strides=self.strides, pads=self.pads, group=self.group)
+
+
+Operator = CCConv | DclsConv
+
+
+def expand_(model: ir.Model, operators: Mapping[str, Operator], *, functions: bool) -> None:
     """Every node of the domain, whose ``key`` says which of ``operators`` it is, as the nodes that it is made of; or, with
     ``functions``, as a call of a model-local function."""
-    from ccrewrite.export.graph import put_instead_
-
-    known: dict[CCConv, str] = {}
+    known: dict[Operator, str] = {}
     for node in list(model.graph.all_nodes()):
-        if node.domain != DOMAIN:
-            continue
-        operator = operators[node.attributes.get_string("key", "")]
-        if not functions:
-            op = Nodes()
-            out = operator.body(op, list(node.inputs))
-            put_instead_(node, list(op.nodes), out)
-            continue
-        if operator not in known:
-            known[operator] = operator.name if not known else f"{operator.name}_{len(known) + 1}"
-            function = _function(operator, known[operator], model.opset_imports[""])
-            model.functions[function.identifier()] = function
-        node.op_type = known[operator]
-        del node.attributes["key"]
-    model.opset_imports.pop(DOMAIN, None)
-    if known:
-        model.opset_imports[DOMAIN] = 1
+        if node.domain == DOMAIN:
+            operator = operators[node.attributes.get_string("key", "")]
+            if functions:
+                call_(model, node, operator, known)
+            else:
+                op = Nodes()
+                out = operator.body(op, list(node.inputs))
+                put_instead_(node, list(op.nodes), out)
+    if not functions:
+        model.opset_imports.pop(DOMAIN, None)
 
 
-def _function(operator: CCConv, name: str, opset: int) -> ir.Function:
+def call_(model: ir.Model, node: ir.Node, operator: Operator, known: dict[Operator, str]) -> None:
+    """Make ``node`` a call of the function that ``operator`` is; ``known``: those that ``model`` has, by name."""
+    if operator not in known:
+        count = sum(type(o) is type(operator) for o in known)
+        known[operator] = f"{operator.name}_{count + 1}" if count else operator.name
+        function = _function(operator, known[operator], model.opset_imports[""])
+        model.functions[function.identifier()] = function
+    node.op_type = known[operator]
+    node.attributes.pop("key", None)
+    model.opset_imports[DOMAIN] = 1
+    model.ir_version = max(model.ir_version, FUNCTIONS_SINCE)
+
+
+def _function(operator: Operator, name: str, opset: int) -> ir.Function:
     inputs = [ir.Value(name=n) for n in operator.inputs()]
     op = Nodes()
     out = operator.body(op, inputs)

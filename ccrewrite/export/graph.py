@@ -111,13 +111,13 @@ def annotate_(model: ir.Model, origins: Mapping[str, str]) -> None:
     (``ccrewrite.from``; ``origins`` by module path); whatever torch noted, with its paths on this machine, goes."""
     weights = {name.rpartition(".")[0] for name in model.graph.initializers}
     for node in model.graph.all_nodes():
-        module = _module(node, weights)
+        module = module_of(node, weights)
         if module is not None and module.removesuffix("graph").removesuffix(".") in origins:  # a ``ResizedConv``'s
             module = module.removesuffix("graph").removesuffix(".")
         _strip(node.metadata_props)
         if module is not None:
             node.metadata_props["ccrewrite.module"] = module
-            if node.op_type in ("Conv", "ConvTranspose") and module in origins:
+            if (node.op_type in ("Conv", "ConvTranspose") or node.domain == "ccrewrite") and module in origins:
                 node.metadata_props["ccrewrite.from"] = origins[module]
                 node.name = f"{module or 'model'}/{node.op_type}"
     _distinct(model.graph.all_nodes())
@@ -129,7 +129,7 @@ def annotate_(model: ir.Model, origins: Mapping[str, str]) -> None:
     model.doc_string = model.graph.doc_string = None
 
 
-def _module(node: ir.Node, weights: set[str]) -> str | None:
+def module_of(node: ir.Node, weights: set[str]) -> str | None:
     """The path of the module whose forward made the node: that of its weight, for a batch norm merged into a convolution
     gives its own."""
     if node.op_type in ("Conv", "ConvTranspose"):

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.export.check import arguments, at_other_sizes, checked, named_axes
-from ccrewrite.export.files import replacing, require_packages, writable
+from ccrewrite.export.files import replacing, require_packages, save, writable
 from ccrewrite.export.report import ExportReport
 from ccrewrite.export.sizes import SIZES, Mode, Sizes, without_sizes
 from ccrewrite.export.translations import translations
@@ -31,8 +30,6 @@ from ccrewrite.passes.substitute import copied
 
 NO_LIMIT = 2**40
 """For constant folding: the optimizer's own limits leave kernel constructions of a few channels in the graph."""
-EXTERNAL = 1_900_000_000
-"""Bytes of weights from which they go to a file of their own: protobuf holds at most 2 GiB."""
 
 Dynamic = Mapping[Any, Any] | None
 
@@ -45,6 +42,7 @@ def export_onnx(
     *,
     dynamic: Dynamic = None,
     sizes: Mode = "fixed",
+    functions: bool = False,
     opset: int = 20,
     check_inputs: Sequence[Any] = (),
     tolerance: float | None = None,
@@ -62,6 +60,10 @@ def export_onnx(
     - "ratio": they follow the input's, at the ratios that ``ccrewrite.resize_`` or the layers' ``scale`` have set.
     - "input": the file has one more input for each scale group that is free, ``report.size_inputs``: int64, the output size of
       the group's first site. 0 leaves a size to the original's arithmetic.
+
+    With ``functions``, DCLS layers whose interpolation is linear stay what they are, calls of a function in the file,
+    ``ccrewrite::DclsConv``, with their positions as an initializer; so do CC layers of open sizes (``ccrewrite::CCConv``). Some
+    runtimes take no functions.
 
     The file is checked (``onnx.checker``, shapes inferred) and run in onnxruntime against ``model`` itself in evaluation mode:
     on the example inputs, on ``check_inputs`` (more inputs of the same form), and with ``dynamic`` also at another size of
@@ -88,16 +90,17 @@ def export_onnx(
     if any(t.is_meta for t in model.parameters()):
         raise InputError("the model is on the meta device: there are no weights to export")
     open_sizes = Sizes.of(model, inputs, sizes) if sizes != "fixed" else None
-    exported, sites = _folded(model, inputs, open_sizes)
+    operators: dict[str, Any] = open_sizes.operators if open_sizes else {}
+    exported, sites = _folded(model, inputs, open_sizes, operators if functions else None)
     runs = [inputs, *(Inputs.of(more) for more in check_inputs)]
     shapes = _dynamic_shapes(model, inputs, dynamic)
     if shapes is not None:
         runs.append(at_other_sizes(model, inputs, shapes))
     with _quiet():
-        program = _export(exported, inputs, arguments(model, inputs), shapes, opset, open_sizes)
+        program = _export(exported, inputs, arguments(model, inputs), shapes, opset, open_sizes, operators, functions)
         file, before, after = _optimised(program, opset, sites)
     with replacing(target) as temporary:
-        _save(file, temporary)
+        save(file, temporary)
         checks = checked(model, temporary, runs, open_sizes, tolerance)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
     import onnxruntime
@@ -107,33 +110,44 @@ def export_onnx(
     return ExportReport(str(target), opset, size, runtime, checks, before, after, sites, asked)
 
 
-def _folded(model: nn.Module, inputs: Inputs, sizes: Sizes | None) -> tuple[nn.Module, tuple[FoldedSite, ...]]:
-    """A copy of ``model`` in evaluation mode, folded but for the sites whose sizes stay open, and what became of each site."""
+def _folded(
+    model: nn.Module, inputs: Inputs, sizes: Sizes | None, called: dict[str, Any] | None
+) -> tuple[nn.Module, tuple[FoldedSite, ...]]:
+    """A copy of ``model`` in evaluation mode, and what became of each site: folded, but for those whose sizes stay open and
+    those that are to be ``called``, which gets what they compute."""
     if not find(model):
         return copied(model).eval(), ()
-    kept: list[str] = []
+    kept: dict[str, tuple[str, str]] = {}
     if sizes:
         model = without_sizes(model) if sizes.groups else model
         known = {id(s) for n, s in samplings_of(model).items() if n in sizes.sites}
-        kept = [n for n, place in find(model).items() if id(sampling_at(model, place)) in known]
+        follows = ("size-input", "its output size is an input, or follows one")
+        answer = follows if sizes.inputs else ("size-ratio", "its output size follows the input's")
+        kept |= {n: answer for n, place in find(model).items() if id(sampling_at(model, place)) in known}
+    if called is not None:
+        from ccrewrite.export.called import callable_as_function
+
+        places = find(model).items()
+        kept |= {n: ("function", "DclsConv") for n, p in places if callable_as_function(sampling_at(model, p))}
     sites: dict[str, FoldedSite] = {}
     if len(kept) < len(find(model)):
         result = fold(model, inputs, exclude=[escape(n) for n in kept])
         if not result.check.ok:
             raise ExportError(f"the folded model differs from the rewritten one:\n{result}")
         model, sites = result.model, {s.name: s for s in result.sites}
-    for name in kept:
+    for name, (code, message) in kept.items():
         place = find(model)[name]
-        module, sampling = model.get_submodule(place.module), sampling_at(model, place)
-        what = ("size-input", "its output size is an input, or follows one") if sizes and sizes.inputs else None
-        site = FoldedSite(name, type(module).__name__.removeprefix("Parametrized"), sampling.window, "", "")
-        code, message = what or ("size-ratio", "its output size follows the input's")
-        sites[name] = replace(site, code=code, message=message)
+        layer = type(model.get_submodule(place.module)).__name__.removeprefix("Parametrized")
+        sites[name] = FoldedSite(name, layer, sampling_at(model, place).window, code, message)
     model = copied(model).eval()
     if sizes:
         from ccrewrite.export.sized import size_
 
         size_(model, sizes)
+    if called is not None:
+        from ccrewrite.export.called import call_
+
+        call_(model, called)
     return model, tuple(sites.values())
 
 
@@ -178,8 +192,10 @@ def _export(
     shapes: dict[str, Any] | None,
     opset: int,
     sizes: Sizes | None,
+    operators: Mapping[str, Any],
+    functions: bool,
 ) -> Any:
-    """``given``: the arguments by their names."""
+    """``given``: the arguments by their names. ``operators``: what nodes of our own compute."""
     kwargs = inputs.kwargs
     axes: list[dict[int, str]] = []
     if sizes and sizes.inputs:
@@ -200,10 +216,10 @@ def _export(
         reason = " ".join(str(cause).split())[:300]
         name = type(model).__name__
         raise ExportError(f"torch can't export {name} to ONNX: {type(cause).__name__}: {reason}") from error
-    if sizes:
+    if operators:
         from ccrewrite.export.functions import expand_
 
-        expand_(program.model, sizes.operators, functions=False)
+        expand_(program.model, operators, functions=functions)
     if sizes and sizes.inputs:
         from ccrewrite.export.inputs import ask_for_sizes_, name_axes_
 
@@ -218,25 +234,14 @@ def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[A
     from ccrewrite.export import graph
 
     before = graph.histogram(program.model)
-    file = optimizer.optimize(program.model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
+    limits: Any = {"input_size_limit": NO_LIMIT, "output_size_limit": NO_LIMIT, "inline": not program.model.functions}
+    file = optimizer.optimize(program.model, **limits)
     graph.unwrap_pads_(file)
     graph.crop_transposed_(file)
-    file = optimizer.optimize(file, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
+    file = optimizer.optimize(file, **limits)
     written = file.opset_imports.get("")
     if written != opset:
         raise ExportError(f"opset {opset} was asked for, but torch wrote opset {written}; ask for that one")
     origins = {"" if s.name == ROOT else s.name: f"{s.layer}, window {'x'.join(map(str, s.window))}: {s.code}" for s in sites}
     graph.annotate_(file, origins)
     return file, before, graph.histogram(file)
-
-
-def _save(file: Any, path: Path) -> None:
-    import onnx
-    import onnx_ir
-
-    weights = sum(v.const_value.nbytes for v in file.graph.initializers.values() if v.const_value is not None)
-    onnx_ir.save(file, path, external_data=f"{path.name}.data" if weights > EXTERNAL else None)
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        raise ExportError(f"onnx.checker refuses the file: {error}") from error

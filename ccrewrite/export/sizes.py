@@ -24,7 +24,7 @@ from ccrewrite.passes.trials import RATIOS, scaled
 from ccrewrite.resize import Resizing, resize_
 
 if TYPE_CHECKING:
-    from ccrewrite.export.functions import CCConv
+    from ccrewrite.export.functions import Operator
 
 Mode = Literal["fixed", "ratio", "input"]
 ROOT = "(root)"
@@ -64,7 +64,7 @@ class Sizes:
         self.values: dict[Expr, Any] = {}
         self.natural: dict[Expr, Any] = {}
         self.given: dict[Expr, Any] = {}
-        self.operators: dict[str, CCConv] = {}
+        self.operators: dict[str, Operator] = {}
         if groups is not None:
             ties, pins = groups._ties, groups._pins
             self.chosen = [r for r in ties.roots if (r not in pins if ratios is None else r in ratios)]
@@ -216,7 +216,7 @@ class Sizes:
             return sympy_interp(PythonReferenceAnalysis, self.values, ties.tied[symbol])
         return self.native[symbol] if symbol in self.native and symbol in self.groups._pins else natural
 
-    def register(self, operator: CCConv) -> str:
+    def register(self, operator: Operator) -> str:
         """A name for what one call computes."""
         key = str(len(self.operators))
         self.operators[key] = operator

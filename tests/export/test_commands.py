@@ -12,7 +12,7 @@ from torch import nn
 
 import ccrewrite
 from ccrewrite.errors import InputError
-from ccrewrite.export.commands import axes, export_command, fold_command
+from ccrewrite.export.commands import axes, export_command, fold_command, rewrite_onnx_command
 
 
 def original() -> nn.Module:
@@ -53,3 +53,17 @@ def test_axes() -> None:
     for wrong in ("x:batch", "x:a=batch", "0"):
         with pytest.raises(InputError, match="AXIS=NAME"):
             axes(wrong)
+
+
+def test_rewrite_onnx(tmp_path: Path) -> None:
+    x = torch.randn(1, 2, 17)
+    ccrewrite.export_onnx(nn.Conv1d(2, 2, 3, stride=2), tmp_path / "in.onnx", x, dynamic={2: "length"})
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    with pytest.raises(InputError, match="pass example_inputs"):
+        rewrite_onnx_command(source, target)
+    with pytest.raises(InputError, match="have names"):
+        rewrite_onnx_command(source, target, inputs=["1x2x17"])
+    text = rewrite_onnx_command(source, target, inputs=["input=1x2x17"], kinds="strided")
+    assert "strided-to-cc" in text
+    assert target.exists()
+    assert json.loads(rewrite_onnx_command(source, target, inputs=["input=1x2x17"], as_json=True))["size_inputs"]

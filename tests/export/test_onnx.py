@@ -130,11 +130,53 @@ def test_half_precision(tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
 
 
-def test_what_the_runtime_cannot_run_is_not_written(tmp_path: Path) -> None:
-    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+@pytest.mark.parametrize(("dtype", "opset"), [(torch.float64, 20), (torch.bfloat16, 22)])
+def test_what_the_runtime_cannot_run_is_not_written(dtype: torch.dtype, opset: int, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 16, 16, dtype=dtype)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.ConvTranspose2d(4, 2, 4, stride=2)).to(dtype)
     with pytest.raises(ExportError, match="not verified"):
-        export_onnx(moved(network().double(), x), tmp_path / "m.onnx", x)
+        export_onnx(moved(model, x), tmp_path / "m.onnx", x, opset=opset)
     assert os.listdir(tmp_path) == []
+
+
+def test_functions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 16, 18)
+    model = network()
+    model.append(nn.Conv2d(2, 2, 3, dilation=3, bias=False))
+    model = moved(model, x)
+    report = export_onnx(model, tmp_path / "m.onnx", x, functions=True, dynamic={0: "batch"})
+    assert report.max_rel_error <= 1e-5
+    assert [(s.name, s.code) for s in report.sites] == [
+        ("down", "padded"), ("across", "function"), ("up", "padded"), ("5", "function")
+    ]  # fmt: skip
+    file = onnx.load(tmp_path / "m.onnx")
+    assert [(f.domain, f.name) for f in file.functions] == [("ccrewrite", "DclsConv"), ("ccrewrite", "DclsConv_2")]
+    calls = {n.op_type: {p.key: p.value for p in n.metadata_props} for n in file.graph.node if n.domain == "ccrewrite"}
+    assert [c["ccrewrite.module"] for c in calls.values()] == ["across", "5"]
+    positions = {i.name: tuple(i.dims) for i in file.graph.initializer if "positions" in i.name}
+    assert positions == {"across.sampling.positions_in_window": (2, 8, 1, 9), "5.sampling.positions_in_window": (2, 1, 1, 9)}
+
+
+@pytest.mark.slow
+def test_functions_of_open_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 16, 18)
+    report = export_onnx(moved(network(), x), tmp_path / "m.onnx", x, functions=True, sizes="input")
+    assert {s.name: s.code for s in report.sites} == {"down": "size-input", "up": "size-input", "across": "function"}
+    names = {f.name for f in onnx.load(tmp_path / "m.onnx").functions}
+    assert names == {"CCConv", "CCConv_2", "DclsConv"}
+    assert report.max_rel_error <= 1e-5
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "m.onnx"
+    target.write_text("what was there")
+    for closed in (target, tmp_path):
+        monkeypatch.setattr(os, "access", lambda path, mode, closed=closed: Path(path) != closed)
+        with pytest.raises(InputError, match="no permission"):
+            export_onnx(nn.Conv1d(2, 2, 3), target, torch.randn(1, 2, 20))
+    assert target.read_text() == "what was there"
 
 
 class Halved(nn.Module):
@@ -208,7 +250,7 @@ def test_check_inputs_count_too(tmp_path: Path) -> None:
 def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 3, 16, 16)
     model = moved(network(), x)
-    real = module._save
+    real = files.save
 
     def off(file: Any, path: Path) -> None:
         name = next(n for n in file.graph.initializers if n == "across.weight")
@@ -216,7 +258,7 @@ def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
         value.const_value = type(value.const_value)(torch.from_numpy(value.const_value.numpy() * 1.01), name=name)
         real(file, path)
 
-    monkeypatch.setattr(module, "_save", off)
+    monkeypatch.setattr(module, "save", off)
     with pytest.raises(ExportError, match="something else"):
         export_onnx(model, tmp_path / "m.onnx", x)
     assert os.listdir(tmp_path) == []
@@ -225,7 +267,7 @@ def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_weights_in_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 3, 16, 16)
     model = moved(network(), x)
-    monkeypatch.setattr(module, "EXTERNAL", 100)
+    monkeypatch.setattr(files, "EXTERNAL", 100)
     report = export_onnx(model, tmp_path / "m.onnx", x)
     assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
     assert report.size == sum(f.stat().st_size for f in tmp_path.iterdir())
@@ -241,7 +283,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_save", full)
+    monkeypatch.setattr(module, "save", full)
     with pytest.raises(InputError, match="No space left"):
         export_onnx(moved(nn.Conv1d(2, 2, 3, dilation=2), x), target, x)
     assert target.read_text() == "what was there"

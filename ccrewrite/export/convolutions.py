@@ -1,0 +1,99 @@
+"""The convolutions of an ONNX graph as sites of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from ccrewrite.errors import InputError
+from ccrewrite.export.graph import module_of
+from ccrewrite.geometry import ConvGeometry, Ints
+from ccrewrite.sites import UNDECIDED, Decision, Site
+
+PLAIN = ("", "ai.onnx")
+QUANTIZED = ("ConvInteger", "QLinearConv")
+DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A node, its site, and its pads: those at the low ends, then those at the high ones."""
+
+    node: ir.Node
+    site: Site
+    pads: Ints
+
+
+def convolutions(model: ir.Model) -> list[Convolution]:
+    """Every convolution of the main graph, in order. What can't be rewritten has its decision already.
+
+    Raises ``InputError`` where there are some in the branches of ``If``, ``Loop`` or ``Scan``, or in functions.
+    """
+    top = {id(node) for node in model.graph}
+    inner = [n for n in model.graph.all_nodes() if id(n) not in top]
+    inner += [n for f in model.functions.values() for n in f.all_nodes()]
+    hidden = [n for n in inner if n.domain in PLAIN and n.op_type in ("Conv", "ConvTranspose")]
+    if hidden:
+        raise InputError(
+            f"the convolution {hidden[0].name!r} is in the branch of a control-flow node or in a function; only those of the "
+            "main graph can be rewritten. Inline functions (onnx.inliner), and export models with fixed control flow"
+        )
+    weights = {name.rpartition(".")[0] for name in model.graph.initializers}
+    found: list[Convolution] = []
+    taken: dict[str, int] = {}
+    for i, node in enumerate(model.graph):
+        if node.domain in PLAIN and node.op_type in ("Conv", "ConvTranspose", *QUANTIZED):
+            name = _name(node, weights) or f"{node.op_type}_{i}"
+            taken[name] = taken.get(name, 0) + 1
+            found.append(_convolution(node, name if taken[name] == 1 else f"{name}#{taken[name]}"))
+    return found
+
+
+def _name(node: ir.Node, weights: set[str]) -> str:
+    known = node.metadata_props.get("ccrewrite.module") or module_of(node, weights)
+    return known or (node.name or "").strip("/").replace("/", ".")
+
+
+def _convolution(node: ir.Node, name: str) -> Convolution:
+    data, weight = node.inputs[0], node.inputs[3 if node.op_type == "QLinearConv" else 1]
+    assert data is not None
+    assert weight is not None
+    get = node.attributes.get_ints
+    shape = _ints(weight.shape)
+    kernel = tuple(get("kernel_shape", shape[2:]))
+    ndim = len(kernel)
+    transposed = node.op_type == "ConvTranspose"
+    strides, dilations = tuple(get("strides", [1] * ndim)), tuple(get("dilations", [1] * ndim))
+    pads = tuple(get("pads", [0] * 2 * ndim))
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    groups = node.attributes.get_int("group", 1)
+    extra = tuple(get("output_padding", [0] * ndim))
+    first, second = (*shape[:2], 0, 0)[:2]
+    second *= groups
+    channels = (first, second) if transposed else (second, first)
+    geometry = ConvGeometry(*channels, kernel, strides, pads[:ndim], dilations, groups, extra, transposed=transposed)
+    decision = UNDECIDED
+    if node.op_type in QUANTIZED:
+        decision = Decision(False, "quantized", node.op_type)
+    elif not shape or ndim not in (1, 2, 3):
+        decision = Decision(False, "no-rule", "the file doesn't say the shape of its weight")
+    elif auto.startswith("SAME") or "output_shape" in node.attributes:
+        decision = Decision(False, "no-rule", "its pads depend on the size of its input (auto_pad or output_shape)")
+    elif weight.dtype is not None and weight.dtype not in DTYPES:
+        decision = Decision(False, "no-rule", f"its weight is {weight.dtype.name}; float32 and float16 are taken")
+    weight_name = weight.name if weight.is_initializer() else None
+    shapes = tuple((_ints(v.shape),) if v.shape is not None else () for v in (data, node.outputs[0]))
+    dtype = DTYPES.get(weight.dtype or ir.DataType.FLOAT, torch.float32)
+    aliases = (node.name,) if node.name and node.name != name else ()
+    site = Site(
+        name, aliases, "functional", node.op_type, geometry, 1, shapes[0], shapes[1], name, weight_name, dtype,
+        torch.device("cpu"), decision,
+    )  # fmt: skip
+    return Convolution(node, site, pads)
+
+
+def _ints(shape: ir.Shape | None) -> Ints:
+    """Sizes; 0 for open ones."""
+    return tuple(n if isinstance(n, int) else 0 for n in shape or ())
