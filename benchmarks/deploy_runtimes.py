@@ -1,6 +1,6 @@
 """Which runtime takes which form of a folded layer: ``make deploy``.
 
-    .venv-deploy/bin/python benchmarks/deploy_runtimes.py      # writes reports/deploy/runtimes.json and .md
+    .venv-deploy/bin/python benchmarks/deploy_runtimes.py      # writes reports/deploy/runtimes.json and .md, and docs/deploy.md
 
 Every model of tests/deploy/models.py is rewritten, moved, folded, written as a file of every kind (``doors.py`` there) and run
 from it at two batch sizes, in processes that can't import ccrewrite; the outputs are compared with the rewritten model's own.
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from deploy.doors import write  # noqa: E402
 from deploy.models import CASES, OTHER_BATCH, forms, original, rewritten  # noqa: E402
-from deploy.table import table  # noqa: E402
+from deploy.table import put_between, table  # noqa: E402
 
 HERE = ROOT / "tests" / "deploy"
 REPORT = ROOT / "reports" / "deploy"
@@ -124,7 +124,9 @@ def _error(expected: Tensor, answer: dict[str, Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(CASES), help="names of cases; then nothing is written")
+    parser.add_argument(
+        "--only", nargs="*", default=list(CASES), help="names of cases; of the others, what the report has is kept"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     outcomes: list[dict[str, Any]] = []
@@ -135,9 +137,13 @@ def main() -> None:
             for case, outcome in run(runtime, cases, directory).items():
                 if outcome["refused"]:
                     place, kinds = directory / f"original of {case}, {runtime}", set(CASES[case].kinds) & set(RUNTIMES[runtime])
-                    before = {case: prepare(*original(CASES[case]), place, kinds)}
-                    outcome["refused_original"] = run(runtime, before, directory)[case]["refused"]
+                    untouched = {case: prepare(*original(CASES[case]), place, kinds)}
+                    outcome["refused_original"] = run(runtime, untouched, directory)[case]["refused"]
                 outcomes.append({"runtime": runtime, "case": case, "forms": forms(CASES[case]), **outcome})
+    if arguments.only != list(CASES):
+        before: list[dict[str, Any]] = json.loads((REPORT / "runtimes.json").read_text())["outcomes"]
+        outcomes += [o for o in before if o["case"] in CASES and o["case"] not in arguments.only]
+    outcomes.sort(key=lambda o: (list(RUNTIMES).index(o["runtime"]), list(CASES).index(o["case"])))
     web = json.loads((NODE_MODULES / "onnxruntime-web" / "package.json").read_text())["version"]
     packages = ("ccrewrite", "torch", "onnxruntime", "openvino", "executorch")
     report = {
@@ -148,10 +154,11 @@ def main() -> None:
         "outcomes": outcomes,
     }
     text = table(report)
-    if arguments.only == list(CASES):
-        REPORT.mkdir(parents=True, exist_ok=True)
-        (REPORT / "runtimes.json").write_text(json.dumps(report, indent=1) + "\n")
-        (REPORT / "runtimes.md").write_text(f"# Which runtime takes which form\n\n{text}")
+    REPORT.mkdir(parents=True, exist_ok=True)
+    (REPORT / "runtimes.json").write_text(json.dumps(report, indent=1) + "\n")
+    (REPORT / "runtimes.md").write_text(f"# Which runtime takes which form\n\n{text}")
+    page = ROOT / "docs" / "deploy.md"
+    page.write_text(put_between(page.read_text(), f"\n{text}\n"))
     print(text)
 
 

@@ -14,8 +14,8 @@ from torch.export import Dim, ExportedProgram
 import ccrewrite
 from ccrewrite.passes.fold import find
 
-MOST = 8
-"""ExecuTorch plans its memory for a largest batch."""
+BATCH = ({0: Dim("batch", max=8)},)
+"""For ``torch.export``. ExecuTorch plans its memory for a largest batch."""
 
 
 def onnx(model: nn.Module, x: Tensor, path: Path) -> None:
@@ -31,7 +31,10 @@ def pt2(model: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def aoti(model: nn.Module, x: Tensor, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(program(model, x), package_path=str(path))
+    if find(model):
+        ccrewrite.aot(model, path, x, dynamic_shapes=BATCH)
+    else:
+        torch._inductor.aoti_compile_and_package(program(model, x), package_path=str(path))
 
 
 def portable(model: nn.Module, x: Tensor, path: Path) -> None:
@@ -55,7 +58,7 @@ def _executorch(model: nn.Module, x: Tensor, path: Path, partitioners: list[obje
 def program(model: nn.Module, x: Tensor) -> ExportedProgram:
     """The folded model as a program of ``torch.export``, for any batch."""
     folded = ccrewrite.fold(model, x).model if find(model) else model
-    return torch.export.export(folded.eval(), (x,), dynamic_shapes=({0: Dim("batch", max=MOST)},), strict=False)
+    return torch.export.export(folded.eval(), (x,), dynamic_shapes=BATCH, strict=False)
 
 
 DOORS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], tuple[Any, ...] | None]]] = {

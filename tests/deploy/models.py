@@ -64,6 +64,13 @@ def depthwise(channels: int = 16) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, channels, 4, stride=4), block(2), block(3), nn.Conv2d(channels, 5, 1))
 
 
+def far(channels: int = 16) -> nn.Module:
+    """Taps that lie far apart."""
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=8, dilation=8), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=8, dilation=8)
+    )
+
+
 class Standardised(nn.Conv2d):
     """Weight standardisation: the weight that is convolved with is computed in each call."""
 
@@ -109,6 +116,7 @@ CASES: dict[str, Case] = {
     "unet": Case(UNet, IMAGE),
     "unet-3d": Case(lambda: UNet(3, 4), VOLUME),
     "depthwise": Case(depthwise, IMAGE),
+    "far": Case(far, IMAGE),
     "standardised": Case(standardised, IMAGE),
     "around": Case(around, IMAGE),
     "demo, unmoved": Case(segmenter, DEMO, moved=False),

@@ -33,7 +33,17 @@ def _cell(outcomes: list[dict[str, Any]]) -> str:
 
 
 def _too(outcome: dict[str, Any]) -> str:
-    before = outcome.get("refused_original")
-    return (
-        f" (the original too: {before})" if before and before != outcome["refused"] else " (the original too)" if before else ""
-    )
+    return "; the original too" if outcome["refused_original"] else ""
+
+
+BEGIN, END = "<!-- made by make deploy -->\n", "<!-- end -->\n"
+
+
+def put_between(page: str, text: str) -> str:
+    """``page`` with ``text`` between the marks ``BEGIN`` and ``END``.
+
+    >>> put_between(f"before {BEGIN}old {END}after", "new ") == f"before {BEGIN}new {END}after"
+    True
+    """
+    head, _, rest = page.partition(BEGIN)
+    return head + BEGIN + text + END + rest.partition(END)[2]
