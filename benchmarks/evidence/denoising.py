@@ -108,7 +108,7 @@ CLAIM = Claim(
     train_steps=500,
     train_rate=5e-3,
     tune_steps=250,
-    rates=(3e-3, 1e-2, 3e-2),
+    rates=(1e-3, 3e-3, 1e-2),
     digits=3,
 )
 

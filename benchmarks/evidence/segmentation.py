@@ -88,7 +88,7 @@ CLAIM = Claim(
     train_steps=500,
     train_rate=1e-2,
     tune_steps=250,
-    rates=(3e-3, 1e-2, 3e-2),
+    rates=(3e-3, 1e-2, 3e-2, 1e-1),
 )
 
 if __name__ == "__main__":

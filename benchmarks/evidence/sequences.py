@@ -102,7 +102,7 @@ def dcls(steps: int, reach: int = 0) -> Callable[[nn.Module], nn.Module]:
 
 def claim(task: str, dilations: Sequence[int]) -> Claim:
     shown = ", ".join(map(str, dilations))
-    common = {"loss": F.cross_entropy, "train_rate": 1e-2, "rates": (3e-3, 1e-2, 3e-2)}
+    common = {"loss": F.cross_entropy, "train_rate": 1e-2, "rates": (3e-3, 1e-2, 3e-2, 1e-1)}
     if task == "digits":
         return Claim(
             name=f"digits, dilations {shown}",
