@@ -59,11 +59,11 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 	$(BIN)/python benchmarks/lowering_cpu.py
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index
-	$(BIN)/python benchmarks/make_reports.py demo
+	$(BIN)/python benchmarks/make_reports.py demo $(if $(QUICK),--quick)
 	$(BIN)/python benchmarks/make_reports.py index
 
-reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models
-	.venv-corpus/bin/python benchmarks/make_reports.py corpus
+reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models; QUICK=1, ONLY='names'
+	.venv-corpus/bin/python benchmarks/make_reports.py corpus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 EVIDENCE = segmentation sequences denoising classification unet
 

@@ -39,10 +39,11 @@ def demo(quick: bool) -> None:
     fine_tune(tuned)
     command = "make reports" + (" QUICK=1" if quick else "")
     variants = {"fine-tuned": tuned, "folded": fold(tuned, inputs).model}
-    compare(model, rewritten, inputs, variants=variants, quick=quick, command=command).save(REPORTS / "demo")
+    extras: dict[str, Any] = {} if quick else {"batches": (1, 4, 16)}
+    compare(model, rewritten, inputs, variants=variants, quick=quick, command=command, **extras).save(REPORTS / "demo")
 
 
-def corpus(quick: bool, only: Sequence[str], out: Path) -> None:
+def corpus(quick: bool, compiled: bool, only: Sequence[str], out: Path) -> None:
     """The third-party models of tests/corpus: as rewritten, with every geometry moved at random, and that folded."""
     sys.path.insert(0, str(ROOT / "tests"))
     from corpus.models import MODELS, build
@@ -54,7 +55,8 @@ def corpus(quick: bool, only: Sequence[str], out: Path) -> None:
         move_(moved)
         variants = {"moved": moved, "folded": fold(moved, inputs).model}
         command = f"make reports-corpus ONLY={name}" + (" QUICK=1" if quick else "")
-        comparison = compare(model, rewritten, inputs, variants=variants, quick=quick, command=command)
+        options: dict[str, Any] = {"quick": quick, "compiled": compiled, "scale_groups": True}
+        comparison = compare(model, rewritten, inputs, variants=variants, command=command, **options)
         comparison.save(out / name)
         print(f"{name}: {comparison.summary()}, {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -120,6 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("demo", "corpus", "index"))
     parser.add_argument("--quick", action="store_true", help="seconds for each model instead of a minute and a half")
+    parser.add_argument(
+        "--compiled", action="store_true", help="corpus: inference by torch.compile, too; minutes for each model"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="names of corpus models")
     parser.add_argument("--out", type=Path, default=REPORTS / "corpus", help="where the corpus reports go")
     arguments = parser.parse_args()
@@ -128,7 +133,7 @@ def main() -> None:
     if arguments.what == "demo":
         demo(arguments.quick)
     elif arguments.what == "corpus":
-        corpus(arguments.quick, arguments.only, arguments.out)
+        corpus(arguments.quick, arguments.compiled, arguments.only, arguments.out)
     index()
 
 

@@ -219,11 +219,19 @@ def _block(x: Tensor, axis: int, line: Line, along: Along, start: int, stop: int
     else:
         matrix = _fixed_matrix(line, along.basis, along.dtype, start, stop, first, last, x.dtype, x.device)
     width = line.taps if line.spread is not None else 1
-    part = (x if whole else x.narrow(axis, first * width, (last - first) * width)).movedim(axis, -1)
+    part = x if whole else x.narrow(axis, first * width, (last - first) * width)
     if not all(has_static_value(n) for n in part.shape):
         # One product per row of the batch: joining rows, as `@` does, compares symbolic sizes.
+        part = part.movedim(axis, -1)
         return (part @ matrix.mT.expand(*part.shape[:-2], -1, -1)).movedim(-1, axis)
-    return (part @ matrix.mT).movedim(-1, axis)
+    return product(matrix, part, axis)
+
+
+def product(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """``matrix`` applied to ``axis`` of ``x``, counted from the end."""
+    if axis == -1:
+        return x @ matrix.mT
+    return (matrix @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,13 +26,14 @@ from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn import sampling
 from ccrewrite.nn.cc_functions import cc_kernel
 from ccrewrite.nn.profiles import Along, factor, full_precision
+from ccrewrite.nn.resample import product
 
 BLOCK = 32
 """Outputs (transposed: inputs) that one matrix gives of a long axis; one of up to twice as many is a single block."""
 NOMINAL_SIZE = 64
 """Samples of an axis, for the choice of form, where its size is symbolic."""
 PER_SAMPLE = 150
-"""What writing a resampled value and reading it costs, in multiplications of a convolution (benchmarks/cc_speed.py)."""
+"""What writing a resampled value and reading it costs, in multiplications."""
 
 
 def resample(x: Tensor, axis: int, factor: Tensor, stride: int, low: int, outputs: int) -> Tensor:
@@ -43,7 +44,7 @@ def resample(x: Tensor, axis: int, factor: Tensor, stride: int, low: int, output
     if _whole(outputs):
         length = max((outputs - 1) * stride + cells, low + size)
         matrix = _toeplitz(factor, outputs, stride, length)[:, :, low : low + size]
-        return _product(matrix.flatten(0, 1), x, axis)
+        return product(matrix.flatten(0, 1), x, axis)
     blocks = -(-outputs // BLOCK)
     read = (BLOCK - 1) * stride + cells
     x = _padded(x, axis, low, ((blocks - 1) * BLOCK) * stride + read - low - size)
@@ -57,7 +58,7 @@ def resample_transposed(x: Tensor, axis: int, factor: Tensor, stride: int, low: 
     size = x.shape[axis] // taps
     if _whole(size):
         matrix = _toeplitz(factor, size, stride, max((size - 1) * stride + cells, low + outputs))
-        return _product(matrix[:, :, low : low + outputs].flatten(0, 1).mT, x, axis)
+        return product(matrix[:, :, low : low + outputs].flatten(0, 1).mT, x, axis)
     wanted = BLOCK * stride  # outputs of a block
     first = -((cells - 1 - low) // stride)  # sample that the first output reads first
     inputs = (low + wanted - 1) // stride - first + 1
@@ -81,17 +82,10 @@ def _toeplitz(factor: Tensor, rows: int, stride: int, length: int) -> Tensor:
     return wide[:, : rows * length].view(taps, rows, length).transpose(0, 1)
 
 
-def _product(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """``matrix`` applied to ``axis`` of ``x``."""
-    if axis == -1:
-        return x @ matrix.mT
-    return (matrix @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
-
-
 def _blockwise(matrix: Tensor, x: Tensor, axis: int, read: int, step: int) -> Tensor:
     """``matrix`` applied to windows of ``read`` samples of ``axis``, ``step`` apart; results joined."""
     windows = x.unfold(axis, read, step).movedim(-1, axis)  # before it, the axis of the blocks
-    found = _product(matrix, windows.contiguous(), axis)
+    found = product(matrix, windows.contiguous(), axis)
     return found.flatten(axis - 1, axis)
 
 
@@ -103,7 +97,8 @@ def _padded(x: Tensor, axis: int, low: Any, high: Any) -> Tensor:
 def cheapest(geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> tuple[int, ...]:
     """The axes to resample; along the others the convolution has the window.
 
-    By multiplications, plus ``PER_SAMPLE`` for every sample that resampling writes. An output padding that only the dilation
+    By multiplications, those of a convolution of volumes counted twice, for they take longer, plus ``PER_SAMPLE`` for every
+    sample that resampling writes (calibrated by benchmarks/cc_speed.py, on a CPU). An output padding that only the dilation
     allows leaves no choice: the window has no dilation.
     """
     g, axes = geometry, range(geometry.ndim)
@@ -117,7 +112,7 @@ def cheapest(geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> tupl
 
     def cost(chosen: tuple[int, ...]) -> int:
         kernel = math.prod([g.kernel_size[a] if a in chosen else window[a] for a in axes])
-        total = g.in_channels * g.out_channels // g.groups * kernel * math.prod(coarse)
+        total = g.in_channels * g.out_channels // g.groups * kernel * math.prod(coarse) * (2 if g.ndim == 3 else 1)
         lattice = list(fine)
         for a in reversed(chosen):
             lattice[a] = coarse[a] * g.kernel_size[a]
@@ -125,7 +120,9 @@ def cheapest(geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> tupl
             total += channels * math.prod(lattice) * (read + PER_SAMPLE)
         return total
 
-    every = [c for n in range(g.ndim + 1) for c in itertools.combinations(axes, n) if all(a in c for a in forced)]
+    # Of equals the last axis, whose product needs no transposing.
+    subsets = [c[::-1] for n in range(g.ndim + 1) for c in itertools.combinations(axes[::-1], n)]
+    every = [c for c in subsets if all(a in c for a in forced)]
     costs = [cost(chosen) for chosen in every]
     return every[costs.index(min(costs))]
 
