@@ -84,7 +84,7 @@ class Loop:
             seed_all(self.config.seed, number, first, rank, 1)  # fetching drew as much as it liked
             first += 1
             rate = self.config.rate(self.steps_done, self.total)
-            terms = self.run.step(shares, rate)
+            terms = self.run.step(shares, self.steps_done, rate)
             self.steps_done += 1
             self.waiting.append(({"step": self.steps_done, "epoch": number, "lr": rate * self.config.lr}, terms))
             ends = first == self.per_epoch
@@ -140,6 +140,8 @@ class Loop:
 
     def _restore(self, folder: RunFolder, checkpoint: Path) -> None:
         progress = folder.progress(checkpoint)
+        # As in the step that was stored: under FSDP2 an optimizer takes states of what is trainable alone.
+        self.run.freeze_as_in(progress["step"] - 1)
         try:
             self.accelerator.load_state(str(checkpoint))
         except Exception as error:  # a damaged file: of several formats, with errors of their own

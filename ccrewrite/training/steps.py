@@ -63,14 +63,19 @@ class Steps:
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedules = list(schedules)
-        self.freezes = bool(config.geometry_from or config.weights_from)
-        if self.freezes:  # after the preparation, which takes what is trainable
-            freeze = FreezeSchedule(model, geometry=config.geometry_from, weights=config.weights_from)
-            self.schedules.append(freeze)
-            stack.callback(freeze.release)
+        self.freeze: FreezeSchedule | None = None
+        if config.geometry_from or config.weights_from:  # after the preparation, which takes what is trainable
+            self.freeze = FreezeSchedule(model, geometry=config.geometry_from, weights=config.weights_from)
+            stack.callback(self.freeze.release)
 
-    def step(self, shares: Sequence[Share], rate: float) -> Tensor:
-        """One optimizer step; this process's part of ``TERMS``, whose sum over processes are those of the whole batch."""
+    def freeze_as_in(self, number: int) -> None:
+        """Freeze what the config freezes in step ``number``, counted from 0."""
+        if self.freeze is not None:
+            self.freeze.load_state_dict({"done": number})
+
+    def step(self, shares: Sequence[Share], number: int, rate: float) -> Tensor:
+        """Optimizer step ``number``; this process's part of ``TERMS``, which over processes add up to those of the batch."""
+        self.freeze_as_in(number)
         for group, highest in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * highest
         self.wrapped.train()
@@ -86,7 +91,7 @@ class Steps:
             terms += torch.stack([found[n].detach().float() if n in found else terms.new_zeros(()) for n in TERMS]) / world
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_norm)
-        if self.freezes:  # FSDP2 makes gradients for them too
+        if self.freeze is not None:  # FSDP2 makes gradients for them too
             for parameter in self.wrapped.parameters():
                 parameter.grad = parameter.grad if parameter.requires_grad else None
         self.optimizer.step()

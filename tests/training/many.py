@@ -1,7 +1,7 @@
 """Fine-tunes the small network, under whatever launched it: ``python many.py OUT KEY=VALUE...``, with the config's options, and
 
 steps=N     batches in an epoch
-pause=S     seconds in each step, for somebody to kill it
+halt=N      hang in step N, for somebody to kill it
 resume=true
 fsdp="..."  FSDP2, the rewritten layers each by themselves, with checkpoints of this type
 """
@@ -27,7 +27,7 @@ def main(out: str, *arguments: str) -> None:
     options: dict[str, Any] = {"epochs": 1, "features": ["3"]} | {
         k: json.loads(v) for k, _, v in (a.partition("=") for a in arguments)
     }
-    steps, pause, resume = (options.pop(k, d) for k, d in (("steps", 20), ("pause", 0), ("resume", False)))
+    steps, halt, resume = (options.pop(k, d) for k, d in (("steps", 20), ("halt", 0), ("resume", False)))
     states = options.pop("fsdp", None)
     original = network().double()
     model = rewritten(original)
@@ -53,8 +53,13 @@ def main(out: str, *arguments: str) -> None:
         for state in (accelerator.state, PartialState()):
             state.distributed_type = DistributedType.FSDP
 
+    step = 0
+
     def loss(outputs: Tensor, classes: Tensor) -> Tensor:
-        time.sleep(pause)
+        nonlocal step
+        step += outputs.requires_grad  # not in validation
+        if step == halt:
+            time.sleep(1000)
         return F.cross_entropy(outputs, classes)
 
     loader = DataLoader(data, batch_size=8, shuffle=True)
