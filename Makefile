@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz reference browser train corpus lowering deploy gpu gpu-code bench reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz reference browser train corpus onnx lowering deploy gpu gpu-code bench reports reports-corpus evidence clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -34,6 +34,9 @@ train: .venv-train/.ready  ## fine-tuning in two processes, killed and resumed, 
 
 corpus: .venv-corpus/.ready  ## fifteen third-party models
 	.venv-corpus/bin/python -m pytest -m slow tests/corpus
+
+onnx: $(READY)  ## ONNX files of open internal sizes at many of them; minutes
+	$(BIN)/python -m pytest -m slow tests/export
 
 deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer: reports/deploy
 	.venv-deploy/bin/python benchmarks/deploy_runtimes.py

@@ -101,6 +101,14 @@ def rewrite_onnx(
     Raises ``InputError`` for a file that can't be read (external data missing), of an older operator set, or with convolutions
     in control flow, for options that can't be used and where ``path_out`` can't be written, ``SelectionError`` where there
     is nothing to rewrite, ``ExportError`` where the new file differs. ``path_out`` is untouched then.
+
+    >>> import ccrewrite, tempfile
+    >>> x = torch.randn(1, 2, 16)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     _ = ccrewrite.export_onnx(torch.nn.Conv1d(2, 3, 3, stride=2), f"{directory}/theirs.onnx", x)
+    ...     result = rewrite_onnx(f"{directory}/theirs.onnx", f"{directory}/ours.onnx")
+    >>> [(site.kinds, site.decision.code) for site in result.plan], result.size_inputs[0].native
+    ([(('strided',), 'strided-to-cc')], (7,))
     """
     require_packages()
     from ccrewrite.export.convolutions import convolutions
