@@ -178,6 +178,7 @@ def main() -> None:
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1
+    torch._dynamo.config.recompile_limit = 64  # a model whose parts are compiled one by one, times its variants
     command = " ".join(["python benchmarks/lowered_models.py", *(options.names if options.names != NAMES else ())])
     results: list[dict[str, Any]] = []
     for name in options.names:
