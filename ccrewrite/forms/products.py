@@ -8,7 +8,8 @@ For stride 1, ``groups`` 1 and positions that the input channels share (per outp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from ccrewrite.forms.corners import Corner, Corners, Pads, full, pad, row_strides, span, stored, unpadded
 
 _gather = torch.ops.aten._unsafe_index.Tensor
+_Read = Callable[[int, Corner], Tensor]
+"""(tap, corner) -> ``(out, N, *output size)``: a tap's products where one of the samples next to it is."""
 
 
 def products(input: Tensor, weight: Tensor) -> Tensor:
@@ -38,31 +41,66 @@ def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[i
 
 def moved_sum(mixed: Tensor, positions: Tensor, window: Sequence[int], pads: Pads) -> Tensor:
     """``(taps, out, N, *size)`` products, each moved to its tap's position and added up: ``(N, out, *output size)``."""
-    padded = pad(mixed, pads).contiguous()
-    sizes = padded.shape[3:]
-    strides = row_strides(sizes)
-    outputs = [n - w + 1 for n, w in zip(sizes, window, strict=True)]
-    taps, out, batch = padded.shape[:3]
-    plane = padded.stride(2)
-    windows = padded.as_strided(
-        (taps, span(window, strides), out, batch, *outputs), (out * batch * plane, 1, batch * plane, plane, *strides)
-    )
     corners = Corners.of(positions, window)
     terms = corners.value()
-    index = corners.flat_index([corner for corner, _ in terms], strides)
+    reader = _padded if copies(mixed.device) else _masked
+    read = reader(mixed, corners, [corner for corner, _ in terms], window, pads)
     coefficients = stored([coefficient for _, coefficient in terms])
-    channel = torch.arange(out, device=mixed.device)
     total: Tensor | None = None
     # One tap after the other, so that the sum is a pointwise kernel that reads every product where it lies.
-    for tap in range(taps):
+    for tap in range(len(mixed)):
         for (corner, _), coefficient in zip(terms, coefficients, strict=True):
-            if positions.shape[1] == 1:
-                term = _gather(windows[tap], [index[corner][:, tap]])[0] * coefficient[0, tap]
-            else:
-                term = _gather(windows[tap], [index[corner][:, tap], channel]) * _beside(coefficient[:, tap], 1 + len(outputs))
+            term = read(tap, corner) * _beside(coefficient[:, tap], 1 + len(window))
             total = term if total is None else total + term
     assert total is not None
     return total.to(mixed.dtype).transpose(0, 1).contiguous()
+
+
+def copies(device: torch.device) -> bool:
+    """Whether products are read from a padded copy: on a CPU, where bounds checks keep Inductor from vectorising. On a GPU they
+    cost nothing next to writing and reading a copy that is larger than the products."""
+    return device.type == "cpu"
+
+
+def _padded(mixed: Tensor, corners: Corners, asked: Sequence[Corner], window: Sequence[int], pads: Pads) -> _Read:
+    padded = pad(mixed, pads).contiguous()
+    taps, out, batch, *sizes = padded.shape
+    strides, plane = row_strides(sizes), padded.stride(2)
+    outputs = [n - w + 1 for n, w in zip(sizes, window, strict=True)]
+    windows = padded.as_strided(
+        (taps, span(window, strides), out, batch, *outputs), (out * batch * plane, 1, batch * plane, plane, *strides)
+    )
+    index = corners.flat_index(asked, strides)
+    channel = torch.arange(out, device=mixed.device)
+
+    def read(tap: int, corner: Corner) -> Tensor:
+        places = index[corner][:, tap]
+        return _gather(windows[tap], [places])[0] if len(places) == 1 else _gather(windows[tap], [places, channel])
+
+    return read
+
+
+def _masked(mixed: Tensor, corners: Corners, asked: Sequence[Corner], window: Sequence[int], pads: Pads) -> _Read:
+    _, out, batch, *sizes = mixed.shape
+    ndim = len(sizes)
+    sides = sorted({(a, side) for corner in asked for a, side in enumerate(corner)})
+    cells = dict(zip(sides, stored([getattr(corners, side)[a] for a, side in sides]), strict=True))
+    first = [_beside(torch.arange(out, device=mixed.device), 1 + ndim), _beside(torch.arange(batch, device=mixed.device), ndim)]
+    begins = [
+        _beside(torch.arange(n + low + high - w + 1, device=mixed.device) - low, ndim - 1 - a)
+        for a, (n, w, (low, high)) in enumerate(zip(sizes, window, pads, strict=True))
+    ]
+
+    def read(tap: int, corner: Corner) -> Tensor:
+        places = [
+            begin + _beside(cells[a, side][:, tap], 1 + ndim)
+            for a, (begin, side) in enumerate(zip(begins, corner, strict=True))
+        ]
+        inside = [(place >= 0) & (place < n) for place, n in zip(places, sizes, strict=True)]
+        mask = functools.reduce(torch.bitwise_and, inside).expand(out, batch, *(len(begin) for begin in begins))
+        return torch.ops.aten._unsafe_masked_index(mixed[tap], mask, [*first, *places], 0)
+
+    return read
 
 
 def backward(

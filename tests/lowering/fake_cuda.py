@@ -27,6 +27,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ccrewrite.forms import products
+
 CAPABILITY = (9, 0)
 PROPERTIES = SimpleNamespace(
     name="Fake H100",
@@ -106,6 +108,8 @@ def fake_cuda() -> Iterator[None]:
                 told = lambda *_, answer=answer, **__: answer  # noqa: E731
                 stack.enter_context(mock.patch.object(owner, name, staticmethod(told) if owner is not torch.cuda else told))
         stack.enter_context(mock.patch.object(torch.version, "cuda", "13.0"))
+        # The method wants the device's runtime, the function doesn't.
+        stack.enter_context(mock.patch.object(torch.Tensor, "__invert__", lambda x: torch.bitwise_not(x)))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", _Driver()))
         stack.enter_context(mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu"))
         yield
@@ -113,7 +117,9 @@ def fake_cuda() -> Iterator[None]:
 
 def source(function: Callable[..., Any], inputs: Sequence[Tensor]) -> str:
     """The module that Inductor writes for ``function`` of CUDA tensors like ``inputs`` (on the CPU): kernels, and ``call``."""
-    traced = make_fx(function, decomposition_table=select_decomp_table(), tracing_mode="fake")(*inputs)
+    # On the CPU, for fake CUDA tensors run into what isn't linked; forms are told that they aren't there.
+    with mock.patch.object(products, "copies", return_value=False):
+        traced = make_fx(function, decomposition_table=select_decomp_table(), tracing_mode="fake")(*inputs)
     for node in traced.graph.nodes:
         if "device" in node.kwargs:
             node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
