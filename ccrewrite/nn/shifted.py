@@ -1,4 +1,4 @@
-"""A folded convolution whose taps stay where they are, apart from each other: one 1x1 convolution, and shifted sums.
+"""A folded convolution whose taps stay where they are, apart from each other: one matrix product, and shifted sums.
 
     out[o, y] = sum_t (weight_t . x)[o, stride * y - pad + p_t]
 
@@ -20,7 +20,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.sampling import CONVOLUTIONS
 
 SHIFT_COST = 300
 """Multiplications that a convolution does in the time of one shifted and weighted sample (four slices, not fused)."""
@@ -47,10 +46,8 @@ def _corners(position: Sequence[float]) -> list[Shift]:
     for place in position:
         low = math.floor(place)
         along.append([(c, f) for c, f in ((low, low + 1 - place), (low + 1, place - low)) if f > 0])
-    return [
-        Shift(tuple(cell for cell, _ in corner), math.prod(factor for _, factor in corner))
-        for corner in itertools.product(*along)
-    ]
+    corners = itertools.product(*along)
+    return [Shift(tuple(cell for cell, _ in corner), math.prod(factor for _, factor in corner)) for corner in corners]
 
 
 def suits(sampling: Any, geometry: ConvGeometry) -> bool:
@@ -73,8 +70,8 @@ def cheaper(taps: Taps, geometry: ConvGeometry, cells: int) -> bool:
 
 
 class ShiftedConv(nn.Module):
-    """Mixin for ``nn.ConvNd``: ``weight`` is that of a 1x1 convolution, ``(out, taps * in, 1, ...)`` where the input is shifted
-    first (``shifts_first``), else ``(taps * out, in, 1, ...)``; ``kernel_size`` and the rest are the original's."""
+    """Mixin for ``nn.ConvNd``: ``weight`` mixes channels, ``(out, taps * in)`` where the input is shifted first
+    (``shifts_first``), else ``(taps * out, in)``; ``kernel_size`` and the rest are the original's."""
 
     shifts: Taps
     window: Ints
@@ -88,15 +85,15 @@ class ShiftedConv(nn.Module):
         stride = layer.stride
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         widths = [n for pair in reversed(pads) for n in pair]
-        convolve = CONVOLUTIONS[ndim - 1]
         if self.shifts_first:
             padded = F.pad(input, widths, mode=mode)
             moved = [self._moved(padded, shifts, stride) for shifts in self.shifts]
-            return convolve(torch.cat(moved, -ndim - 1), weight, bias)
-        products = F.pad(convolve(input, weight), widths, mode=mode).chunk(len(self.shifts), -ndim - 1)
-        total = self._moved(products[0], self.shifts[0], stride)
-        for product, shifts in zip(products[1:], self.shifts[1:], strict=True):
-            total = total + self._moved(product, shifts, stride)
+            total = _mixed(torch.cat(moved, -ndim - 1), weight, ndim)
+        else:
+            products = F.pad(_mixed(input, weight, ndim), widths, mode=mode).chunk(len(self.shifts), -ndim - 1)
+            total = self._moved(products[0], self.shifts[0], stride)
+            for product, shifts in zip(products[1:], self.shifts[1:], strict=True):
+                total = total + self._moved(product, shifts, stride)
         return total if bias is None else total + bias.view(-1, *(1,) * ndim)
 
     def _moved(self, x: Tensor, shifts: Sequence[Shift], stride: Ints) -> Tensor:
@@ -117,6 +114,12 @@ class ShiftedConv(nn.Module):
         return f"{super().extra_repr()}, taps={len(self.shifts)} apart in {self.window}, {first} first"
 
 
+def _mixed(x: Tensor, weight: Tensor, ndim: int) -> Tensor:
+    """A convolution with a 1x1 kernel, as the matrix product that it is: Inductor fuses around it without changing layouts."""
+    out = weight @ x.flatten(-ndim)
+    return out.view(*out.shape[:-1], *x.shape[-ndim:])
+
+
 class ShiftedConv1d(ShiftedConv, nn.Conv1d):
     """See ``ShiftedConv``."""
 
@@ -135,14 +138,14 @@ SHIFTED: dict[type, type[ShiftedConv]] = {nn.Conv1d: ShiftedConv1d, nn.Conv2d: S
 
 def keep_apart_(conv: _ConvNd, sampling: DclsSampling, taps: Taps) -> None:
     """Make ``conv``, which has the weight ``(out, in, *taps)``, one whose taps lie at ``sampling``'s positions. In place."""
-    (out, inner), ndim = conv.weight.shape[:2], sampling.ndim
-    flat, ones = conv.weight.detach().flatten(2), (1,) * ndim
+    out, inner = conv.weight.shape[:2]
+    flat = conv.weight.detach().flatten(2)
     conv.__class__ = cast(type[_ConvNd], SHIFTED[type(conv)])
     layer = cast(ShiftedConv, conv)
     layer.shifts, layer.window, layer.margin = taps, sampling.window, sampling.margin
     layer.shifts_first = any(s > 1 for s in conv.stride) or inner <= 2 * out
     if layer.shifts_first:
-        mixing = flat.transpose(1, 2).reshape(out, -1, *ones)
+        mixing = flat.transpose(1, 2).reshape(out, -1)
     else:
-        mixing = flat.permute(2, 0, 1).reshape(-1, inner, *ones)
+        mixing = flat.permute(2, 0, 1).reshape(-1, inner)
     conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=conv.weight.requires_grad)
