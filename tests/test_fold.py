@@ -483,5 +483,5 @@ def test_sizes_that_are_not_folded() -> None:
 
 
 def test_every_form_has_its_section() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text().partition("\n## ONNX")[0]
     assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == list(FORMS)
