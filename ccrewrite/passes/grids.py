@@ -50,17 +50,17 @@ class Follower:
     def __init__(self, model: nn.Module, graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
         self.model, self.graph, self.inputs = model, graph, inputs
         self.grids: dict[fx.Node, Grids] = {}
+        self.calls = self.sampling_calls()
 
     def run(self) -> Iterator[tuple[fx.Node, tuple[Grid, ...], str | None]]:
         """The outputs of convolutions and pools, with the grids of their spatial axes, and the path of the CC sampling where
-        a node ends the call of a resized one."""
-        resized = self.resized_calls()
+        a node ends the call of one."""
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 if node in self.inputs:
                     self.grids[node] = tuple(Grid(int(n)) for n in shape_of(node))
             elif node.op == "call_function" and shape_of(node):
-                path, last, sampling = resized.get(node, (None, None, None))
+                path, last, sampling = self.calls.get(node, (None, None, None))
                 if sampling is None:
                     self.grids[node] = self.follow(node)
                     ndim = _window_axes(node)
@@ -102,9 +102,9 @@ class Follower:
         known = self.grids.get(node)
         return (None,) * len(shape_of(node)) if known is None else known
 
-    def resized_calls(self) -> dict[fx.Node, tuple[str, fx.Node, CCSampling]]:
-        """The nodes of each call of a CC sampling that does not run on its native grid -> its path, last node and itself."""
-        samplings = {n: m for n, m in self.model.named_modules() if isinstance(m, CCSampling) and m.resized}
+    def sampling_calls(self) -> dict[fx.Node, tuple[str, fx.Node, CCSampling]]:
+        """The nodes of each call of a CC sampling, which may be products with matrices -> its path, last node and itself."""
+        samplings = {n: m for n, m in self.model.named_modules() if isinstance(m, CCSampling)}
         calls: dict[str, list[fx.Node]] = {}
         for node in self.graph.nodes:
             path = next((p for p in reversed(_stack(node)) if p.split("@")[0] in samplings), None)
@@ -113,10 +113,12 @@ class Follower:
         return {n: (p.split("@")[0], nodes[-1], samplings[p.split("@")[0]]) for p, nodes in calls.items() for n in nodes}
 
     def follow_sampling(self, path: str, last: fx.Node, sampling: CCSampling) -> Grids:
-        inside = {n for n, (p, end, _) in self.resized_calls().items() if p == path and end is last}
+        inside = {n for n, (p, end, _) in self.calls.items() if p == path and end is last}
         outside = (s for n in self.graph.nodes if n in inside for s in n.all_input_nodes if s not in inside)
         source = next(s for s in outside if any(self.of(s)[-sampling.ndim :]))
         geometry = _geometry(self.model, path, sampling)
+        if not sampling.resized and geometry.padding_mode != "zeros":  # its layer has padded the input
+            geometry = replace(geometry, padding=(0,) * geometry.ndim)
         sizes, asked = ([int(n) for n in shape_of(n)[-sampling.ndim :]] for n in (source, last))
         native = geometry.output_size(sizes)
         pairs: list[tuple[Fraction, Fraction]] = []

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ccrewrite
 from ccrewrite.capture import Inputs
+from ccrewrite.geometry import ConvGeometry
+from ccrewrite.nn.separable import cheapest
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory, training_step
 from ccrewrite.report.observe import built
 
@@ -67,16 +69,22 @@ def test_flops_of_a_rewritten_convolution(name: str) -> None:
         sampling = rewritten.sampling
         with built(rewritten):
             trained = flops_of(lambda: rewritten(x))
-        # The kernel along one axis after the other (CC), or as one product with the taps' footprints (DCLS).
-        construction = flops_of(lambda: sampling.kernel(layer.weight))
-        assert trained == 2 * products(layer, shape, output, sampling.window) + construction
-        if isinstance(sampling, ccrewrite.nn.CCSampling):
-            taps, cells, expected = list(layer.kernel_size), list(sampling.window), 0
-            for axis in range(len(taps)):
-                expected += (
-                    2 * math.prod(layer.weight.shape[:2]) * math.prod(cells[:axis]) * math.prod(taps[axis:]) * cells[axis]
-                )
-            assert construction == expected
+        if isinstance(sampling, ccrewrite.nn.DclsSampling):
+            construction = flops_of(lambda: sampling.kernel(layer.weight))  # as one product with the taps' footprints
+            assert trained == 2 * products(layer, shape, output, sampling.window) + construction
+            return
+        # The kernel along one axis after the other; those that are resampled instead (at most one here) keep its taps.
+        resampled = cheapest(ConvGeometry.from_module(layer), sampling.margin, shape[2:])
+        assert resampled == ((1,) if name == "3-d" else ())
+        cells = [k if a in resampled else w for a, (k, w) in enumerate(zip(layer.kernel_size, sampling.window, strict=True))]
+        expected = products(layer, shape, output, tuple(cells))
+        for axis in set(range(len(cells))) - set(resampled):
+            others = math.prod(cells[:axis]) * math.prod(layer.kernel_size[axis:])
+            expected += math.prod(layer.weight.shape[:2]) * others * cells[axis]
+        for axis in resampled:  # all rows of the axis by a matrix of (outputs * taps) x samples
+            rows = math.prod(shape) // shape[2 + axis]
+            expected += rows * output[2 + axis] * layer.kernel_size[axis] * shape[2 + axis]
+        assert trained == 2 * expected
 
 
 def test_flops_are_torchs_forward(compared: Compared) -> None:

@@ -140,6 +140,7 @@ def test_a_run_that_stopped_goes_on_bitwise(options: dict[str, Any], tmp_path: P
     assert same(state(third), state(whole))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_data_don_t_depend_on_workers_or_processes() -> None:
     from ccrewrite.training.batches import Batches
 
