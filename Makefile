@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz reference browser train corpus onnx lowering deploy gpu gpu-code bench reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -60,6 +60,9 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 	$(BIN)/python benchmarks/dcls_construction.py
 	$(BIN)/python benchmarks/cc_speed.py
 	$(BIN)/python benchmarks/lowering_cpu.py
+
+bench-corpus: .venv-corpus/.ready  ## whole models compiled: reports/cpu/lowered_models
+	.venv-corpus/bin/python benchmarks/lowered_models.py
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index
 	$(BIN)/python benchmarks/make_reports.py demo $(if $(QUICK),--quick)
