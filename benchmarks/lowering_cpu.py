@@ -306,23 +306,25 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     measured: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
     for spec in specs(options.quick):
-        if options.only in (None, spec.family):
-            measured += measure(spec, 0.2 if options.quick else options.seconds)
-            print(f"{time.perf_counter() - started:.0f} s: {spec.family} {measured[-1]['case']}", file=sys.stderr, flush=True)
-    report: dict[str, Any] = {
-        "command": "python benchmarks/lowering_cpu.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, 1 thread",
-        "versions": f"ccrewrite {ccrewrite.__version__}, torch {torch.__version__}, dcls {version_of('dcls')}, "
-        f"Python {platform.python_version()}",
-        "verdicts": verdicts(measured),
-        "measured": measured,
-    }
-    if not options.quick and options.only is None:
-        REPORT.mkdir(parents=True, exist_ok=True)
-        (REPORT / "lowering.json").write_text(json.dumps(report, indent=1) + "\n")
-        (REPORT / "lowering.md").write_text(markdown(report))
+        if options.only not in (None, spec.family):
+            continue
+        measured += measure(spec, 0.2 if options.quick else options.seconds)
+        print(f"{time.perf_counter() - started:.0f} s: {spec.family} {measured[-1]['case']}", file=sys.stderr, flush=True)
+        report = {
+            "command": "python benchmarks/lowering_cpu.py",
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, 1 thread",
+            "versions": f"ccrewrite {ccrewrite.__version__}, torch {torch.__version__}, dcls {version_of('dcls')}, "
+            f"Python {platform.python_version()}",
+            "verdicts": verdicts(measured),
+            "measured": measured,
+        }
+        if not options.quick and options.only is None:  # after every case: what is measured is kept
+            REPORT.mkdir(parents=True, exist_ok=True)
+            (REPORT / "lowering.json").write_text(json.dumps(report, indent=1) + "\n")
+            (REPORT / "lowering.md").write_text(markdown(report))
     print(markdown(report))
 
 

@@ -17,6 +17,7 @@ from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall, layer_shapes, site_calls
 from ccrewrite.lowering.estimate import estimates
 from ccrewrite.lowering.measure import cache_key, load_times, measure, measure_folded, save_times
+from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.shifted import shifts_of
 from ccrewrite.passes.fold import find, fold, sampling_at, shiftable
@@ -137,7 +138,10 @@ def _folded_choice(name: str, code: str, chosen: Mapping[str, Choice], forced: M
 
 
 def _choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -> dict[str, Choice]:
-    layers = {name: layer for name, layer in shiftable(model).items() if name not in forced}
+    places = find(model)
+    # Where one is clearly dearer, its dense kernel may be gigabytes of zeros: not tried.
+    near = [n for n, cost in shiftable(model).items() if n not in forced and 1 / WORTH_MEASURING < cost < WORTH_MEASURING]
+    layers = {name: cast(RewrittenConv, model.get_submodule(places[name].module)) for name in near}
     timed = _Timed()
     chosen: dict[str, Choice] = {}
     for name, shape in (layer_shapes(model, inputs, layers) if layers else {}).items():

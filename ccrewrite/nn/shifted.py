@@ -25,6 +25,10 @@ SHIFT_COST = 300
 """Multiplications that a convolution does in the time of one shifted and weighted sample (four slices, not fused)."""
 
 
+PAYS = 1.5
+"""From how much estimated time of a dense kernel, over that of taps apart, they are kept apart."""
+
+
 class Shift(NamedTuple):
     """One sample of a tap: where it lies in the window, in cells, and its coefficient."""
 
@@ -61,12 +65,12 @@ def suits(sampling: Any, geometry: ConvGeometry) -> bool:
     )
 
 
-def cheaper(taps: Taps, geometry: ConvGeometry, cells: int) -> bool:
-    """Whether that takes less time than a dense convolution with a kernel of ``cells``, by half at least."""
+def cost_of_dense(taps: Taps, geometry: ConvGeometry, cells: int) -> float:
+    """Estimated time of a dense convolution with a kernel of ``cells``, over that of keeping the taps apart."""
     channels = geometry.in_channels * geometry.out_channels
     narrow = min(geometry.in_channels, geometry.out_channels)
     apart = channels * len(taps) + SHIFT_COST / 4 * narrow * sum(map(len, taps))
-    return channels * cells > 1.5 * apart
+    return channels * cells / apart
 
 
 class ShiftedConv(nn.Module):

@@ -18,7 +18,7 @@ from ccrewrite.nn.conv import HOSTED, RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.reroute import Rerouted, Route
 from ccrewrite.nn.sampling import Sampling
-from ccrewrite.passes.fold_layers import can_be_shifted, fold_hosted_, fold_layer_
+from ccrewrite.passes.fold_layers import at_start, dense_cost, fold_hosted_, fold_layer_
 from ccrewrite.passes.fold_norms import fold_norms_
 from ccrewrite.passes.fold_resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.fold_sites import Folded, FoldedSite
@@ -131,10 +131,16 @@ def find(model: nn.Module) -> dict[str, _Place]:
     return found
 
 
-def shiftable(model: nn.Module) -> dict[str, RewrittenConv]:
-    """The sites of ``model`` for which ``forms`` of ``fold`` is there, and their layers."""
-    layers = {n: model.get_submodule(p.module) for n, p in find(model).items() if p.key is None}
-    return {n: layer for n, layer in layers.items() if isinstance(layer, RewrittenConv) and can_be_shifted(layer)}
+def shiftable(model: nn.Module) -> dict[str, float]:
+    """The sites of ``model`` that ``forms`` of ``fold`` is for: estimated time of a dense kernel over the shifted form's."""
+    found: dict[str, float] = {}
+    for name, place in find(model).items():
+        layer = model.get_submodule(place.module)
+        if place.key is None and isinstance(layer, RewrittenConv) and not at_start(layer.sampling):
+            cost = None if isinstance(layer, Rerouted) else dense_cost(layer, layer.sampling)
+            if cost is not None:
+                found[name] = cost
+    return found
 
 
 def _hosted_name(path: str, module: nn.Module, key: str) -> str:

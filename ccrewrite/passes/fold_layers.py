@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
@@ -16,12 +16,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.conv import HOSTED, RewrittenConv, host_, release_, unhost_
+from ccrewrite.nn.conv import HOSTED, RewrittenConv, host_, release_, torch_layer, unhost_
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.folded import FOLDED, Cut, FixedSampling, FoldedConv, cut, occupied, smallest_cuts
 from ccrewrite.nn.reroute import Route
 from ccrewrite.nn.sampling import Sampling
-from ccrewrite.nn.shifted import SHIFTED, cheaper, keep_apart_, shifts_of, suits
+from ccrewrite.nn.shifted import PAYS, SHIFTED, cost_of_dense, keep_apart_, shifts_of, suits
 from ccrewrite.passes.graph import restore_nodes_
 
 Answer = tuple[str, str]
@@ -46,17 +46,17 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
     if not keep:
         with _evaluating(conv):
             known = _fold_parametrizations_(conv)
+            dense = dense_cost(layer, sampling)
+            if known and dense is not None and (form == "shifted" or (form is None and dense > PAYS)):
+                assert isinstance(sampling, DclsSampling)
+                taps = shifts_of(sampling)
+                keep_apart_(conv, sampling, taps)
+                return "shifted", f"{len(taps)} taps apart in {'x'.join(map(str, sampling.window))}"
             kernel = sampling.kernel(conv.weight) if known else None
         why = f"a {type(conv).__name__} can't pad by different amounts" if known else "a hook computes its weight"
         if kernel is not None:
             cuts = smallest_cuts(occupied(kernel, sampling.ndim), sampling.margin)
             geometry = ConvGeometry.from_module(conv)
-            cells = math.prod(cut(kernel[:1, :1], cuts, sampling.margin).shape)
-            if type(conv) in SHIFTED and suits(sampling, geometry) and isinstance(sampling, DclsSampling):
-                taps = shifts_of(sampling)
-                if form == "shifted" or (form is None and cheaper(taps, geometry, cells)):
-                    keep_apart_(conv, sampling, taps)
-                    return "shifted", f"{len(taps)} taps apart in {'x'.join(map(str, sampling.window))}"
             padding = _torch_padding(geometry, cuts)
             if padding is not None or type(conv) in FOLDED:
                 conv.weight = nn.Parameter(cut(kernel, cuts, sampling.margin), requires_grad=conv.weight.requires_grad)
@@ -72,11 +72,16 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
     return "geometry", f"{_shape(fixed.matrix, fixed.ndim, fixed.cuts)}; {why}"
 
 
-def can_be_shifted(layer: RewrittenConv) -> bool:
-    """Whether ``fold_layer_`` can choose between "shifted" and "dense"."""
-    sampling = layer.sampling
-    free = layer.replaced_class in SHIFTED and not at_start(sampling)
-    return free and suits(sampling, ConvGeometry.from_module(cast(_ConvNd, layer)))
+def dense_cost(layer: nn.Module, sampling: Sampling) -> float | None:
+    """Estimated time of a layer's dense kernel over that of the shifted form; None where it can't take the latter."""
+    kind, geometry = torch_layer(type(layer)), ConvGeometry.from_module(cast(_ConvNd, layer))
+    if kind not in SHIFTED or not suits(sampling, geometry):
+        return None
+    dcls = cast(DclsSampling, sampling)
+    # All channels share the taps' places: those of one tell which cells a dense kernel has.
+    kernel = dcls.kernel(torch.ones(1, 1, *dcls.taps, dtype=dcls.offset.dtype, device=dcls.offset.device))
+    cells = cut(kernel, smallest_cuts(occupied(kernel, dcls.ndim), dcls.margin), dcls.margin)
+    return cost_of_dense(shifts_of(dcls), geometry, cells.numel())
 
 
 def fold_hosted_(host: nn.Module, key: str) -> Answer:

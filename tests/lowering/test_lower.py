@@ -88,6 +88,7 @@ def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
         return {"shifted": 1.0, "dense": 2.0}
 
     monkeypatch.setattr(lowering, "measure_folded", measure_folded)
+    monkeypatch.setattr(lowering, "WORTH_MEASURING", 1e9)
     choices = {c.site: (c.form, c.how) for c in lower(rewritten(), X, forms={"far": "dense"}).choices}
     assert choices == {
         "near": ("shifted", "measured"),
