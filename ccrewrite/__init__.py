@@ -16,6 +16,7 @@ from ccrewrite.errors import (
     ModelRunError,
     SelectionError,
     SelectionWarning,
+    SizeWarning,
 )
 from ccrewrite.export.onnx import export_onnx
 from ccrewrite.export.rewrite import rewrite_onnx
@@ -58,6 +59,7 @@ __all__ = [
     "SelectionError",
     "SelectionWarning",
     "Site",
+    "SizeWarning",
     "StridedToCC",
     "TransposedToCC",
     "aot",

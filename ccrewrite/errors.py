@@ -28,3 +28,7 @@ class SelectionError(CcrewriteError, LookupError):
 
 class SelectionWarning(UserWarning):
     """One glob of a selection that otherwise selects something hits no convolution."""
+
+
+class SizeWarning(UserWarning):
+    """An ONNX file that was given run-time sizes holds numbers that may be right at its native sizes alone."""

@@ -25,6 +25,7 @@ def test_package() -> None:
         "SelectionError",
         "SelectionWarning",
         "Site",
+        "SizeWarning",
         "StridedToCC",
         "TransposedToCC",
         "aot",

@@ -55,11 +55,17 @@ def save(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:
     """Write ``model``, with its weights in a file of their own where they are too large for one, or ``external``. Raises
     ``ExportError`` where ``onnx.checker`` refuses it."""
     import onnx
-    import onnx_ir
 
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if external or weights > EXTERNAL else None)
+    write(model, path, external=external)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise ExportError(f"onnx.checker refuses the file: {error}") from error
+
+
+def write(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:
+    """The same, unchecked."""
+    import onnx_ir
+
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if external or weights > EXTERNAL else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 
 from tabulate import tabulate
@@ -24,6 +25,29 @@ class RunCheck:
     note: str = ""
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """What the inputs that choose internal sizes were given."""
+
+
+@dataclass(frozen=True)
+class SizeTrial:
+    """A run of a file with its input ``input`` at ``size``, natively ``native``.
+
+    ``others``, the inputs of that kind: "free", left to themselves; "native", given their native sizes; "alike", those too, but
+    given the same size where the native one is the same. The first of these with which the file runs. ``failure``: why it runs
+    with none. ``doubts``: numbers in the file that were applied to something of another size than natively, and that its model
+    may have computed of the size.
+    """
+
+    input: str
+    native: tuple[int, ...]
+    size: tuple[int, ...]
+    others: str
+    failure: str = ""
+    doubts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        at = re.search(r"running (\w+) node. Name:'([^']*)'", self.failure)
+        failed = f"not by itself: {' '.join(at.groups())} fails" if at else self.failure
+        return failed or (f"runs; unsure of {', '.join(self.doubts)}" if self.doubts else "follows")
 
 
 @dataclass(frozen=True)
@@ -51,12 +75,12 @@ class ExportReport:
 
     def __str__(self) -> str:
         runs = [
-            (" ".join(f"{n}={_times(size)}" for n, size in (c.shapes | c.sizes).items()), f"{c.max_rel_error:.1e}", c.flips)
+            (" ".join(f"{n}={times(size)}" for n, size in (c.shapes | c.sizes).items()), f"{c.max_rel_error:.1e}", c.flips)
             for c in self.checks
         ]
-        sites = [(s.name, s.layer, _times(s.window), s.code, s.message) for s in self.sites]
+        sites = [(s.name, s.layer, times(s.window), s.code, s.message) for s in self.sites]
         asked = [
-            (x.name, " ".join(f"{n}[{a}]" for n, a in x.axes), _times(x.native), " ".join(x.sites)) for x in self.size_inputs
+            (x.name, " ".join(f"{n}[{a}]" for n, a in x.axes), times(x.native), " ".join(x.sites)) for x in self.size_inputs
         ]
         return "\n".join(
             filter(
@@ -72,7 +96,7 @@ class ExportReport:
         )
 
 
-def _times(sizes: tuple[int, ...]) -> str:
+def times(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
-from ccrewrite.errors import ExportError, InputError, SelectionError
+from ccrewrite.errors import ExportError, InputError, SelectionError, SizeWarning
 from ccrewrite.export.check import compared, run_file, session_of
 from ccrewrite.export.files import replacing, require_packages, save, writable
-from ccrewrite.export.report import RunCheck
+from ccrewrite.export.report import RunCheck, SizeTrial, times
 from ccrewrite.export.sizes import SizeInput
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.rules import DilatedToDcls, Rule, StridedToCC, check_rules, rule_for
@@ -33,7 +35,7 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class OnnxResult:
     """What ``rewrite_onnx`` did: the plan as carried out, the inputs that choose sizes, the initializers that hold positions,
-    and the runs of the new file against the old one."""
+    the runs of the new file against the old one, and its runs at other sizes."""
 
     path: str
     plan: Plan
@@ -41,6 +43,7 @@ class OnnxResult:
     positions: dict[str, str]
     """Site -> the initializer's name."""
     checks: tuple[RunCheck, ...]
+    trials: tuple[SizeTrial, ...]
 
     @property
     def max_rel_error(self) -> float:
@@ -54,18 +57,21 @@ class OnnxResult:
                 "size_inputs": [asdict(s) for s in self.size_inputs],
                 "positions": self.positions,
                 "checks": [asdict(c) for c in self.checks],
+                "trials": [asdict(t) for t in self.trials],
             },
             indent=2,
         )
 
     def __str__(self) -> str:
-        sizes = ", ".join(s.name for s in self.size_inputs)
+        rows = [(t.input, times(t.native), times(t.size), t.others, str(t)) for t in self.trials]
         return "\n".join(
             filter(
                 None,
                 (
                     str(self.plan),
-                    f"inputs for sizes (0: the native one): {sizes}" if sizes else "",
+                    tabulate(rows, headers=("size input (0: native)", "native", "tried", "others", "the rest of the file"))
+                    if rows
+                    else "",
                     f"positions: {', '.join(self.positions.values())}" if self.positions else "",
                     f"{self.path}: at native sizes {self.max_rel_error:.1e} from the original, relative",
                 ),
@@ -88,7 +94,8 @@ def rewrite_onnx(
     rewritten; what was done.
 
     - Strided and transposed ones get a new input, ``"<site>.size"``: int64, the output size for each axis, where 0 is the
-      native one. Whether the rest of the model takes another size is not looked at.
+      native one. ``result.trials`` say whether the rest of the file takes another size. What is right there the file can't
+      tell: where a number in it may have been computed of a size that changed, ``SizeWarning`` names it.
     - Dilated ones become calls of a function in the file, ``ccrewrite::DclsConv``, whose taps are where the initializer
       ``"<site>.positions"`` says (axes, filters or 1, channels or 1, taps; in samples from the window's first): to be edited,
       and at the start exactly those of the dilated grid.
@@ -112,6 +119,8 @@ def rewrite_onnx(
     """
     require_packages()
     from ccrewrite.export.convolutions import convolutions
+    from ccrewrite.export.follow import tried, unwatch_, watch_
+    from ccrewrite.export.surgery import free_group_norms_
 
     source, target = Path(path_in), writable(Path(path_out))
     model = _load(source)
@@ -129,13 +138,26 @@ def rewrite_onnx(
     if not plan.rewritten:
         raise SelectionError(f"nothing can be rewritten in {source}: {plan.summary()}")
     inputs = _inputs(model, example_inputs)
+    free_group_norms_(model)
+    watched = watch_(model, found)
     sizes, positions = _rewrite_(model, [replace(c, site=s) for c, s in zip(found, sites, strict=True)], checked_rules)
     with replacing(target) as temporary:
+        trials = tried(model, watched, temporary.parent, inputs, sizes)
+        unwatch_(model, watched)
         save(model, temporary, external=source.with_name(f"{source.name}.data").exists())
         check = _compared(source, temporary, inputs, sizes, tolerance)
         if not check.ok:
             raise ExportError(f"the rewritten file computes something else than {source}: {check.note}. Nothing was written")
-    return OnnxResult(str(target), plan, tuple(sizes), positions, (check,))
+    result = OnnxResult(str(target), plan, tuple(sizes), positions, (check,), trials)
+    doubts = dict.fromkeys(doubt for trial in trials for doubt in trial.doubts)
+    if doubts:
+        warnings.warn(
+            f"{source} has numbers that are right at its native sizes, and at others only if its model doesn't compute them of "
+            f"these: {', '.join(doubts)}. Compare with the model before you ask for other sizes (result.trials says which)",
+            SizeWarning,
+            stacklevel=2,
+        )
+    return result
 
 
 def _load(path: Path) -> onnx_ir.Model:

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 
-from ccrewrite.export.convolutions import Convolution
+from ccrewrite.export.convolutions import Convolution, _ints
 from ccrewrite.export.functions import DOMAIN, CCConv, DclsConv, Operator, call_
-from ccrewrite.export.graph import put_instead_
+from ccrewrite.export.graph import _constant, put_instead_
 from ccrewrite.export.nodes import Nodes
 from ccrewrite.export.resampling import Axis, Profile
 from ccrewrite.export.sizes import SizeInput
@@ -90,6 +90,20 @@ def forget_sizes_(model: ir.Model) -> None:
                 value.shape = ir.Shape([None] * len(value.shape))
             else:
                 value.shape = None
+
+
+def free_group_norms_(model: ir.Model) -> None:
+    """Group norms as exporters write them, ``Reshape``, ``InstanceNormalization`` and ``Reshape`` back: where the last one has
+    the sizes as constants, it takes those of the first one's input."""
+    for back in list(model.graph):
+        norm = back.inputs[0].producer() if back.op_type == "Reshape" and back.inputs[0] is not None else None
+        there = norm.inputs[0].producer() if norm and norm.op_type == "InstanceNormalization" and norm.inputs[0] else None
+        data = there.inputs[0] if there is not None and there.op_type == "Reshape" else None
+        if data is not None and data.shape is not None and _ints(data.shape) == tuple(_constant(back.inputs[1]) or ()):
+            shape = ir.node("Shape", [data])
+            shape.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+            model.graph.insert_before(back, [shape])
+            back.replace_input_with(1, shape.outputs[0])
 
 
 def _put_(conv: Convolution, new: list[ir.Node], value: ir.Value) -> None:
