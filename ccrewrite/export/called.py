@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ccrewrite.errors import ExportError
 from ccrewrite.export.functions import DOMAIN, DclsConv, Operator
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn import sampling
@@ -20,6 +21,8 @@ class CalledSampling(DclsSampling):
     positions_in_window: Tensor
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        if input.dtype not in (torch.float32, torch.float16):
+            raise ExportError(f"functions in the file need float32 or float16, found {input.dtype}")
         call = sampling.bind(False, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
         pads = [(low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError, ModelRunError
+from ccrewrite.export.copies import runnable
 from ccrewrite.export.report import RunCheck
 from ccrewrite.export.sizes import Sizes
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 from ccrewrite.preserve import preserved
 from ccrewrite.resize import resized
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -70,15 +72,16 @@ def checked(
 ) -> tuple[RunCheck, ...]:
     """The file at ``path`` in onnxruntime against ``model`` in eager mode, on each of ``runs``, and at several sizes where the
     file asks for them. Raises ``ExportError`` where it doesn't run, or gives something else."""
-    session = session_of(path)
+    with runnable(path) as (file, copied):
+        session = session_of(file)
     found: list[RunCheck] = []
     for inputs in runs:
         for settings, given in sizes.trials(model, inputs) if sizes else [(None, dict[str, tuple[int, ...]]())]:
             if settings is None:
-                check = _check(model, session, inputs, given, tolerance)
+                check = _check(model, session, copied, inputs, given, tolerance)
             else:
                 with resized(model, settings, inputs):
-                    check = _check(model, session, inputs, given, tolerance)
+                    check = _check(model, session, copied, inputs, given, tolerance)
             if not check.ok:
                 shown = ", ".join(f"{n} {s}" for n, s in (check.shapes | check.sizes).items())
                 raise ExportError(
@@ -108,15 +111,17 @@ def run_file(session: Any, fed: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _check(
-    model: nn.Module, session: Any, inputs: Inputs, given: Mapping[str, tuple[int, ...]], tolerance: float | None
+    model: nn.Module, session: Any, copied: bool, inputs: Inputs, given: Mapping[str, tuple[int, ...]], tolerance: float | None
 ) -> RunCheck:
     expected = [t for t in tree_leaves(_run(model, inputs)) if isinstance(t, Tensor)]
     tensors = dict(_named_tensors(model, inputs))
     found = run_file(session, _feed(session, tensors, given))
     if len(found) != len(expected):
         raise ExportError(f"the file has {len(found)} outputs, the model has {len(expected)}")
+    if copied:
+        found = [f.to(e.dtype) if f.is_floating_point() else f for f, e in zip(found, expected, strict=True)]
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    return compared(expected, found, shapes, dict(given), tolerance)
+    return replace(compared(expected, found, shapes, dict(given), tolerance), in_float32=copied)
 
 
 def compared(
@@ -170,9 +175,14 @@ def _named_tensors(model: nn.Module, inputs: Inputs) -> list[tuple[str, Tensor]]
 
 def _feed(session: Any, tensors: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     fed: dict[str, Any] = {name: torch.tensor(size, dtype=torch.int64).numpy() for name, size in given.items()}
-    names = [i.name for i in session.get_inputs() if i.name not in fed]
+    types = {i.name: i.type for i in session.get_inputs()}
+    names = [n for n in types if n not in fed]
     if set(names) <= tensors.keys():
-        return fed | {n: tensors[n].detach().cpu().numpy() for n in names}
+        return fed | {n: _array(tensors[n], types[n]) for n in names}
     if len(names) != len(tensors):
         raise ExportError(f"the file has the inputs {', '.join(names)}, the model was called with {', '.join(tensors)}")
-    return fed | {n: t.detach().cpu().numpy() for n, t in zip(names, tensors.values(), strict=True)}
+    return fed | {n: _array(t, types[n]) for n, t in zip(names, tensors.values(), strict=True)}
+
+
+def _array(tensor: Tensor, kind: str) -> np.ndarray:
+    return (tensor.float() if kind == "tensor(float)" else tensor).detach().cpu().numpy()

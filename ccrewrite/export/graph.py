@@ -85,6 +85,18 @@ def crop_transposed_(model: ir.Model) -> None:
         put_instead_(crop, [], conv.outputs[0])
 
 
+def unify_types_(model: ir.Model) -> None:
+    """Weights of convolutions in the type of what they are applied to: where a batch norm is merged into one of bfloat16, the
+    optimizer computes them in float32 and leaves them so."""
+    for node in model.graph.all_nodes():
+        if node.op_type in ("Conv", "ConvTranspose") and (dtype := node.outputs[0].dtype) is not None:
+            for value in node.inputs[1:]:
+                if value is not None and value.const_value is not None and value.const_value.dtype != dtype:
+                    weight = value.const_value.numpy().astype(dtype.numpy())
+                    value.const_value = ir.tensor(weight, dtype, name=value.name)
+                    value.type = ir.TensorType(dtype)
+
+
 def put_instead_(node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
     """``new``, whose result is ``value``, in place of ``node``."""
     out, graph = node.outputs[0], node.graph

@@ -31,6 +31,9 @@ from ccrewrite.passes.substitute import copied
 NO_LIMIT = 2**40
 """For constant folding: the optimizer's own limits leave kernel constructions of a few channels in the graph."""
 
+BFLOAT16_SINCE = 22
+"""Operator set."""
+
 Dynamic = Mapping[Any, Any] | None
 
 
@@ -69,7 +72,10 @@ def export_onnx(
     on the example inputs, on ``check_inputs`` (more inputs of the same form), and with ``dynamic`` also at another size of
     every named axis, for a size may have been taken for a constant; with sizes="input" each of them at several internal sizes.
     It is written under a temporary name and moved to ``path`` when all of that went well. ``tolerance``: the largest difference
-    allowed, relative to an output's largest magnitude; None: 1e-4, in float16 1e-2.
+    allowed, relative to an output's largest magnitude; None: 1e-4, in float16 1e-2, in bfloat16 5e-2.
+
+    onnxruntime's CPU has no convolutions of bfloat16 and float64: of such a model's file, which has its type, a copy in float32
+    is run (``RunCheck.in_float32``). bfloat16 needs ``opset=22``; both need sizes="fixed" and no ``functions``.
 
     Raises ``InputError`` for arguments that can't be used, where a package is missing (extra ``onnx``) or the file can't be
     written, ``ExportError`` where torch can't export the model or the file failed a check. ``path`` is untouched then.
@@ -89,6 +95,8 @@ def export_onnx(
     inputs = Inputs.of(example_inputs)
     if any(t.is_meta for t in model.parameters()):
         raise InputError("the model is on the meta device: there are no weights to export")
+    if opset < BFLOAT16_SINCE and any(t.dtype == torch.bfloat16 for t in model.parameters()):
+        raise InputError(f"ONNX has convolutions of bfloat16 since operator set {BFLOAT16_SINCE}, found opset={opset}")
     open_sizes = Sizes.of(model, inputs, sizes) if sizes != "fixed" else None
     operators: dict[str, Any] = open_sizes.operators if open_sizes else {}
     exported, sites = _folded(model, inputs, open_sizes, operators if functions else None)
@@ -239,6 +247,7 @@ def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[A
     graph.unwrap_pads_(file)
     graph.crop_transposed_(file)
     file = optimizer.optimize(file, **limits)
+    graph.unify_types_(file)
     written = file.opset_imports.get("")
     if written != opset:
         raise ExportError(f"opset {opset} was asked for, but torch wrote opset {written}; ask for that one")

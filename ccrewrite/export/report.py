@@ -25,6 +25,8 @@ class RunCheck:
     note: str = ""
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """What the inputs that choose internal sizes were given."""
+    in_float32: bool = False
+    """The runtime doesn't compute in the file's type, so a copy of the file in float32 was run."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class ExportReport:
             (" ".join(f"{n}={times(size)}" for n, size in (c.shapes | c.sizes).items()), f"{c.max_rel_error:.1e}", c.flips)
             for c in self.checks
         ]
+        copy = ", as a copy in float32" if any(c.in_float32 for c in self.checks) else ""
         sites = [(s.name, s.layer, times(s.window), s.code, s.message) for s in self.sites]
         asked = [
             (x.name, " ".join(f"{n}[{a}]" for n, a in x.axes), times(x.native), " ".join(x.sites)) for x in self.size_inputs
@@ -88,7 +91,7 @@ class ExportReport:
                 (
                     tabulate(sites, headers=("site", "layer", "window", "becomes", "")) if sites else "",
                     tabulate(asked, headers=("size input", "chooses", "native", "sites")) if asked else "",
-                    tabulate(runs, headers=(f"run in {self.runtime}", "max rel error", "flips"), disable_numparse=True),
+                    tabulate(runs, headers=(f"run in {self.runtime}{copy}", "max rel error", "flips"), disable_numparse=True),
                     f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})",
                     f"{self.path}: opset {self.opset}, {self.size} bytes",
                 ),

@@ -55,8 +55,8 @@ class SizedSampling(CCSampling):
             asked = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * self.ndim
         elif self.site not in self.sizes.sized:
             return super().forward(input, weight, bias, *arguments, padding_mode=padding_mode, **named)
-        if input.dtype == torch.float64:
-            raise ExportError(f"{self.site}: sizes that are open need float32 or float16, found float64")
+        if input.dtype not in (torch.float32, torch.float16):
+            raise ExportError(f"{self.site}: sizes that are open need float32 or float16, found {input.dtype}")
         sizes = zip(input.shape[-self.ndim :], natural, asked, strict=True)
         long = [max(map(hint_of, found)) > BLOCK for found in sizes]
         what, learned = operator(self, geometry, still=self.still, mode=padding_mode, long=long, dtype=input.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -130,12 +131,52 @@ def test_half_precision(tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
 
 
-@pytest.mark.parametrize(("dtype", "opset"), [(torch.float64, 20), (torch.bfloat16, 22)])
-def test_what_the_runtime_cannot_run_is_not_written(dtype: torch.dtype, opset: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "opset", "error"), [(torch.float64, 20, 1e-5), (torch.bfloat16, 22, 5e-2)])
+def test_types_that_the_runtime_does_not_compute_in(dtype: torch.dtype, opset: int, error: float, tmp_path: Path) -> None:
+    """The file is of the model's type; what is run is a copy."""
+    torch.manual_seed(0)
     x = torch.randn(1, 3, 16, 16, dtype=dtype)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.ConvTranspose2d(4, 2, 4, stride=2)).to(dtype)
-    with pytest.raises(ExportError, match="not verified"):
-        export_onnx(moved(model, x), tmp_path / "m.onnx", x, opset=opset)
+    model = moved(network(padding_mode="reflect"), x.float()).to(dtype)
+    report = export_onnx(model, tmp_path / "m.onnx", x, opset=opset, dynamic={0: "batch", 2: "height"})
+    assert 0 < report.max_rel_error <= error
+    assert [c.in_float32 for c in report.checks] == [True, True]
+    assert "as a copy in float32" in str(report)
+    assert os.listdir(tmp_path) == ["m.onnx"]
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    kind = onnx.TensorProto.DOUBLE if dtype == torch.float64 else onnx.TensorProto.BFLOAT16
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+    assert {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)} == {kind}
+    assert {i.data_type for i in graph.initializer} & set(floats) == {kind}
+
+
+@pytest.mark.parametrize(("dtype", "opset"), [(torch.float64, 20), (torch.bfloat16, 22)])
+def test_a_wrong_file_of_another_type_is_not_written(
+    dtype: torch.dtype, opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(1, 3, 16, 16, dtype=dtype)
+    model = moved(network(), x.float()).to(dtype)
+    real = files.save
+
+    def off(file: Any, path: Path) -> None:
+        value = file.graph.initializers["across.weight"]
+        value.const_value = ir.tensor(value.const_value.numpy() * value.const_value.numpy().dtype.type(1.5), name=value.name)
+        real(file, path)
+
+    monkeypatch.setattr(module, "save", off)
+    with pytest.raises(ExportError, match="something else"):
+        export_onnx(model, tmp_path / "m.onnx", x, opset=opset)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_bfloat16_needs(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 16, 16, dtype=torch.bfloat16)
+    model = moved(network(), x.float()).bfloat16()
+    with pytest.raises(InputError, match="since operator set 22, found opset=20"):
+        export_onnx(model, tmp_path / "m.onnx", x)
+    with pytest.raises(ExportError, match=r"sizes that are open need float32 or float16, found torch\.bfloat16"):
+        export_onnx(model, tmp_path / "m.onnx", x, opset=22, sizes="input")
+    with pytest.raises(ExportError, match=r"functions in the file need float32 or float16, found torch\.bfloat16"):
+        export_onnx(model, tmp_path / "m.onnx", x, opset=22, functions=True)
     assert os.listdir(tmp_path) == []
 
 
