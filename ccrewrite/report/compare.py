@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
-from textwrap import shorten
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,13 +21,13 @@ from ccrewrite.nn.sampling import Sampling
 from ccrewrite.passes.scale_groups import scale_groups as find_scale_groups
 from ccrewrite.passes.sizes import samplings_of
 from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
-from ccrewrite.preserve import preserved
-from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, TRAINING, Comparison
-from ccrewrite.report.cost import flops_of, parameters_of, peak_memory, training_step
+from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, Comparison
+from ccrewrite.report.compiling import compile_all, room_for
+from ccrewrite.report.cost import flops_of, parameters_of, peak_memory
 from ccrewrite.report.environment import environment
 from ccrewrite.report.latency import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
-from ccrewrite.report.observe import built
 from ccrewrite.report.pictures import receptive_field
+from ccrewrite.report.running import evaluating, inference, modes_of, plain_of
 from ccrewrite.report.sites import sites_of
 from ccrewrite.report.variants import batch_of, variants_of
 
@@ -44,7 +42,7 @@ def compare(
     *,
     variants: Mapping[str, Model] | Sequence[str] | None = None,
     quick: bool = False,
-    compiled: bool | None = None,
+    compiled: bool | Collection[str] | None = None,
     batches: Sequence[int] = (),
     scale_groups: bool | None = None,
     trade: Trade | None = None,
@@ -55,13 +53,14 @@ def compare(
     """Parameters, FLOPs, latency, memory, errors and geometry of ``original`` and ``rewritten`` on ``example_inputs``.
 
     ``variants`` names further models to put beside them, or is a list of names in ``ccrewrite.report.variants.VARIANTS``
-    ("folded", ...), made of ``rewritten``. All run in evaluation mode and are left as they were. ``quick`` takes seconds
-    instead of minutes, with wider intervals.
+    ("folded", ...), made of ``rewritten``. All run in evaluation mode and are left as they were; further models under
+    ``torch.compile`` are not looked at site by site. ``quick`` takes seconds instead of minutes, with wider intervals.
 
-    ``compiled``: time inference of every model by ``torch.compile``, too, which takes minutes for large ones. ``batches``: time
-    inference at these batch sizes, too. ``scale_groups``: find which sites of ``rewritten`` change size together. None for
-    either: unless ``quick``. ``trade``: what ``ccrewrite.trade`` gave, to be shown. ``command`` is recorded as what made the
-    report; ``progress`` shows a bar on stderr, None: where that is a terminal.
+    ``compiled``: time inference by ``torch.compile``, too, of every model or of those named; it takes minutes for large ones.
+    ``batches``: time inference at these batch sizes, too. ``scale_groups``: find which sites of ``rewritten`` change size
+    together. ``compiled`` and ``scale_groups`` are True by default unless ``quick``. ``trade``: what ``ccrewrite.trade`` gave,
+    to be shown. ``command`` is recorded as what made the report; ``progress`` shows a bar on stderr, None: where that is a
+    terminal.
 
     Raises ``InputError`` for models, names or inputs that can't be used, ``ModelRunError`` where a model raises on them.
 
@@ -73,44 +72,46 @@ def compare(
     """
     inputs = Inputs.of(example_inputs)
     models = {ORIGINAL: as_module(original), REWRITTEN: as_module(rewritten)}
-    models |= {n: as_module(m) for n, m in variants_of(models[REWRITTEN], example_inputs, variants).items()}
-    compiled, scale_groups = (not quick if option is None else option for option in (compiled, scale_groups))
-    device = _device(inputs, models.values())
-    plain = {name: cast(nn.Module, getattr(m, "_orig_mod", m)) for name, m in models.items()}  # under torch.compile
-    wanted = sys.stderr.isatty() if progress is None else progress
-    with Progress(console=Console(stderr=True), transient=True, disable=not wanted) as bar:
-        task = bar.add_task("running", total=len(models) + 2 + compiled + len(batches) + scale_groups)
-
-        def next_is(what: str) -> None:
-            bar.update(task, advance=1, description=what)
-
+    scale_groups = not quick if scale_groups is None else scale_groups
+    effort = QUICK if quick else FULL
+    stages = len(models) + len(variants or ()) + len(batches) + scale_groups + 4
+    with _Stages(stages, sys.stderr.isatty() if progress is None else progress) as stage:
+        stage.next("making the variants")
+        models |= {n: as_module(m) for n, m in variants_of(models[REWRITTEN], example_inputs, variants).items()}
+        plain = {name: plain_of(model) for name, model in models.items()}
+        device = _device(inputs, models.values())
+        to_compile = _to_compile(models, not quick if compiled is None else compiled)
+        if to_compile or any(plain[name] is not model for name, model in models.items()):
+            stage.enter_context(room_for(len(models)))
         outputs = {name: _outputs(model, inputs) for name, model in models.items()}
         entries: list[dict[str, Any]] = []
-        for name, model in plain.items():
-            next_is(f"counting {name}")
+        for name, model in models.items():
+            stage.next(f"counting {name}")
             entries.append({"name": name, **_counted(model, inputs, device)})
             entries[-1]["outputs"] = _errors(outputs[ORIGINAL], outputs[name])
-        effort = QUICK if quick else FULL
-        if compiled:
-            next_is("compiling")
-        more, failures = _compiled(models, inputs) if compiled else ({}, {})
-        next_is("timing the models")
-        timed = _timed(models, inputs, device, effort, seed, more)
+        stage.next("compiling")
+        more, failures = compile_all(to_compile, inputs, stage.part)
+        stage.next("timing the models")
+        timed = _timed(models, inputs, device, effort, seed, stage.part, more)
         for entry in entries:
-            entry |= {"latency": timed[entry["name"]], "notes": failures.get(entry["name"], [])}
+            times = timed[entry["name"]]
+            alone = [f"no {mode} is timed: the original has none" for mode in entry["memory_bytes"] if mode not in times]
+            entry |= {"latency": times, "notes": failures.get(entry["name"], []) + alone}
         sweep: list[dict[str, Any]] = []
         for size in batches:
-            next_is(f"batches of {size}")
-            timed = _timed(models, batch_of(inputs, size), device, effort, seed, training=False)
+            stage.next(f"batches of {size}")
+            timed = _timed(models, batch_of(inputs, size), device, effort, seed, stage.part, training=False)
             sweep.append({"batch": size, "latency": {name: times[INFERENCE] for name, times in timed.items()}})
         extras: dict[str, Any] = {"batches": sweep} if sweep else {}
         if scale_groups:
-            next_is("scale groups")
+            stage.next("scale groups")
             extras |= _scale_groups(plain[REWRITTEN], inputs)
         if trade is not None:
             extras["trade"] = json.loads(trade.to_json())
-        next_is("timing the sites")
-        sites = sites_of(plain, inputs, device, SITES_QUICK if quick else SITES_FULL, seed)
+        stage.next("timing the sites")
+        # The sites of a compiled model don't run by themselves; those of the first two models say what was rewritten.
+        apart = {n: m for n, m in plain.items() if m is models[n] or n in (ORIGINAL, REWRITTEN)}
+        sites = sites_of(apart, inputs, device, SITES_QUICK if quick else SITES_FULL, seed, stage.part)
     return Comparison(
         {
             "schema": SCHEMA,
@@ -126,71 +127,52 @@ def compare(
     )
 
 
-@dataclass(frozen=True)
-class Mode:
-    """One way to run a model that is worth a number: ``run`` inside ``context()``."""
+class _Stages(ExitStack):
+    """A bar on stderr, one stage after the other. What else is entered ends with it."""
 
-    name: str
-    run: Callable[[], object]
-    context: Callable[[], AbstractContextManager[Any]]
+    def __init__(self, stages: int, shown: bool) -> None:
+        super().__init__()
+        bar = Progress(console=Console(stderr=True), transient=True, disable=not shown)
+        self.bar, self.done = self.enter_context(bar), -1
+        self.task = bar.add_task("", total=stages)
 
+    def next(self, what: str) -> None:
+        self.done += 1
+        self.bar.update(self.task, completed=self.done, description=what)
 
-def modes_of(model: nn.Module, plain: nn.Module, inputs: Inputs) -> list[Mode]:
-    """Inference as the model is; with every kernel built, where it would not be yet; forward and backward.
-
-    ``plain`` is ``model`` without what ``torch.compile`` wraps around it.
-    """
-    inference = partial(_inference, model, inputs)
-    found = [Mode(INFERENCE, inference, nullcontext)]
-    with torch.no_grad():
-        waiting = any(m.runs_plain() for m in plain.modules() if isinstance(m, Sampling))
-    if waiting and model is plain:  # a compiled one builds them anyway
-        found.append(Mode(MOVED, inference, partial(built, plain)))
-    if training_step(model, inputs) is not None:
-        found.append(Mode(TRAINING, partial(training_step, model, inputs), nullcontext))
-    return found
+    def part(self, share: float) -> None:
+        """How much of the stage is done."""
+        self.bar.update(self.task, completed=self.done + share)
 
 
-def _inference(model: nn.Module, inputs: Inputs) -> object:
-    with torch.no_grad():
-        return inputs.run(model)
+def _to_compile(models: Mapping[str, nn.Module], wanted: bool | Collection[str]) -> dict[str, nn.Module]:
+    names = (models if wanted else ()) if isinstance(wanted, bool) else wanted
+    for name in names:
+        if name not in models:
+            raise InputError(f"compiled names {name!r}; the models are {', '.join(models)}")
+    return {name: model for name, model in models.items() if name in names}
 
 
 def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Any]:
+    """Of a compiled model, memory is that of the compiled run, and FLOPs are those of the operations that were compiled."""
+    plain = plain_of(model)
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
     with evaluating([model], inputs):
-        for mode in modes_of(model, model, inputs):
+        for mode in modes_of(plain, inputs):
             with mode.context():
                 flops[mode.name] = flops_of(mode.run)
+        for mode in modes_of(model, inputs):
+            with mode.context():
                 memory[mode.name] = peak_memory(mode.run, device)
-    samplings = [m for m in model.modules() if isinstance(m, Sampling)]
+    samplings = [m for m in plain.modules() if isinstance(m, Sampling)]
     return {
         "samplings": len(samplings),
-        "parameters": parameters_of(model),
+        "parameters": parameters_of(plain),
         "flops": flops,
         "memory_bytes": memory,
-        "receptive_field": receptive_field(model, inputs),
+        "receptive_field": receptive_field(plain, inputs),
     }
-
-
-def _compiled(models: Mapping[str, nn.Module], inputs: Inputs) -> tuple[dict[str, nn.Module], dict[str, list[str]]]:
-    """(Name -> the model compiled and run once; name -> why there is none)."""
-    found: dict[str, nn.Module] = {}
-    failures: dict[str, list[str]] = {}
-    for name, model in models.items():
-        if hasattr(model, "_orig_mod"):
-            continue
-        candidate = cast(nn.Module, torch.compile(model))
-        try:
-            with evaluating([model], inputs), torch.no_grad():
-                inputs.run(candidate)
-        except ModelRunError as error:
-            cause = error.__cause__ or error
-            failures[name] = [f"torch.compile: {type(cause).__name__}: {shorten(str(cause), 200)}"]
-        else:
-            found[name] = candidate
-    return found, failures
 
 
 def _scale_groups(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -220,6 +202,7 @@ def _timed(
     device: torch.device,
     effort: Effort,
     seed: int,
+    progress: Callable[[float], None],
     compiled: Mapping[str, nn.Module] | None = None,
     *,
     training: bool = True,
@@ -229,44 +212,24 @@ def _timed(
     owners: dict[str, tuple[str, str]] = {}
     with evaluating(models.values(), inputs):
         for name, model in models.items():
-            modes = modes_of(model, cast(nn.Module, getattr(model, "_orig_mod", model)), inputs) if training else []
-            modes = modes or [Mode(INFERENCE, partial(_inference, model, inputs), nullcontext)]
+            modes = modes_of(model, inputs) if training else [inference(INFERENCE, model, inputs)]
             if compiled and name in compiled:
-                modes.append(Mode(COMPILED, partial(_inference, compiled[name], inputs), nullcontext))
+                modes.append(inference(COMPILED, compiled[name], inputs))
             for mode in modes:
                 key = f"{name}: {mode.name}"
                 reference = f"{ORIGINAL}: {INFERENCE if mode.name == MOVED else mode.name}"
-                owners[key] = name, mode.name
-                cases[key] = Case(mode.run, mode.context, reference if reference in cases else key)
-        timings = time_cases(cases, effort, seed=seed, cuda=device.type == "cuda")
+                if name == ORIGINAL or reference in cases:
+                    owners[key] = name, mode.name
+                    cases[key] = Case(mode.run, mode.context, key if name == ORIGINAL else reference)
+        timings = time_cases(cases, effort, seed=seed, cuda=device.type == "cuda", progress=progress)
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     for key, (name, mode_name) in owners.items():
-        found[name][mode_name] = asdict(timings[key])
+        found[name][mode_name] = timings[key].data()
     return found
 
 
-@contextmanager
-def evaluating(models: Sequence[nn.Module] | Any, inputs: Inputs) -> Generator[None]:
-    """Models in evaluation mode; afterwards they, their buffers, the inputs and the random states are as before.
-
-    Like ``preserved`` for all of them, but without its guard over every operator, which would be timed too.
-    """
-    tensors = [*inputs.tensors(), *(b for m in models for b in m.buffers())]
-    saved = [(t, t.detach().clone()) for t in tensors]
-    with ExitStack() as stack:
-        for model in models:
-            stack.enter_context(preserved(model, None))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, values in saved:
-                    if not torch.equal(tensor, values):
-                        tensor.copy_(values)
-
-
 def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    if not hasattr(model, "_orig_mod"):
+    if plain_of(model) is model:
         return outputs_of(model, inputs)
     with evaluating([model], inputs), torch.no_grad():  # under the guard of `outputs_of`, torch.compile would not compile
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Timing:
     ratio_high: float
     rounds: int
 
+    def data(self) -> dict[str, float]:
+        """As plain numbers, of as many digits as a clock has meaning."""
+        return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in asdict(self).items()}
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -63,15 +67,17 @@ def time_cases(
     seed: int = 0,
     cuda: bool = False,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Timing]:
-    """Time ``cases``, by name. On CUDA by events, else by ``clock``."""
+    """Time ``cases``, by name. On CUDA by events, else by ``clock``. ``progress`` is told the share that is done."""
     order = random.Random(seed)
     repeats = {name: _warmed_up(case, effort.sample_s, cuda, clock) for name, case in cases.items()}
     one_round = sum(repeat * seconds for repeat, seconds in repeats.values())
     low, high = effort.rounds
     rounds = min(max(math.ceil(effort.seconds / max(one_round, 1e-9)), low), high)
     samples: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
+    for done in range(rounds):
+        progress(done / rounds)
         for name in order.sample(list(cases), len(cases)):
             samples[name].append(_sample(cases[name], repeats[name][0], cuda, clock))
     return {name: _timing(samples[name], samples[case.reference], seed) for name, case in cases.items()}

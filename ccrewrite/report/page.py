@@ -24,7 +24,7 @@ def page(comparison: Comparison) -> str:
         loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     data = comparison.data
-    variants = [v["name"] for v in data["variants"] if v["name"] != ORIGINAL]
+    tabled = {v["name"]: _sites(comparison, v["name"]) for v in data["variants"] if v["name"] != ORIGINAL}
     return environment.get_template("page.html.j2").render(
         data=data,
         summary=comparison.summary(),
@@ -39,8 +39,7 @@ def page(comparison: Comparison) -> str:
         groups=tables.scale_groups(comparison),
         outputs=tables.outputs(comparison),
         fields=tables.receptive_fields(comparison),
-        variants=variants,
-        sites={name: _sites(comparison, name) for name in variants} if data["sites"] else {},
+        sites={name: found for name, found in tabled.items() if found["rows"]},
         words=tables.WORDS,
         # Nothing in a script element may look like its end.
         json=Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),

@@ -27,7 +27,12 @@ from ccrewrite.sites import Site
 
 
 def sites_of(
-    models: Mapping[str, nn.Module], inputs: Inputs, device: torch.device, effort: Effort, seed: int
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    device: torch.device,
+    effort: Effort,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> list[dict[str, Any]]:
     """One entry for each site of the original that runs, with one entry in its ``variants`` for each model.
 
@@ -54,10 +59,10 @@ def sites_of(
                 context = partial(built, model) if mode == BUILT else nullcontext
                 cases[f"{site.name}|{name}|{mode}"] = Case(run, context, f"{site.name}|{ORIGINAL}|{AS_IS}")
         entries.append(_described(site) | {"variants": found})
-    timings = time_cases(cases, effort, seed=seed, cuda=device.type == "cuda") if cases else {}
+    timings = time_cases(cases, effort, seed=seed, cuda=device.type == "cuda", progress=progress) if cases else {}
     for entry in entries:
         for name, variant in entry["variants"].items():
-            variant["latency"] = {mode: asdict(timings[f"{entry['name']}|{name}|{mode}"]) for mode in variant["flops"]}
+            variant["latency"] = {mode: timings[f"{entry['name']}|{name}|{mode}"].data() for mode in variant["flops"]}
     return entries
 
 
@@ -150,11 +155,12 @@ def _error(before: Sequence[Tensor], after: Sequence[Tensor]) -> dict[str, float
     one, other = (torch.cat([t.flatten().to(_wide(t)) for t in tensors]) for tensors in (before, after))
     difference = (one - other).abs()
     largest, scale = float(difference.max()), float(one.abs().max())
-    return {
+    found = {
         "max_abs_error": largest,
         "mean_abs_error": float(difference.mean()),
         "max_rel_error": largest / scale if scale else largest,
     }
+    return {name: float(f"{value:.7g}") for name, value in found.items()}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -38,7 +38,13 @@ def test_compare_and_report(compared: Compared, tmp_path: Path, monkeypatch: pyt
     for name in ("folded", "lowered", "compiled"):
         for one, other in zip(found["rewritten"]["outputs"], found[name]["outputs"], strict=True):
             assert one["max_abs_error"] == pytest.approx(other["max_abs_error"], rel=1e-4)
-        assert found[name]["latency"].keys() == {"inference", "training step"}
+        trained = set() if name == "lowered" else {"training step"}  # lowered for inference
+        assert found[name]["latency"].keys() == found[name]["memory_bytes"].keys() == {"inference"} | trained
+    assert found["lowered"]["parameters"] == found["folded"]["parameters"] | {"trainable": 0}
+    assert {name for site in found.data["sites"] for name in site["variants"]} == {"original", "rewritten", "folded"}
+    page = (tmp_path / "report.html").read_text()
+    assert "Sites of folded" in page
+    assert "Sites of lowered" not in page, "what is compiled has no sites that run by themselves"
     same = report_command(tmp_path, tmp_path / "report.json", console=console)
     assert not same.worse
     assert "0 of" in console.file.getvalue()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,13 @@ import pytest
 import torch
 from compared_net import Compared
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ccrewrite
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
 from ccrewrite.report import Comparison, compare, regression
+from ccrewrite.report.latency import time_cases
 from ccrewrite.report.tables import FORMATS, batches, document, overview, scale_groups, sites, trade
 from ccrewrite.report.variants import batch_of
 
@@ -88,6 +93,50 @@ def test_with_itself(compared: Compared) -> None:
     assert again.summary() == "nothing was rewritten: both models have the same rewritten layers (6 convolution sites)"
     for site in again.data["sites"]:
         assert site["variants"]["rewritten"]["error"]["local"]["max_abs_error"] == 0
+
+
+class Operations(TorchDispatchMode):
+    """A clock that operations turn, some more than others: what a machine measures that does nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.random = 0.0, random.Random(0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.now += self.random.lognormvariate(0, 0.05)
+        return func(*args, **(kwargs or {}))
+
+
+def test_with_itself_takes_as_long(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.00 within every interval, of the model and of its sites; another model's intervals leave it out."""
+    clock = Operations()
+    timed = functools.partial(time_cases, clock=lambda: clock.now)
+    for place in ("compare", "sites"):
+        monkeypatch.setattr(importlib.import_module(f"ccrewrite.report.{place}"), "time_cases", timed)
+    with clock:
+        same = compare(compared.moved, compared.moved, compared.input, quick=True)
+        other = compare(compared.original, compared.moved, compared.input, quick=True)
+
+    def timings(c: Comparison) -> list[dict[str, float]]:
+        entries = [c["rewritten"], *(site["variants"]["rewritten"] for site in c.data["sites"])]
+        return [timing for entry in entries for timing in entry["latency"].values()]
+
+    assert len(timings(same)) == 2 + 6
+    for timing in timings(same):
+        assert timing["ratio_low"] <= 1 <= timing["ratio_high"]
+        assert timing["ratio"] == pytest.approx(1, abs=0.1)
+    assert all(timing["ratio_low"] > 1 for timing in other["rewritten"]["latency"].values())
+
+
+def test_a_mode_that_the_original_lacks_has_no_ratio() -> None:
+    model, x = nn.Sequential(nn.Conv1d(1, 1, 3, dilation=2)).requires_grad_(False), torch.randn(1, 1, 9)
+    rewritten = ccrewrite.rewrite(model, x).model
+    rewritten.requires_grad_(True)
+    c = compare(model, rewritten, x, quick=True)
+    assert "training step" in c["rewritten"]["flops"]
+    assert "training step" not in c["rewritten"]["latency"]
+    assert c["rewritten"]["notes"] == ["no training step is timed: the original has none"]
+    check(c)
 
 
 def test_a_layer_that_pads_by_itself(compared: Compared) -> None:
@@ -177,6 +226,13 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert c["rewritten"]["latency"]["inference, compiled"]["ratio"] > 0
     assert c["rewritten"]["notes"] == []
     assert "inference, compiled" not in c["odd"]["latency"]
+    one = compare(
+        model, rewritten, x, quick=True, compiled=["original"], variants={"lowered": real(rewritten, backend="eager")}
+    )
+    modes = {v["name"]: v["latency"].keys() & {"inference, compiled"} for v in one.data["variants"]}
+    assert modes == {"original": {"inference, compiled"}, "rewritten": set(), "lowered": set()}
+    with pytest.raises(InputError, match="compiled names 'other'; the models are original, rewritten"):
+        compare(model, rewritten, x, quick=True, compiled=["other"])
     (note,) = c["odd"]["notes"]
     assert note.startswith("torch.compile: ")
     assert "not this one" in note

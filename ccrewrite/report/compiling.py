@@ -1,0 +1,59 @@
+"""Models under ``torch.compile``, beside one another in one process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from textwrap import shorten
+from typing import cast
+
+import torch
+from torch import nn
+
+from ccrewrite.capture import Inputs
+from ccrewrite.errors import ModelRunError
+from ccrewrite.report.running import evaluating, plain_of
+
+
+@contextmanager
+def room_for(models: int) -> Generator[None]:
+    """Inside, ``models`` of the same classes can be compiled: Dynamo counts recompilations by code, not by model, and past its
+    limit runs what it would have compiled, without saying so."""
+    from torch._dynamo import config  # seconds, which only those pay who compile
+
+    limits = {"recompile_limit": config.recompile_limit, "accumulated_recompile_limit": config.accumulated_recompile_limit}
+    with config.patch({name: limit * models for name, limit in limits.items()}):
+        yield
+
+
+def compile_all(
+    models: Mapping[str, nn.Module], inputs: Inputs, progress: Callable[[float], None]
+) -> tuple[dict[str, nn.Module], dict[str, list[str]]]:
+    """(Name -> the model compiled and run once; name -> why there is none). One that is compiled already stands for itself."""
+    found: dict[str, nn.Module] = {}
+    failures: dict[str, list[str]] = {}
+    for done, (name, model) in enumerate(models.items()):
+        progress(done / len(models))
+        if plain_of(model) is not model:
+            found[name] = model
+            continue
+        candidate = cast(nn.Module, torch.compile(model))
+        try:
+            with evaluating([model], inputs), torch.no_grad():
+                inputs.run(candidate)
+        except ModelRunError as error:
+            cause = error.__cause__ or error
+            failures[name] = [f"torch.compile: {type(cause).__name__}: {shorten(_without_folders(str(cause)), 200)}"]
+        else:
+            found[name] = candidate
+    return found, failures
+
+
+def _without_folders(text: str) -> str:
+    """File names alone of absolute paths: a report says nothing of the machine's folders.
+
+    >>> _without_folders("no compiler: /usr/local/bin/g++ -c '/home/me/x.cpp'")
+    "no compiler: g++ -c 'x.cpp'"
+    """
+    return re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", "", text)
