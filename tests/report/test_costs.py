@@ -27,11 +27,16 @@ def _evaluating(compared: Compared) -> None:
 
 LAYERS = {
     "1-d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 11)),
+    "1-d dilated": (nn.Conv1d(4, 6, 3, padding=3, dilation=3), (2, 4, 11)),
     "2-d grouped": (nn.Conv2d(4, 6, (3, 5), padding=2, dilation=(1, 2), groups=2), (2, 4, 9, 10)),
     "depthwise": (nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6), (1, 6, 9, 9)),
+    "strided and dilated": (nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2), (2, 4, 9, 10)),
+    "3-d dilated, grouped": (nn.Conv3d(4, 6, 3, padding=2, dilation=2, groups=2), (1, 4, 5, 6, 7)),
     "3-d": (nn.Conv3d(2, 3, 3, stride=(1, 2, 2), padding=1), (1, 2, 5, 6, 7)),
     "1-d transposed": (nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1), (2, 4, 7)),
     "2-d transposed grouped": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 4, 7, 5)),
+    "transposed, depthwise": (nn.ConvTranspose2d(6, 6, 4, stride=2, padding=1, groups=6), (2, 6, 7, 5)),
+    "transposed, dilated": (nn.ConvTranspose2d(4, 6, 3, padding=2, dilation=2), (2, 4, 7, 5)),
     "3-d transposed": (nn.ConvTranspose3d(2, 4, 2, stride=2), (1, 2, 3, 4, 5)),
 }
 
@@ -122,6 +127,24 @@ def test_parameters(compared: Compared) -> None:
     }
     by_site = {s["name"]: s["variants"]["rewritten"]["added_parameters"] for s in compared.comparison.data["sites"]}
     assert by_site == {"stem": 0, "down": 168, "dilated": 18, "depthwise": 600, "kernel": 18, "up": 202}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parameters_of_a_rewritten_layer(name: str) -> None:
+    """DCLS: a coordinate per axis for each tap of each set of positions; CC: a shift per axis, and for each axis a residual
+    whose output layer has a row for each of its taps."""
+    layer, shape = LAYERS[name]
+    plain = layer.in_channels * layer.out_channels // layer.groups * math.prod(layer.kernel_size) + layer.out_channels
+    assert parameters_of(layer) == {"total": plain, "trainable": plain, "added": 0}
+    rewritten = ccrewrite.rewrite(layer, torch.randn(shape)).model
+    axes = len(layer.kernel_size)
+    if max(layer.dilation) > 1 and not layer.transposed:
+        sets = layer.out_channels if layer.groups == layer.in_channels else 1
+        added = axes * math.prod(layer.kernel_size) * sets
+    else:
+        hidden = 16
+        added = axes + sum(2 * hidden + taps * (hidden + 1) for taps in layer.kernel_size)
+    assert parameters_of(rewritten) == {"total": plain + added, "trainable": plain + added, "added": added}
 
 
 def test_frozen_and_shared_parameters_count_as_such() -> None:
