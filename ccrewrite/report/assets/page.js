@@ -28,7 +28,7 @@ function latency() {
       Plot.barX(rows, { x: "median", y: "label", fill: (r) => colour(r.model) }),
       Plot.ruleY(rows, { x1: "q1", x2: "q3", y: "label", stroke: "var(--front)", strokeWidth: 2 }),
       narrow ? Plot.text(rows, { x: 0, y: "label", text: "label", textAnchor: "start", dy: -20 }) : null,
-      Plot.tip(rows, Plot.pointer({ x: "median", y: "label", title: "title" })),
+      Plot.tip(rows, Plot.pointerY({ x: "median", y: "label", title: "title" })),  // anywhere on a long bar
     ],
   }));
 }
