@@ -64,11 +64,11 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 bench-corpus: .venv-corpus/.ready  ## whole models compiled: reports/cpu/lowered_models
 	.venv-corpus/bin/python benchmarks/lowered_models.py
 
-reports: $(READY)  ## the comparison report of the demo's network, and the index
+reports: $(READY)  ## the comparison report of the demo's network, and the index; needs a C++ compiler
 	$(BIN)/python benchmarks/make_reports.py demo $(if $(QUICK),--quick)
 	$(BIN)/python benchmarks/make_reports.py index
 
-reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models; QUICK=1, ONLY='names'
+reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models, one on each core; needs a C++ compiler; QUICK=1, ONLY='names'
 	.venv-corpus/bin/python benchmarks/make_reports.py corpus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 EVIDENCE = segmentation sequences denoising classification unet

@@ -1,19 +1,23 @@
 """``make reports``: the comparison reports under reports/, and their index.
 
     .venv/bin/python benchmarks/make_reports.py demo             the network that ships with the package: fine-tuned, folded
-    .venv-corpus/bin/python benchmarks/make_reports.py corpus    the fifteen corpus models: rewritten, moved, folded
+    .venv-corpus/bin/python benchmarks/make_reports.py corpus    the fifteen corpus models: rewritten, moved, folded, lowered
     .venv/bin/python benchmarks/make_reports.py index            pages, tables and reports/README.md anew from the data there
 
-One thread: times of small models on shared machines repeat best that way.
+One thread: times of small models on shared machines repeat best that way. The corpus models are measured side by side, each in
+a process of its own, each process on a core of its own. What is lowered needs a C++ compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +25,19 @@ import torch
 from torch import nn
 
 import ccrewrite
-from ccrewrite.passes.fold import fold
 from ccrewrite.report import Comparison, compare
+from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, TRAINING
 from ccrewrite.report.tables import delta, error, ratio, table
+from ccrewrite.report.variants import variants_of
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "reports"
+SLOW = ("hf_mobilenetv2_deeplab", "diffusers_unet1d", "pcv_erfnet", "pcv_sharesnet18")
+"""Started first, so that no core is left alone with one of them at the end."""
 
 
 def demo(quick: bool) -> None:
-    """The digit segmenter as rewritten, after the demo's sixty steps of training on the added geometry, and that folded."""
+    """The digit segmenter as rewritten; after sixty steps of training on the added geometry; that folded, and lowered."""
     from ccrewrite.demo.network import example_inputs, segmenter
     from ccrewrite.demo.run import fine_tune
 
@@ -38,27 +45,50 @@ def demo(quick: bool) -> None:
     rewritten, tuned = (ccrewrite.rewrite(model, inputs).model for _ in range(2))
     fine_tune(tuned)
     command = "make reports" + (" QUICK=1" if quick else "")
-    variants = {"fine-tuned": tuned, "folded": fold(tuned, inputs).model}
+    variants = {"fine-tuned": tuned} | variants_of(tuned, inputs, ["folded", "lowered"])
     extras: dict[str, Any] = {} if quick else {"batches": (1, 4, 16)}
     compare(model, rewritten, inputs, variants=variants, quick=quick, command=command, **extras).save(REPORTS / "demo")
 
 
-def corpus(quick: bool, compiled: bool, only: Sequence[str], out: Path) -> None:
-    """The third-party models of tests/corpus: as rewritten, with every geometry moved at random, and that folded."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from corpus.models import MODELS, build
+def corpus(options: argparse.Namespace) -> None:
+    """The third-party models of tests/corpus, in as many processes at once as there are cores."""
+    from corpus.models import MODELS
 
-    for name in only or MODELS:
-        start = time.perf_counter()
-        model, inputs = build(name)
-        rewritten, moved = (ccrewrite.rewrite(model, inputs).model for _ in range(2))
-        move_(moved)
-        variants = {"moved": moved, "folded": fold(moved, inputs).model}
-        command = f"make reports-corpus ONLY={name}" + (" QUICK=1" if quick else "")
-        options: dict[str, Any] = {"quick": quick, "compiled": compiled, "scale_groups": True}
-        comparison = compare(model, rewritten, inputs, variants=variants, command=command, **options)
-        comparison.save(out / name)
-        print(f"{name}: {comparison.summary()}, {time.perf_counter() - start:.0f} s", flush=True)
+    if unknown := set(options.only) - set(MODELS):
+        raise SystemExit(f"no corpus model is called {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
+    waiting = sorted(options.only or MODELS, key=lambda name: name not in SLOW)
+    start, total, done = time.perf_counter(), len(waiting), itertools.count(1)
+    again = [sys.executable, __file__, "model", "--out", str(options.out), *(["--quick"] if options.quick else [])]
+
+    def work(core: int) -> None:
+        while waiting:
+            command = [*again, "--only", waiting.pop(0), "--core", str(core)]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+            print(f"{next(done)} of {total} after {time.perf_counter() - start:.0f} s: {said}", flush=True)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(work, sorted(os.sched_getaffinity(0))))
+
+
+def model(name: str, quick: bool, out: Path) -> None:
+    """One of them: as rewritten, with every geometry moved at random, that folded, and that lowered for inference.
+
+    Of the others, the original is compiled as well: what lowering adds is the ratio to that.
+    """
+    from corpus.models import build
+    from torch._inductor import config
+
+    config.compile_threads = 1
+    start = time.perf_counter()
+    original, inputs = build(name)
+    rewritten, moved = (ccrewrite.rewrite(original, inputs).model for _ in range(2))
+    move_(moved)
+    variants = {"moved": moved} | variants_of(moved, inputs, ["folded", "lowered"])
+    command = f"make reports-corpus ONLY={name}" + (" QUICK=1" if quick else "")
+    extras: dict[str, Any] = {"variants": variants, "compiled": ["original", "lowered"], "scale_groups": True}
+    comparison = compare(original, rewritten, inputs, quick=quick, command=command, progress=False, **extras)
+    comparison.save(out / name)
+    print(f"{name}: {comparison.summary()}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 @torch.no_grad()
@@ -90,7 +120,8 @@ needed), `report.md` and `report.json` ([schema](../docs/report-schema.json)). E
 versions that made it. What the numbers mean: [docs/reports.md](../docs/reports.md).
 
 Ratios are over the original, with a 99 % interval. "Once moved" is inference after the geometry has left its start; until then
-the plain convolution runs. "Folded" is moved geometry (the demo's as trained, the others' at random) in plain layers again.
+the plain convolution runs. "Folded" is moved geometry (the demo's as trained, the others' at random) in plain layers again,
+"lowered" the same compiled (`ccrewrite.lower`): over the original as it is, and over the original under `torch.compile`.
 
 """
 TAIL = "Other measurements:\n\n"
@@ -99,42 +130,54 @@ TAIL = "Other measurements:\n\n"
 def _row(folder: Path) -> dict[str, str]:
     comparison = Comparison.load(folder)
     before, after = comparison["original"], comparison["rewritten"]
-    folded = next((v for v in comparison.data["variants"] if v["name"] == "folded"), None)
+    folded, lowered = (
+        next((v["latency"] for v in comparison.data["variants"] if v["name"] == name), {}) for name in ("folded", "lowered")
+    )
+
+    def time_of(timings: dict[str, Any], mode: str = INFERENCE) -> str:
+        return ratio(timings[mode]) if mode in timings else ""
+
     name = folder.relative_to(REPORTS).as_posix()
     times: dict[str, Any] = after["latency"]
     flops: dict[str, int] = after["flops"]
-    moved = "inference, kernels built"
     errors = [o["max_rel_error"] for o in after["outputs"]]
     return {
         "model": f"[{name}]({name}/report.md)",
         "sites rewritten": f"{len(comparison.rewritten_sites)} of {len(comparison.data['sites'])}",
         "parameters": delta(after["parameters"]["total"], before["parameters"]["total"]),
         "max rel error": error(None if None in errors else max(errors, default=0)),
-        "time, inference": ratio(times["inference"]),
-        "time, once moved": ratio(times[moved]) if moved in times else "",
-        "time, training step": ratio(times["training step"]) if "training step" in times else "",
-        "time, folded": ratio(folded["latency"]["inference"]) if folded else "",
-        "FLOPs, once moved": delta(flops[moved], before["flops"]["inference"]) if moved in flops else "",
+        "time, inference": time_of(times),
+        "time, once moved": time_of(times, MOVED),
+        "time, training step": time_of(times, TRAINING),
+        "time, folded": time_of(folded),
+        "time, lowered": time_of(lowered),
+        "time, lowered over compiled": time_of(lowered, COMPILED),
+        "FLOPs, once moved": delta(flops[MOVED], before["flops"][INFERENCE]) if MOVED in flops else "",
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "corpus", "index"))
-    parser.add_argument("--quick", action="store_true", help="seconds for each model instead of a minute and a half")
-    parser.add_argument(
-        "--compiled", action="store_true", help="corpus: inference by torch.compile, too; minutes for each model"
-    )
+    parser.add_argument("what", choices=("demo", "corpus", "model", "index"), help="model: one of the corpus, in this process")
+    parser.add_argument("--quick", action="store_true", help="seconds of timing for each model instead of a minute and a half")
     parser.add_argument("--only", nargs="*", default=[], help="names of corpus models")
-    parser.add_argument("--out", type=Path, default=REPORTS / "corpus", help="where the corpus reports go")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=REPORTS / "corpus", help="where the corpus reports go; elsewhere: no index")
+    parser.add_argument("--core", type=int, help="the core to run on")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # the models' own
-    if arguments.what == "demo":
-        demo(arguments.quick)
-    elif arguments.what == "corpus":
-        corpus(arguments.quick, arguments.compiled, arguments.only, arguments.out)
-    index()
+    if options.what == "demo":
+        demo(options.quick)
+    elif options.what == "corpus":
+        corpus(options)
+    elif options.what == "model":
+        if options.core is not None:
+            os.sched_setaffinity(0, {options.core})
+        for name in options.only:
+            model(name, options.quick, options.out)
+    if options.what != "model" and options.out == REPORTS / "corpus":
+        index()
 
 
 if __name__ == "__main__":
