@@ -60,11 +60,17 @@ def dcls_conv(
     >>> dcls_conv(x, weight, places, "products", (2,), [(0, 0)])[0, 0]
     tensor([2., 2., 2., 2.])
     """
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = input.to(dtype), weight.to(dtype)
+    input, weight = autocast(input, weight)
     flat = [n for pair in pads for n in pair]
     return torch.ops.ccrewrite.dcls_conv(input, weight, positions, form, list(window), flat)[0]
+
+
+def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as a convolution under autocast takes them."""
+    if not torch.is_autocast_enabled(input.device.type):
+        return input, weight
+    dtype = torch.get_autocast_dtype(input.device.type)
+    return input.to(dtype), weight.to(dtype)
 
 
 @torch.library.custom_op("ccrewrite::dcls_conv", mutates_args=())

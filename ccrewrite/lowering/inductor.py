@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ccrewrite import forms
+from ccrewrite import forms, nn
 from ccrewrite.forms.operators import backward_of, forward_of
+from ccrewrite.forms.regions import region_backward_of, region_of
 
 try:
     from torch._inductor import config
@@ -30,7 +31,12 @@ except ImportError:  # pragma: no cover
 CODE: dict[Any, Callable[..., Any]] = {
     torch.ops.ccrewrite.dcls_conv.default: forward_of,
     torch.ops.ccrewrite.dcls_conv_backward.default: backward_of,
+    torch.ops.ccrewrite.region.default: region_of,
+    torch.ops.ccrewrite.region_backward.default: region_backward_of,
 }
+
+WORTH_SHARING = 2
+"""So many equal calls in a graph are compiled as one subgraph."""
 
 
 def options() -> dict[str, Any]:
@@ -40,57 +46,111 @@ def options() -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """Of the forms' code: changes with it."""
+    """Of the code of forms and regions: changes with it."""
     code = hashlib.sha256()
-    for file in sorted(Path(forms.__file__).parent.glob("*.py")):
-        code.update(file.read_bytes())
+    for package in (forms, nn):
+        for file in sorted(Path(package.__file__).parent.glob("*.py")):
+            code.update(file.read_bytes())
     return code.hexdigest()
 
 
 def expand_(graph: fx.Graph) -> int:
     """Replace every operator of ours by its code, in place, for the shapes of the fake values in ``meta["val"]``. Returns how
-    many there were."""
-    found = [node for node in graph.nodes if node.op == "call_function" and node.target in CODE]
-    for node in found:
-        outputs = _inlined(graph, node)
-        for user in list(node.users):
-            assert user.target is operator.getitem, user  # both operators return tuples
-            user.replace_all_uses_with(outputs[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
-    if found:
+    many there were.
+
+    Calls that are alike share one subgraph, which Inductor compiles once and calls; one without an equal is expanded where it
+    stands, and fused with its surroundings.
+    """
+    alike: dict[Any, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in CODE:
+            alike.setdefault(_signature(node), []).append(node)
+    for number, nodes in enumerate(alike.values()):
+        code = _traced(nodes[0])
+        if len(nodes) >= WORTH_SHARING:
+            _share_(graph, f"ccrewrite_form_{number}", code, nodes)
+        else:
+            for node in nodes:
+                _inline_(graph, code, node)
+    if alike:
         graph.eliminate_dead_code()  # what the forward keeps, where nothing differentiates
         graph.lint()
-    return len(found)
+    return sum(len(nodes) for nodes in alike.values())
 
 
-def _inlined(graph: fx.Graph, node: fx.Node) -> Any:
-    """The nodes that compute ``node``'s outputs, inserted before it."""
-    tensors = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), Tensor)]
-    values: list[Any] = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """The tensors among ``node``'s arguments, lists included; one that is there twice, once."""
+    return [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]
+
+
+def _signature(node: fx.Node) -> Any:
+    """Equal for calls whose code is the same; the node itself where a size is not a number, for symbols differ."""
+    tensors = _tensors(node)
+    values = [t.meta["val"] for t in tensors]
+    sizes = [(*v.shape, *v.stride(), v.storage_offset()) for v in values]
+    if len(tensors) < len(node.all_input_nodes) or not all(isinstance(n, int) for along in sizes for n in along):
+        return node
+    places = {tensor: place for place, tensor in enumerate(tensors)}
+    arguments = fx.map_arg(node.args, lambda a: f"tensor {places[a]}")
+    return node.target, tuple(sizes), tuple((v.dtype, v.device) for v in values), repr(arguments)
+
+
+def _traced(node: fx.Node) -> fx.GraphModule:
+    """``node``'s code as a graph whose placeholders are ``_tensors(node)``."""
+    tensors = _tensors(node)
 
     def code(*given: Tensor) -> Any:
-        arguments = list(values)
-        for i, tensor in zip(tensors, given, strict=True):
-            arguments[i] = tensor
-        return CODE[node.target](*arguments)
+        known = dict(zip(tensors, given, strict=True))
+        return CODE[node.target](*fx.map_arg(node.args, lambda a: known.get(a, a.meta["val"])))
 
-    mode = values[tensors[0]].fake_mode
+    values: list[Tensor] = [t.meta["val"] for t in tensors]
     assert select_decomp_table is not None
-    with mode:
-        traced = make_fx(code, decomposition_table=select_decomp_table())(*(values[i] for i in tensors))
-    given = iter(node.args[i] for i in tensors)
+    with values[0].fake_mode:  # pyright: ignore
+        return make_fx(code, decomposition_table=select_decomp_table())(*values)
+
+
+def _share_(graph: fx.Graph, name: str, code: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+    """Every one of ``nodes`` becomes a call of ``code``."""
+    module = graph.owning_module
+    assert module is not None
+    module.add_module(name, code)
+    several = isinstance(nodes[0].meta["val"], (tuple, list))
+    if not several:  # a subgraph returns a tuple
+        output = code.graph.output_node()
+        output.args = (output.args,)
+        code.recompile()
+    for node in nodes:
+        with graph.inserting_before(node):
+            subgraph = graph.get_attr(name)
+            call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (subgraph, name, *_tensors(node)))
+            result = call if several else graph.call_function(operator.getitem, (call, 0))
+        call.meta["val"] = node.meta["val"] if several else (node.meta["val"],)
+        result.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
+def _inline_(graph: fx.Graph, code: fx.GraphModule, node: fx.Node) -> None:
+    """``node`` becomes what ``code`` is made of."""
+    given = iter(_tensors(node))
     copies: dict[fx.Node, Any] = {}
     outputs: Any = ()
     with graph.inserting_before(node):
-        for inner in traced.graph.nodes:
+        for inner in code.graph.nodes:
             if inner.op == "placeholder":
                 copies[inner] = next(given)
             elif inner.op == "output":
                 outputs = fx.map_arg(inner.args[0], lambda a: copies[a])
             else:
                 copies[inner] = graph.node_copy(inner, lambda a: copies[a])
-    return outputs
+    if isinstance(outputs, fx.Node):
+        node.replace_all_uses_with(outputs)
+    else:
+        for user in list(node.users):
+            assert user.target is operator.getitem, user  # of a tuple or list
+            user.replace_all_uses_with(outputs[user.args[1]])
+            graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def _expansion() -> Any:

@@ -124,6 +124,8 @@ def lower(
         _check_forced(forced, dcls)
         calls = site_calls(model, Inputs.of(example_inputs), dcls)
         chosen = _choose(calls, forced, measured)
+        for sampling in samplings.values():
+            sampling.opaque = True
         for name, sampling in dcls.items():
             sampling.form = chosen[name].form if name in chosen else forced.get(name)
         choices = tuple(chosen.get(n) or _without_choice(n, s) for n, s in samplings.items())

@@ -226,7 +226,7 @@ class CCSampling(Sampling):
         # Of two samples nothing needs to be cut: natively no kernel is wider.
         within = (0,) * self.ndim if self.shift is None or min(self.margin) >= SUPPORT else self.window
         return tuple(
-            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a], within[a])
+            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a], within[a], self.opaque)
             for a, axis in enumerate(self._axes())
         )
 

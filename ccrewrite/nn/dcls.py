@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.forms import operators
+from ccrewrite.forms import operators, regions
 from ccrewrite.geometry import ConvGeometry, Ints, per_axis
 from ccrewrite.nn import placement, shifting
 from ccrewrite.nn.conv import RewrittenConv
@@ -106,6 +106,7 @@ class DclsSampling(Sampling):
         exact = interpolation == "linear" or self.width <= sharp_width(interpolation, dtype or torch.get_default_dtype())
         self.starts_exact = exact and elements is None
         self.placement = self._placement()
+        self.coded = placement.coded(self.placement, interpolation, self.width)
         shared = sharing in ("tap", "out") and g.groups == 1
         bands = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
         self.forms = ("window", *(("bands",) if shared else ()), *self._compiled_forms(g))
@@ -189,12 +190,19 @@ class DclsSampling(Sampling):
             return super().forward(input, weight, bias, **call)
         self.check_dilation(call["dilation"])
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
+        opaque = self.opaque and regions.called()
+        if form == "bands" and opaque:
+            tensors = *operators.autocast(input, weight), *self.parameters()
+            out = regions.region("dcls_bands", tensors, self.coded, (*call["stride"], *(n for pair in pads for n in pair)))
+            return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
         if form == "bands":
             places = self.offset, self.widening, self.placement, self.interpolation, self.width
             return shifting.dcls_conv_shifted(input, weight, bias, *places, call["stride"], pads)
-        dtype = torch.promote_types(self.offset.dtype, torch.float32)
-        cells = positions_of(self.placement, self.taps, self.offset.to(dtype))
-        positions = torch.stack([along[:, 0] for along in cells])
+        offset = self.offset.to(torch.promote_types(self.offset.dtype, torch.float32))
+        if opaque:
+            positions = regions.region("dcls_positions", (offset,), self.coded)[:, :, 0]
+        else:
+            positions = torch.stack([along[:, 0] for along in positions_of(self.placement, self.taps, offset)])
         batched = input if input.dim() == 2 + self.ndim else input[None]
         out = operators.dcls_conv(batched, weight.flatten(2), positions, form, self.window, pads)
         out = out if batched is input else out[0]
@@ -214,6 +222,8 @@ class DclsSampling(Sampling):
         return form if call["groups"] == 1 else "window"
 
     def kernel(self, weight: Tensor) -> Tensor:
+        if self.opaque and regions.called():
+            return regions.region("dcls_kernel", (weight, *self.parameters()), self.coded)
         # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
         return placement.dcls_kernel(weight, self.offset, self.widening, self.placement, self.interpolation, self.width)
 

@@ -8,12 +8,15 @@ nothing of the size taps x window is built, and the backward recomputes the fact
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ccrewrite.forms.regions import REGIONS, Region
 from ccrewrite.nn.interpolation import MIN_WIDTH, interpolate, interpolate_backward
 
 MAX_NDIM = 3
@@ -90,6 +93,41 @@ def place(
     """``(A, B, M, T)`` weights of T taps, with positions (and widths) ``(A, B, T)`` per axis -> ``(A, B, M, *sizes)``."""
     absent = [None] * (MAX_NDIM - len(sizes))
     return Place.apply(weight, kinds, sizes, *positions, *absent, *widths, *absent)
+
+
+def coded(axes: Sequence[Axis], interpolation: str, width: float) -> str:
+    """What the regions of a DCLS sampling get besides tensors, for ``decoded``."""
+    return repr(([tuple(axis) for axis in axes], interpolation, width))
+
+
+def decoded(constants: str) -> tuple[tuple[Axis, ...], str, float]:
+    axes, interpolation, width = ast.literal_eval(constants)
+    return tuple(Axis(*axis) for axis in axes), interpolation, width
+
+
+def _positions(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
+    """``positions_of`` of all axes, stacked: ``(axes, A, B, prod(taps))``."""
+    (offset,) = tensors
+    return torch.stack(positions_of(decoded(constants)[0], offset.shape[3:], offset))
+
+
+def _positions_like(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
+    (offset,) = tensors
+    return offset.new_empty(len(decoded(constants)[0]), *offset.shape[1:3], math.prod(offset.shape[3:]))
+
+
+def _kernel(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
+    weight, offset, widening = (*tensors, None)[:3]
+    return dcls_kernel(cast(Tensor, weight), cast(Tensor, offset), widening, *decoded(constants))
+
+
+def _kernel_like(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
+    weight = tensors[0]
+    return weight.new_empty(*weight.shape[:2], *(axis.size for axis in decoded(constants)[0]))
+
+
+REGIONS["dcls_positions"] = Region(_positions, _positions_like)
+REGIONS["dcls_kernel"] = Region(_kernel, _kernel_like)
 
 
 class KeepInside(torch.autograd.Function):

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ccrewrite.forms import regions
+from ccrewrite.forms.regions import REGIONS, Region
 from ccrewrite.nn.interpolation import hat, keys_cubic
 from ccrewrite.nn.placement import KeepInside
 
@@ -39,6 +41,9 @@ class Along(NamedTuple):
     """Samples from one tap to the next."""
     within: int = 0
     """Not 0: what is learned vanishes beyond so many samples around the kernel's centre."""
+
+    opaque: bool = False
+    """Whether torch.compile takes ``factor`` as one operator (``ccrewrite.forms.regions``)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,9 +81,29 @@ def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tenso
 
 def factor(along: Along, taps: int, spacing: int, margin: int, device: torch.device) -> Tensor:
     """What each tap contributes to the window's cells, the first of them ``margin`` before the first tap: ``(taps, cells)``."""
+    if along.opaque and along.layers and regions.called():
+        tensors = along.layers if along.shift is None else (*along.layers, along.shift)
+        numbers = along.axis, along.extent, along.spacing, along.within, int(along.shift is not None), taps, spacing, margin
+        return regions.region("cc_factor", tensors, along.basis, numbers)
     index = torch.arange(taps, device=device)
     cells = torch.arange(spacing * (taps - 1) + 1 + 2 * margin, device=device) - margin
     return profile((cells - spacing * index[:, None]).to(along.dtype), index, along)[0]
+
+
+def _factor(tensors: Sequence[Tensor], basis: str, numbers: Sequence[int]) -> Tensor:
+    axis, extent, apart, within, shifted, taps, spacing, margin = numbers
+    layers, shift = (tensors[:-1], tensors[-1]) if shifted else (tensors, None)
+    along = Along(basis, axis, shift, tuple(layers), extent, apart, within)
+    return factor(along, taps, spacing, margin, layers[0].device)
+
+
+def _factor_like(tensors: Sequence[Tensor], basis: str, numbers: Sequence[int]) -> Tensor:
+    shifted, taps, spacing, margin = numbers[4:]
+    dtype = torch.promote_types(tensors[-1 if shifted else 0].dtype, torch.float32)
+    return tensors[0].new_empty(taps, spacing * (taps - 1) + 1 + 2 * margin, dtype=dtype)
+
+
+REGIONS["cc_factor"] = Region(_factor, _factor_like)
 
 
 def _outputs(places: Tensor, taps: Tensor, layers: Sequence[Tensor]) -> Tensor:

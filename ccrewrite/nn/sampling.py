@@ -44,6 +44,9 @@ class Sampling(nn.Module, ABC):
 
     margin: Ints
     """Samples by which the window exceeds the kernel's original extent, per axis and on both sides."""
+    opaque: bool = False
+    """Whether torch.compile takes what is built of the geometry as operators (``ccrewrite.forms.regions``), so that layers that
+    are alike are compiled once. ``ccrewrite.lower`` sets it."""
 
     def __init__(self, kernel_size: Sequence[int], dilation: Sequence[int], *, transposed: bool, margin: Sequence[int]) -> None:
         super().__init__()

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ccrewrite.forms.regions import REGIONS, Region
 from ccrewrite.geometry import Ints
 from ccrewrite.nn.interpolation import interpolate, interpolate_backward
-from ccrewrite.nn.placement import Axis, positions_of, widths_of
+from ccrewrite.nn.placement import Axis, decoded, positions_of, widths_of
 
 NOMINAL_SIZE = 64
 """Samples per axis of a typical feature map, for the choice of form: it must not depend on the input, which may be symbolic."""
@@ -61,6 +62,29 @@ def dcls_conv_shifted(
     out = shifted_conv(batched, weight, factors, stride, pads)
     out = out if batched is input else out[0]
     return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * len(axes))
+
+
+def _bands(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
+    input, weight, offset, widening = (*tensors, None)[:4]
+    axes, interpolation, width = decoded(constants)
+    stride, pads = _stride_and_pads(numbers, len(axes))
+    places = cast(Tensor, offset), widening, axes, interpolation, width
+    return dcls_conv_shifted(cast(Tensor, input), cast(Tensor, weight), None, *places, stride, pads)
+
+
+def _bands_like(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
+    input, axes = tensors[0], decoded(constants)[0]
+    ndim = len(axes)
+    spans = zip(input.shape[-ndim:], axes, *_stride_and_pads(numbers, ndim), strict=True)
+    outputs = [(n + low + high - axis.size) // s + 1 for n, axis, s, (low, high) in spans]
+    return input.new_empty(*input.shape[: -ndim - 1], tensors[1].shape[0], *outputs)
+
+
+def _stride_and_pads(numbers: Sequence[int], ndim: int) -> tuple[Ints, tuple[tuple[int, int], ...]]:
+    return tuple(numbers[:ndim]), tuple(zip(numbers[ndim::2], numbers[ndim + 1 :: 2], strict=True))
+
+
+REGIONS["dcls_bands"] = Region(_bands, _bands_like)
 
 
 def shifted_conv(

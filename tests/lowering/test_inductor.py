@@ -57,3 +57,35 @@ def test_the_pass_has_an_identity_for_inductors_cache():
 def test_without_the_hook_there_are_no_options(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inductor, "CustomGraphPass", None)
     assert inductor.options() == {}
+
+
+def test_calls_that_are_alike_share_one_subgraph():
+    def chain(x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+        for _ in range(3):
+            x = dcls_conv(x, weight, positions, "products", (5, 5), [(2, 2), (2, 2)]).relu()
+        return dcls_conv(x, weight[:2], positions, "products", (5, 5), [(2, 2), (2, 2)])
+
+    graph = make_fx(chain, tracing_mode="fake")(*inputs("products"))
+    assert inductor.expand_(graph.graph) == 4
+    graph.recompile()
+    assert [name for name, _ in graph.named_children()] == ["ccrewrite_form_0"]
+    calls = [n for n in graph.graph.nodes if n.target is torch.ops.higher_order.invoke_subgraph]
+    assert [call.args[:2] for call in calls] == [(call.args[0], "ccrewrite_form_0") for call in calls]
+    assert len(calls) == 3
+    assert not any("ccrewrite" in str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+    given = inputs("products")
+    torch.testing.assert_close(graph(*given), chain(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_calls_of_open_sizes_share_nothing():
+    def twice(x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+        for _ in range(2):
+            x = dcls_conv(x, weight, positions, "shifts", (5, 5), [(2, 2), (2, 2)])
+        return x
+
+    graph = make_fx(twice, tracing_mode="symbolic")(*inputs("shifts"))
+    assert inductor.expand_(graph.graph) == 2
+    graph.recompile()
+    assert not list(graph.named_children())
+    given = inputs("shifts")
+    torch.testing.assert_close(graph(*given), twice(*given), rtol=1e-5, atol=1e-5)
