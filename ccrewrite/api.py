@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,9 @@ class Result:
 
     def __str__(self) -> str:
         return f"{self.plan}\n\n{self.check}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.plan._repr_html_()}<pre>{html.escape(str(self.check))}</pre>"
 
 
 def plan(

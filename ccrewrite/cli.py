@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -88,12 +90,15 @@ def rewrite(
 def finetune(
     config: Annotated[Path, typer.Argument(help="TOML file; docs/finetune.md has the keys")],
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint, if there is one")] = False,
+    as_json: Json = False,
 ) -> None:
     """Rewrite a model, fine-tune it and save it. Also under `torchrun -m ccrewrite.cli finetune ...`."""
     with _reported():
         from ccrewrite.training.command import finetune_command
 
-        finetune_command(config, resume=resume, console=out)
+        history = finetune_command(config, resume=resume, console=Console(quiet=True) if as_json else out)
+        if as_json and history is not None:
+            typer.echo(json.dumps(asdict(history), indent=2))
 
 
 @app.command()
@@ -120,10 +125,11 @@ def compare(
     """Rewrite the model and report parameters, cost, error and geometry, before against after."""
     with _reported():
         from ccrewrite.report.command import compare_command  # jinja2, which only the page needs
+        from ccrewrite.report.environment import without_folders
 
         model, inputs = load(factory, input)
         result = api.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
-        command = shlex.join(["ccrewrite", *sys.argv[1:]])
+        command = without_folders(shlex.join(["ccrewrite", *sys.argv[1:]]))
         found = compare_command(
             model,
             result.model,
@@ -223,12 +229,14 @@ def rewrite_onnx(
 
 
 @app.command()
-def demo() -> None:
+def demo(as_json: Json = False) -> None:
     """Rewrite the segmentation network that ships with the package, and show before and after."""
     with _reported():
         from ccrewrite.demo.run import run  # scikit-learn, which only the demo needs
 
-        run(out)
+        scores = run(Console(quiet=True) if as_json else out)
+        if as_json:
+            typer.echo(json.dumps({name: score._asdict() for name, score in scores.items()}, indent=2))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The command line: tables, JSON, files, exit codes, and one clear line for each mistake."""
 
 import json
+import sys
 import textwrap
 
 import pytest
@@ -136,11 +137,14 @@ def test_unwritable_target(run, tmp_path):
     assert "file can't be written" in result.stderr
 
 
-def test_compare_and_report(run, tmp_path):
+def test_compare_and_report(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ccrewrite", "compare", MODEL, "--out", "/home/me/before", "--config=/home/me/c.toml"])
     result = run("compare", MODEL, "--input", "1x3x16x16", "--out", "before", "--variants", "rewritten,folded", "--quick")
     assert result.exit_code == 0, result.stderr
     assert sorted(p.name for p in (tmp_path / "before").iterdir()) == ["report.html", "report.json", "report.md"]
-    assert "folded" in (tmp_path / "before" / "report.md").read_text()
+    text = (tmp_path / "before" / "report.md").read_text()
+    assert "folded" in text
+    assert f"Made by `ccrewrite compare {MODEL} --out before --config=c.toml`" in text, "no folders of the machine"
     same = run("report", "before", "before")
     assert same.exit_code == 0
     assert "are the same" in same.stdout

@@ -141,7 +141,7 @@ def test_the_run_shows_equal_scores_and_restores_the_thread_count(monkeypatch: p
     monkeypatch.setattr(demo, "TEST_CANVASES", 20)
     torch.set_num_threads(2)
     output = io.StringIO()
-    demo.run(Console(file=output, width=160))
+    scores = demo.run(Console(file=output, width=160))
     assert torch.get_num_threads() == 2
     text = output.getvalue()
     assert "10 sites: 7 rewritten; left alone: 3 plain" in text
@@ -152,3 +152,5 @@ def test_the_run_shows_equal_scores_and_restores_the_thread_count(monkeypatch: p
     assert rows["original"] == rows["rewritten"] == rows["reverted"]
     assert rows["fine-tuned"] != rows["original"]
     assert len(rows["original"]) == 3
+    assert {name: [f"{value:.4f}" for value in score] for name, score in scores.items()} == {n: rows[n] for n in scores}
+    assert scores.keys() == {"original", "rewritten", "fine-tuned", "reverted"}

@@ -20,17 +20,20 @@ STEPS, BATCH, RATE, SEED = 60, 16, 1e-2, 1_000_000
 """Of the fine-tuning; the seed starts where no canvas of the training came from."""
 
 
-def run(console: Console) -> None:
-    """Print the demo, in well under a minute; ``CcrewriteError`` where scikit-learn (extra ``demo``) is missing."""
+def run(console: Console) -> dict[str, Score]:
+    """Print the demo, in well under a minute, and return the networks' scores.
+
+    Raises ``CcrewriteError`` where scikit-learn (extra ``demo``) is missing.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # nearly as fast on images this small, and never ten times slower on a busy machine
     try:
-        _run(console)
+        return _run(console)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(console: Console) -> None:
+def _run(console: Console) -> dict[str, Score]:
     start = time.perf_counter()
     test = canvases(TEST_CANVASES, TEST_SEED, "test")
     torch.manual_seed(0)  # the residuals' inner layers are drawn at random
@@ -57,6 +60,7 @@ def _run(console: Console) -> None:
     scores["reverted"] = evaluate(revert(rewritten), *test)
     console.print(_scores(scores))
     console.print(f"{time.perf_counter() - start:.0f} s in all.")
+    return scores
 
 
 def fine_tune(model: nn.Module, steps: int = STEPS) -> None:

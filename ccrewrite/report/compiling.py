@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
@@ -13,6 +12,7 @@ from torch import nn
 
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import ModelRunError
+from ccrewrite.report.environment import without_folders
 from ccrewrite.report.running import evaluating, plain_of
 
 
@@ -44,16 +44,7 @@ def compile_all(
                 inputs.run(candidate)
         except ModelRunError as error:
             cause = error.__cause__ or error
-            failures[name] = [f"torch.compile: {type(cause).__name__}: {shorten(_without_folders(str(cause)), 200)}"]
+            failures[name] = [f"torch.compile: {type(cause).__name__}: {shorten(without_folders(str(cause)), 200)}"]
         else:
             found[name] = candidate
     return found, failures
-
-
-def _without_folders(text: str) -> str:
-    """File names alone of absolute paths: a report says nothing of the machine's folders.
-
-    >>> _without_folders("no compiler: /usr/local/bin/g++ -c '/home/me/x.cpp'")
-    "no compiler: g++ -c 'x.cpp'"
-    """
-    return re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", "", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -52,3 +53,12 @@ def _revision() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "") if tracked else None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def without_folders(text: str) -> str:
+    """File names alone of absolute paths: a report says nothing of the machine's folders.
+
+    >>> without_folders("compare a.b:c --out=/home/me/report; no /usr/bin/g++; a/b and 1/2 stay")
+    'compare a.b:c --out=report; no g++; a/b and 1/2 stay'
+    """
+    return re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)

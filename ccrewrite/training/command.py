@@ -22,8 +22,8 @@ KEYS = (*NEEDED, "input", "validation", "record_every", "rewrite", "finetune")
 REWRITE = ("include", "exclude", "kinds", "rules")
 
 
-def finetune_command(file: Path, *, resume: bool, console: Console) -> None:
-    """The keys of ``file`` are described in docs/finetune.md."""
+def finetune_command(file: Path, *, resume: bool, console: Console) -> History | None:
+    """What was done, in the main process. The keys of ``file`` are described in docs/finetune.md."""
     told = _read(file)
     config = FinetuneConfig.from_mapping(told.get("finetune", {}))
     loss = named(told["loss"], "the loss is named package.module:function")
@@ -51,6 +51,7 @@ def finetune_command(file: Path, *, resume: bool, console: Console) -> None:
         saving.save(result, out / "rewritten")
     if main:
         _report(result.model, history, recorder, out, console)
+    return history if main else None
 
 
 def _report(model: nn.Module, history: History, recorder: Recorder | None, out: Path, console: Console) -> None:

@@ -42,5 +42,8 @@ def test_plans_groups_and_trades_in_a_notebook(compared: Compared) -> None:
     html = ccrewrite.plan(compared.original, compared.input)._repr_html_()
     assert html.startswith("<p>6 sites: 5 rewritten; left alone: 1 plain</p><table>")
     assert "dilated-to-dcls" in html
+    result = ccrewrite.rewrite(compared.original, compared.input)._repr_html_()
+    assert result.startswith("<p>6 sites: 5 rewritten; left alone: 1 plain</p><table>")
+    assert "output[&#x27;map&#x27;]" in result
     assert "<table>" in ccrewrite.scale_groups(compared.untouched, compared.input)._repr_html_()
     assert "<table>" in ccrewrite.trade(compared.untouched, compared.input, [], repeats=2)._repr_html_()

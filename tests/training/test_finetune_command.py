@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def test_rewrites_trains_and_saves(run: Run) -> None:
     again = run(CONFIG)
     assert again.exit_code == 2
     assert "holds a run already" in again.stderr
-    assert run(CONFIG, "--resume").exit_code == 0
+    resumed = run(CONFIG, "--resume", "--json")
+    assert resumed.exit_code == 0
+    assert len(json.loads(resumed.stdout)["rows"]) == 6
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ function latency() {
   const wide = width(figure), narrow = wide < 560;
   const labels = rows.map((r) => r.label);
   figure.replaceChildren(Plot.plot({
-    width: wide, height: rows.length * (narrow ? 48 : 30) + 50, marginLeft: narrow ? 10 : 250, marginRight: 40,
+    width: wide, height: rows.length * (narrow ? 48 : 30) + 62, marginLeft: narrow ? 10 : 250, marginRight: 40, marginBottom: 42,
     x: { label: "time (ms)", grid: true, zero: true, nice: true },
     y: { label: null, domain: labels, axis: narrow ? null : "left", padding: narrow ? 0.5 : 0.25 },
     marks: [
       Plot.barX(rows, { x: "median", y: "label", fill: (r) => colour(r.model) }),
       Plot.ruleY(rows, { x1: "q1", x2: "q3", y: "label", stroke: "var(--front)", strokeWidth: 2 }),
       narrow ? Plot.text(rows, { x: 0, y: "label", text: "label", textAnchor: "start", dy: -20 }) : null,
-      Plot.tip(rows, Plot.pointerY({ x: "median", y: "label", title: "title" })),  // anywhere on a long bar
+      Plot.tip(rows, Plot.pointerY({ x: "median", y: "label", title: "title", lineWidth: 40 })),  // anywhere on a long bar
     ],
   }));
 }
