@@ -22,6 +22,7 @@ import ccrewrite
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
 from ccrewrite.report import Comparison, compare, regression
+from ccrewrite.report.compiling import room_for
 from ccrewrite.report.latency import time_cases
 from ccrewrite.report.tables import FORMATS, batches, document, overview, scale_groups, sites, trade
 from ccrewrite.report.variants import batch_of
@@ -238,6 +239,15 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not this one" in note
     assert f"- odd: {note}" in c.to_markdown()
     check(c)
+
+
+def test_every_model_has_the_recompilations_that_it_has_alone() -> None:
+    from torch._dynamo import config
+
+    alone = config.recompile_limit, config.accumulated_recompile_limit
+    with room_for(3):
+        assert (config.recompile_limit, config.accumulated_recompile_limit) == (3 * alone[0], 3 * alone[1])
+    assert (config.recompile_limit, config.accumulated_recompile_limit) == alone
 
 
 def test_bad_arguments(compared: Compared) -> None:
