@@ -1,5 +1,8 @@
 """The public names. Removing one breaks somebody: change this list only together with the changelog."""
 
+import subprocess
+import sys
+
 import ccrewrite
 
 
@@ -75,3 +78,9 @@ def test_layers() -> None:
         "share_positions",
     ]
     assert all(hasattr(ccrewrite.nn, name) for name in ccrewrite.nn.__all__)
+
+
+def test_imported_without_the_extras() -> None:
+    extras = ("accelerate", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); import ccrewrite"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError, ModelRunError
-from ccrewrite.export.copies import runnable
 from ccrewrite.export.report import RunCheck
 from ccrewrite.export.sizes import Sizes
 from ccrewrite.passes.verify import compare_outputs, outputs_of
@@ -72,6 +71,8 @@ def checked(
 ) -> tuple[RunCheck, ...]:
     """The file at ``path`` in onnxruntime against ``model`` in eager mode, on each of ``runs``, and at several sizes where the
     file asks for them. Raises ``ExportError`` where it doesn't run, or gives something else."""
+    from ccrewrite.export.copies import runnable  # of the extra onnx
+
     with runnable(path) as (file, copied):
         session = session_of(file)
     found: list[RunCheck] = []
