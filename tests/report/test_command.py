@@ -40,7 +40,7 @@ def test_compare_and_report(compared: Compared, tmp_path: Path, monkeypatch: pyt
             assert one["max_abs_error"] == pytest.approx(other["max_abs_error"], rel=1e-4)
         trained = set() if name == "lowered" else {"training step"}  # lowered for inference
         assert found[name]["latency"].keys() == found[name]["memory_bytes"].keys() == {"inference"} | trained
-    assert found["lowered"]["parameters"] == found["folded"]["parameters"] | {"trainable": 0}
+    assert found["lowered"]["parameters"]["trainable"] == found["lowered"]["parameters"]["added"] == 0
     assert {name for site in found.data["sites"] for name in site["variants"]} == {"original", "rewritten", "folded"}
     page = (tmp_path / "report.html").read_text()
     assert "Sites of folded" in page
