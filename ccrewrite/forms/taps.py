@@ -88,28 +88,36 @@ def _meeting(
 
 
 class _Rows:
-    """Padded data ``(N, C, *size)`` as windows that run through all rows: ``windows`` is ``(N, C, starts, elements)``."""
+    """Padded data ``(N, C, *size)`` as windows that run through all rows: ``windows`` is ``(N, C, starts, elements)``.
+
+    What follows a row is zero up to the next row's samples, so one margin between them serves both.
+    """
 
     def __init__(self, x: Tensor, window: Sequence[int], pads: Pads) -> None:
-        # What a window reads past the last row is of no use, but must be there: one row more.
-        extended = [(low, high + (a == 0)) for a, (low, high) in enumerate(pads)]
-        padded = pad(x, extended).contiguous()
-        self.sizes = [n - (a == 0) for a, n in enumerate(padded.shape[2:])]
+        x = pad(x, [(min(low, 0), min(high, 0)) for low, high in pads])  # a negative number crops
+        (first, last), *others = [(max(low, 0), max(high, 0)) for low, high in pads]
+        spans = zip(x.shape[2:], window, [(first, last), *others], strict=True)
+        self.outputs = [n + low + high - w + 1 for n, w, (low, high) in spans]
+        widths = [max(n + low, n + high, m) for n, m, (low, high) in zip(x.shape[3:], self.outputs[1:], others, strict=True)]
+        margins = [(width - n, 0) for n, width in zip(x.shape[3:], widths, strict=True)]
+        # What windows read past the last row is of no use, but must be there: at most two rows more.
+        padded = pad(x, [(first, last + 2), *margins]).contiguous()
+        self.widths = widths
         self.strides = row_strides(padded.shape[2:])
-        self.outputs = [n - w + 1 for n, w in zip(self.sizes, window, strict=True)]
         self.elements = self.outputs[0] * self.strides[0]
+        begins = [margin - low for (margin, _), (low, _) in zip(margins, others, strict=True)]
+        start = sum(begin * stride for begin, stride in zip(begins, self.strides[1:], strict=True))
         shape = *x.shape[:2], span(window, self.strides), self.elements
-        self.windows = padded.as_strided(shape, (padded.stride(0), padded.stride(1), 1, 1))
+        self.windows = padded.as_strided(shape, (padded.stride(0), padded.stride(1), 1, 1), start)
 
     def cropped(self, out: Tensor) -> Tensor:
         """``(N, C, elements)`` -> ``(N, C, *outputs)``"""
-        sizes = [self.outputs[0], *self.sizes[1:]]
-        out = out.view(*out.shape[:2], *sizes)
+        out = out.view(*out.shape[:2], self.outputs[0], *self.widths)
         for axis, n in enumerate(self.outputs[1:], 3):
             out = out.narrow(axis, 0, n)
         return out
 
     def spread(self, y: Tensor) -> Tensor:
         """``(N, C, *outputs)`` -> ``(N, C, 1, elements)``, zero where no output is."""
-        widths = [(0, n - m) for n, m in zip(self.sizes[1:], self.outputs[1:], strict=True)]
+        widths = [(0, n - m) for n, m in zip(self.widths, self.outputs[1:], strict=True)]
         return stored([pad(y, [(0, 0), *widths]).flatten(2)])[0][:, :, None]

@@ -48,8 +48,8 @@ def options() -> dict[str, Any]:
 def code_hash() -> str:
     """Of the code of forms and regions: changes with it."""
     code = hashlib.sha256()
-    for package in (forms, nn):
-        for file in sorted(Path(package.__file__).parent.glob("*.py")):
+    for package in (*forms.__path__, *nn.__path__):
+        for file in sorted(Path(package).glob("*.py")):
             code.update(file.read_bytes())
     return code.hexdigest()
 
