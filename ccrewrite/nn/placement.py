@@ -38,8 +38,53 @@ class Axis(NamedTuple):
 
     def start(self, taps: Sequence[int], like: Tensor) -> Tensor:
         """Start of every tap, ``(prod(taps),)``, in cells, with the dtype and device of ``like``."""
-        along = torch.arange(taps[self.dim], dtype=like.dtype, device=like.device) * self.step + self.origin
+        count = taps[self.dim]
+        along = torch.linspace(self.origin, self.origin + self.step * (count - 1), count, dtype=like.dtype, device=like.device)
         return along.view([-1 if d == self.dim else 1 for d in range(len(taps))]).expand(*taps).flatten()
+
+
+class Alike(NamedTuple):
+    """Axes one after the other that are of one size and all move, or one that doesn't: computed together, for on small kernels
+    the number of operators is what takes time."""
+
+    size: int
+    axes: tuple[Axis, ...]
+
+    @property
+    def moves(self) -> bool:
+        return self.axes[0].row >= 0
+
+
+def alike(axes: Sequence[Axis]) -> list[Alike]:
+    """``axes`` in their order, those that can be computed together as one."""
+    found: list[Alike] = []
+    for axis in axes:
+        if found and found[-1].moves and axis.row >= 0 and found[-1].size == axis.size:
+            found[-1] = Alike(axis.size, (*found[-1].axes, axis))
+        else:
+            found.append(Alike(axis.size, (axis,)))
+    return found
+
+
+def _alike_positions(kinds: Sequence[Alike], taps: Sequence[int], offset: Tensor) -> list[Tensor]:
+    """For each of ``kinds``, ``(axes, A, B, prod(taps))``."""
+    found: list[Tensor] = []
+    offset = offset.flatten(3)
+    for kind in kinds:
+        starts = torch.stack([axis.start(taps, offset) for axis in kind.axes])[:, None, None]
+        if kind.moves:
+            moved = starts + offset[kind.axes[0].row : kind.axes[-1].row + 1]
+            found.append(KeepInside.apply(moved, 0, kind.size - 1))
+        else:
+            found.append(starts.expand(1, *offset.shape[1:]))
+    return found
+
+
+def _alike_widths(kinds: Sequence[Alike], interpolation: str, width: float, widening: Tensor | None) -> Sequence[Tensor | None]:
+    if widening is None:
+        return [None] * len(kinds)
+    widths = KeepInside.apply(width * widening.flatten(3).exp(), MIN_WIDTH[interpolation], float("inf"))
+    return [widths[k.axes[0].row : k.axes[-1].row + 1] if k.moves else None for k in kinds]
 
 
 def positions_of(axes: Sequence[Axis], taps: Sequence[int], offset: Tensor) -> list[Tensor]:
@@ -47,20 +92,15 @@ def positions_of(axes: Sequence[Axis], taps: Sequence[int], offset: Tensor) -> l
 
     ``offset``: ``(learned axes, A, B, *taps)``, in samples.
     """
-    moved = offset.flatten(3)
-    starts = [axis.start(taps, offset) for axis in axes]
-    return [
-        start.expand(moved.shape[1:]) if axis.row < 0 else KeepInside.apply(start + moved[axis.row], 0, axis.size - 1)
-        for axis, start in zip(axes, starts, strict=True)
-    ]
+    return [along for found in _alike_positions(alike(axes), taps, offset) for along in found.unbind()]
 
 
 def widths_of(axes: Sequence[Axis], interpolation: str, width: float, widening: Tensor | None) -> list[Tensor | None]:
     """Width of every tap on each axis, ``(A, B, prod(taps))`` in samples, ``width * exp(widening)``; None where it has none."""
-    if widening is None:
-        return [None] * len(axes)
-    widths = KeepInside.apply(width * widening.flatten(3).exp(), MIN_WIDTH[interpolation], float("inf"))
-    return [widths[axis.row] if axis.row >= 0 else None for axis in axes]
+    found: list[Tensor | None] = []
+    for widths in _alike_widths(alike(axes), interpolation, width, widening):
+        found += [None] if widths is None else widths.unbind()
+    return found if widening is not None else [None] * len(axes)
 
 
 @torch.fx.wrap
@@ -75,14 +115,16 @@ def dcls_kernel(
     dtype = torch.float64 if torch.float64 in (weight.dtype, offset.dtype) else torch.float32
     device_type = "cpu" if weight.is_meta else weight.device.type  # autocast knows no meta device
     with torch.autocast(device_type, enabled=False):
-        positions = positions_of(axes, weight.shape[2:], offset.to(dtype))
-        widths = widths_of(axes, interpolation, width, None if widening is None else widening.to(dtype))
-        kinds = tuple(interpolation if axis.row >= 0 else "linear" for axis in axes)
+        together = alike([axis for axis in axes if axis.size > 1])  # of one cell nothing is to be interpolated
+        positions = _alike_positions(together, weight.shape[2:], offset.to(dtype))
+        widths = _alike_widths(together, interpolation, width, None if widening is None else widening.to(dtype))
+        kinds = tuple(interpolation if k.moves else "linear" for k in together)
+        sizes = tuple(k.size for k in together)
         out, inner = weight.shape[:2]
-        rows, columns, taps = positions[0].shape
+        rows, columns, taps = positions[0].shape[1:]
         grouped = weight.to(dtype).reshape(rows, out // rows, columns, inner // columns, taps).transpose(1, 2).flatten(2, 3)
-        kernel = place(grouped, kinds, tuple(axis.size for axis in axes), positions, widths)
-        window = kernel.shape[3:]
+        kernel = _placed(grouped, kinds, sizes, positions, widths)
+        window = [axis.size for axis in axes]
         kernel = kernel.view(rows, columns, out // rows, inner // columns, *window).transpose(1, 2)
     return kernel.reshape(out, inner, *window).to(weight.dtype)
 
@@ -91,6 +133,13 @@ def place(
     weight: Tensor, kinds: tuple[str, ...], sizes: tuple[int, ...], positions: Sequence[Tensor], widths: Sequence[Tensor | None]
 ) -> Tensor:
     """``(A, B, M, T)`` weights of T taps, with positions (and widths) ``(A, B, T)`` per axis -> ``(A, B, M, *sizes)``."""
+    return _placed(weight, kinds, sizes, [p[None] for p in positions], [None if w is None else w[None] for w in widths])
+
+
+def _placed(
+    weight: Tensor, kinds: tuple[str, ...], sizes: tuple[int, ...], positions: Sequence[Tensor], widths: Sequence[Tensor | None]
+) -> Tensor:
+    """``place`` with everything for axes that are alike together: positions (and widths) ``(axes, A, B, T)``."""
     absent = [None] * (MAX_NDIM - len(sizes))
     return Place.apply(weight, kinds, sizes, *positions, *absent, *widths, *absent)
 
@@ -148,15 +197,15 @@ class KeepInside(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         (value,) = ctx.saved_tensors
         low, high = ctx.bounds
-        # Descent moves against the gradient: a positive one pushes down.
-        outward = ((value < low) & (gradient > 0)) | ((value > high) & (gradient < 0))
+        # Descent moves against the gradient: of what is too low a positive one pushes further down.
+        outward = (value - value.clamp(low, high)) * gradient < 0
         return gradient.masked_fill(outward, 0), None, None
 
 
 class Place(torch.autograd.Function):
-    """``place``, with its derivatives.
+    """``_placed``, with its derivatives.
 
-    Axes beyond ``len(sizes)`` have None for both, as have widths of the linear form.
+    What is beyond ``len(sizes)`` has None for both, as have widths of the linear form.
 
     Keeps its inputs alone for the backward, which is made of differentiable operations: derivatives of any order work.
     """
@@ -177,6 +226,7 @@ class Place(torch.autograd.Function):
     ) -> Tensor:
         # One parameter for each argument: where no gradient is wanted, torch.compile tells by their number whether to pass ctx.
         factors = _factors(kinds, sizes, (position_0, position_1, position_2, width_0, width_1, width_2))
+        cells = [f.shape[-1] for f in factors]
         first, rest = factors[0], _outer(factors[1:])
         if rest is None:
             kernel = weight @ first
@@ -184,7 +234,7 @@ class Place(torch.autograd.Function):
             kernel = _fold(weight, first) @ rest
         else:
             kernel = weight @ _pair(first, rest)
-        return kernel.view(*weight.shape[:3], *sizes)
+        return kernel.view(*weight.shape[:3], *cells)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # pyright: ignore
@@ -194,7 +244,6 @@ class Place(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         weight, *places = ctx.saved_tensors
-        ndim = len(ctx.sizes)
         factors = _factors(ctx.kinds, ctx.sizes, places)
         first, rest = factors[0], _outer(factors[1:])
         rows, columns, count, taps = weight.shape
@@ -204,8 +253,8 @@ class Place(torch.autograd.Function):
             d_weight = gradient @ first.mT
             d_factors = [weight.mT @ gradient]
         elif _folds(weight):
-            gradient = gradient.reshape(rows, columns, count * ctx.sizes[0], -1)
-            along = (gradient @ rest.mT).view(rows, columns, count, ctx.sizes[0], taps)
+            gradient = gradient.reshape(rows, columns, count * first.shape[-1], -1)
+            along = (gradient @ rest.mT).view(rows, columns, count, first.shape[-1], taps)
             d_weight = (along * first.mT[:, :, None]).sum(3)
             if wants_places:
                 d_first = (along * weight[:, :, :, None]).sum(2).mT
@@ -214,23 +263,28 @@ class Place(torch.autograd.Function):
             gradient = gradient.reshape(rows, columns, count, -1)
             d_weight = gradient @ _pair(first, rest).mT
             if wants_places:
-                d_pair = (weight.mT @ gradient).view(rows, columns, taps, ctx.sizes[0], -1)
+                d_pair = (weight.mT @ gradient).view(rows, columns, taps, first.shape[-1], -1)
                 d_first = (d_pair @ rest[..., None]).squeeze(-1)
                 d_rest = (first[..., None, :] @ d_pair).squeeze(-2)
                 d_factors = [d_first, *_outer_backward(d_rest, factors[1:])]
         d_positions: list[Tensor | None] = [None] * MAX_NDIM
         d_widths: list[Tensor | None] = [None] * MAX_NDIM
-        for axis, d_factor in enumerate(d_factors):
-            position, width = places[axis], places[MAX_NDIM + axis]
-            if ctx.needs_input_grad[3 + axis] or ctx.needs_input_grad[3 + MAX_NDIM + axis]:
-                found = interpolate_backward(ctx.kinds[axis], position, width, d_factor, ndim)
-                d_positions[axis], d_widths[axis] = found
+        done = 0
+        for index, kind in enumerate(ctx.kinds):
+            position, width = places[index], places[MAX_NDIM + index]
+            if ctx.needs_input_grad[3 + index] or ctx.needs_input_grad[3 + MAX_NDIM + index]:
+                d_factor = torch.stack(d_factors[done : done + len(position)])
+                found = interpolate_backward(kind, position, width, d_factor, len(factors))
+                d_positions[index], d_widths[index] = found
+            done += len(position)
         return d_weight, None, None, *d_positions, *d_widths
 
 
 def _factors(kinds: tuple[str, ...], sizes: tuple[int, ...], places: Sequence[Any]) -> list[Tensor]:
-    ndim = len(sizes)
-    return [interpolate(kinds[a], places[a], places[MAX_NDIM + a], sizes[a], ndim) for a in range(ndim)]
+    """Of every axis, ``(A, B, T, cells)``."""
+    ndim = sum(len(places[i]) for i in range(len(sizes)))
+    found = (interpolate(kind, places[i], places[MAX_NDIM + i], sizes[i], ndim) for i, kind in enumerate(kinds))
+    return [factor for together in found for factor in together.unbind()]
 
 
 def _folds(weight: Tensor) -> bool:

@@ -57,8 +57,11 @@ class Along(NamedTuple):
         return 2 * self.extent if self.extent else round(2 * (SUPPORT + MAX_SHIFT))
 
 
-def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tensor]:
-    """(``phi_t``, the interpolant alone) at distances ``(..., n)``, for the taps whose indices are ``(...)``, broadcast."""
+def profile(distance: Tensor, taps: Tensor | None, along: Along) -> tuple[Tensor, Tensor]:
+    """(``phi_t``, the interpolant alone) at distances ``(..., n)``, for the taps whose indices are ``(...)``, broadcast.
+
+    None: for all taps in order, ``(taps, n)``.
+    """
     if not along.layers:
         bump = BASES[along.basis](distance)
         return bump, bump
@@ -66,15 +69,18 @@ def profile(distance: Tensor, taps: Tensor, along: Along) -> tuple[Tensor, Tenso
     if along.shift is not None:
         z = z - KeepInside.apply(along.shift[along.axis].to(z.dtype), -MAX_SHIFT, MAX_SHIFT)
     bump = BASES[along.basis](z)
+    index = torch.arange(len(layers[-1]), device=z.device) if taps is None and (along.extent or along.within) else taps
     if along.extent:
-        places = z + along.spacing * taps[..., None] - (along.extent - 1) / 2
+        assert index is not None
+        places = z + along.spacing * index[..., None] - (along.extent - 1) / 2
         return taper(places, along.extent) * _outputs(places, taps, layers), bump
     window = torch.cos(z.clamp(-SUPPORT, SUPPORT) * (math.pi / (2 * SUPPORT))) ** 2
     values = bump + window * _outputs(z, taps, layers)
     if along.within:
+        assert index is not None
         # Of the start, which at other sizes reads between samples there too, everything stays.
         centre = along.spacing * (len(layers[-1]) - 1) / 2
-        start, inside = BASES[along.basis](distance), taper(distance + along.spacing * taps[..., None] - centre, along.within)
+        start, inside = BASES[along.basis](distance), taper(distance + along.spacing * index[..., None] - centre, along.within)
         values, bump = torch.lerp(start, values, inside), torch.lerp(start, bump, inside)
     return values, bump
 
@@ -85,9 +91,9 @@ def factor(along: Along, taps: int, spacing: int, margin: int, device: torch.dev
         tensors = along.layers if along.shift is None else (*along.layers, along.shift)
         numbers = along.axis, along.extent, along.spacing, along.within, int(along.shift is not None), taps, spacing, margin
         return regions.region("cc_factor", tensors, along.basis, numbers)
-    index = torch.arange(taps, device=device)
-    cells = torch.arange(spacing * (taps - 1) + 1 + 2 * margin, device=device) - margin
-    return profile((cells - spacing * index[:, None]).to(along.dtype), index, along)[0]
+    cells = torch.arange(-margin, spacing * (taps - 1) + 1 + margin, dtype=along.dtype, device=device)
+    places = torch.arange(0, spacing * taps, spacing, dtype=along.dtype, device=device)
+    return profile(cells - places[:, None], None, along)[0]
 
 
 def _factor(tensors: Sequence[Tensor], basis: str, numbers: Sequence[int]) -> Tensor:
@@ -106,10 +112,10 @@ def _factor_like(tensors: Sequence[Tensor], basis: str, numbers: Sequence[int]) 
 REGIONS["cc_factor"] = Region(_factor, _factor_like)
 
 
-def _outputs(places: Tensor, taps: Tensor, layers: Sequence[Tensor]) -> Tensor:
+def _outputs(places: Tensor, taps: Tensor | None, layers: Sequence[Tensor]) -> Tensor:
     """The network at ``places`` ``(..., n)``, of its outputs those of ``taps`` ``(...)``."""
-    last, bias = layers[-2:]
-    return (features(places, layers[:-2]) * last[taps][..., None, :]).sum(-1) + bias[taps][..., None]
+    last, bias = layers[-2:] if taps is None else (p[taps] for p in layers[-2:])
+    return (features(places, layers[:-2]) * last[..., None, :]).sum(-1) + bias[..., None]
 
 
 def features(places: Tensor, layers: Sequence[Tensor]) -> Tensor:

@@ -56,6 +56,9 @@ def dcls_conv_shifted(
     widths = widths_of(axes, interpolation, width, None if widening is None else widening.to(dtype))
     factors: list[Tensor] = []
     for axis, position, spread in zip(axes, positions, widths, strict=True):
+        if axis.size == 1:
+            factors.append(position.new_ones(1, position.shape[-1], 1))
+            continue
         kind = interpolation if axis.row >= 0 else "linear"
         factors.append(Interpolate.apply(kind, position[:, 0], None if spread is None else spread[:, 0], axis.size, len(axes)))
     batched = input if input.dim() == 2 + len(axes) else input[None]
@@ -101,13 +104,17 @@ def shifted_conv(
     mixing = weight.flatten(2).permute(2, 0, 1).reshape(taps * out, inner)
     mixed = mixing @ input.transpose(0, 1).flatten(1)
     products = mixed.view(taps, out, batch, *sizes)
-    for axis in reversed(range(1, len(factors))):
+    # Along an axis of which each output reads the sample at its own place alone, nothing is to be done but the sum.
+    still = [f.shape[-1] == s == 1 and pad == (0, 0) for f, s, pad in zip(factors, stride, pads, strict=True)]
+    for axis in (a for a in reversed(range(1, len(factors))) if not still[a]):
         band = _band(factors[axis], sizes[axis], stride[axis], pads[axis]).to(products.dtype)
         rows = products.movedim(3 + axis, -1)
         alike = rows.flatten(1, -2) if sets == 1 else rows.flatten(0, 1).flatten(1, -2)  # rows that one band moves
         moved = torch.bmm(alike, band.flatten(0, 1).mT)
         sizes[axis] = band.shape[2]
         products = moved.view(*rows.shape[:-1], sizes[axis]).movedim(-1, 3 + axis)
+    if still[0]:
+        return products.sum(0).transpose(0, 1)
     # Along the first axis together with the sum over the taps.
     band = _band(factors[0], sizes[0], stride[0], pads[0]).to(products.dtype)
     outputs, behind = band.shape[2], sizes[1:]
