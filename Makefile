@@ -61,8 +61,9 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 	$(BIN)/python benchmarks/cc_speed.py
 	$(BIN)/python benchmarks/lowering_cpu.py
 
-bench-corpus: .venv-corpus/.ready  ## whole models compiled: reports/cpu/lowered_models
+bench-corpus: .venv-corpus/.ready  ## whole models compiled, and steps of fine-tuning: reports/cpu
 	.venv-corpus/bin/python benchmarks/lowered_models.py
+	.venv-corpus/bin/python benchmarks/finetune_step.py
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index; needs a C++ compiler
 	$(BIN)/python benchmarks/make_reports.py demo $(if $(QUICK),--quick)

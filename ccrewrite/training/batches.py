@@ -7,8 +7,8 @@ have had: a loader's batch is the batch of the whole run, and each process takes
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sized
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -121,6 +121,20 @@ class _Seeded(Dataset[Any]):
         place, index = place_and_index
         seed_all(*self.key, place)
         return self.dataset[index]
+
+
+def inputs_and_target(batch: Any) -> tuple[tuple[Any, ...] | dict[str, Any], Any]:
+    """What of a batch the model takes, and what the loss: of a mapping both all of it. Raises ``InputError`` for others.
+
+    >>> inputs_and_target(["image", "class"])
+    (('image',), 'class')
+    """
+    if isinstance(batch, Mapping):
+        return dict(cast("Mapping[str, Any]", batch)), batch
+    if isinstance(batch, (tuple, list)) and len(cast("Sequence[Any]", batch)) > 1:
+        *inputs, target = cast("Sequence[Any]", batch)
+        return tuple(inputs), target
+    raise InputError(f"a batch must be (*inputs, target) or a mapping, found {type(batch).__name__}")
 
 
 def seed_all(*key: int) -> None:

@@ -44,6 +44,9 @@ class FinetuneConfig:
     """Largest 2-norm of the gradient of all parameters together; None: no limit."""
     mixed_precision: str | None = None
     """ "no", "fp16" or "bf16"; None: what `accelerate launch` says, else "no"."""
+    compile: bool = False
+    """Train the model lowered (``ccrewrite.lower``): cheaper steps, after minutes of compiling in the first ones. Needs a C++
+    compiler (on a GPU triton), and batches of few different shapes, for each is compiled. Not under FSDP."""
     repulsion: float = 0.0
     """Weight of ``repulsive_loss(model) ** 2``."""
     smoothness: float = 0.0
@@ -96,6 +99,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise InputError(f"{name} must be a finite number of at least 0, found {value!r}")
+        if not isinstance(self.compile, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"compile must be true or false, found {self.compile!r}")
         if self.warmup > 1:
             raise InputError(f"warmup is a share of the steps, at most 1; found {self.warmup}")
         if self.feature_distillation and not self.features:

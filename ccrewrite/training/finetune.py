@@ -15,6 +15,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.preserve import random_states_kept
 from ccrewrite.training.batches import Batches
+from ccrewrite.training.compiled import compiled
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.loop import History, Loop
@@ -94,10 +95,12 @@ def finetune(
         accelerator = accelerator or stack.enter_context(_made(config, out))
         if original is not None:
             original.to(accelerator.device)
-        run = Steps(model, loss, original, config, optimizer(_groups(model, config)), schedules, accelerator, stack)
         rank, world = accelerator.process_index, accelerator.num_processes
         train = Batches(train_data, "train_data", config.seed, rank, world)
         valid = None if validation is None else Batches(validation, "validation", config.seed, rank, world)
+        called = compiled(model, train, accelerator, stack) if config.compile else model
+        groups = param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
+        run = Steps(model, called, loss, original, config, optimizer(groups), schedules, accelerator, stack)
         folder = None if out is None else RunFolder(out, accelerator.is_main_process, accelerator.wait_for_everyone)
         try:
             return Loop(run, train, valid, folder, progress).all(resume)
@@ -107,10 +110,6 @@ def finetune(
             vars(model).update(own)
             for module, training in flags:
                 module.training = training
-
-
-def _groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
-    return param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.nn.cc import nyquist_penalty
-from ccrewrite.training.batches import Share
+from ccrewrite.training.batches import Share, inputs_and_target
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation
 from ccrewrite.training.losses import repulsive_loss
@@ -38,11 +38,15 @@ class Schedule(Protocol):
 
 
 class Steps:
-    """Model, optimizer and losses: one step, one validation, one checkpoint."""
+    """Model, optimizer and losses: one step, one validation, one checkpoint.
+
+    ``called`` is what runs, the model itself or compiled.
+    """
 
     def __init__(
         self,
         model: nn.Module,
+        called: nn.Module,
         loss: Callable[[Any, Any], Tensor],
         original: nn.Module | None,
         config: FinetuneConfig,
@@ -61,7 +65,7 @@ class Steps:
             self.distillation = Distillation(model, original, **options)
             stack.enter_context(self.distillation)
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.wrapped, self.optimizer = accelerator.prepare(called, optimizer)
         self.schedules = list(schedules)
         self.freeze: FreezeSchedule | None = None
         if config.geometry_from or config.weights_from:  # after the preparation, which takes what is trainable
@@ -116,13 +120,9 @@ class Steps:
         from accelerate.utils import send_to_device
 
         batch = send_to_device(batch, self.accelerator.device)
-        if isinstance(batch, Mapping):
-            value: Any = self.loss(self.wrapped(**batch), batch)
-        elif isinstance(batch, (tuple, list)) and len(cast("Sequence[Any]", batch)) > 1:
-            *inputs, target = cast("Sequence[Any]", batch)
-            value = self.loss(self.wrapped(*inputs), target)
-        else:
-            raise InputError(f"a batch must be (*inputs, target) or a mapping, found {type(batch).__name__}")
+        inputs, target = inputs_and_target(batch)
+        outputs = self.wrapped(**inputs) if isinstance(inputs, dict) else self.wrapped(*inputs)
+        value: Any = self.loss(outputs, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"the loss must be a scalar tensor, the mean over the batch; found {found}")

@@ -79,6 +79,11 @@ def test_two_processes_do_what_one_does(
     assert len((one / "log.csv").read_text().splitlines()) == len((two / "log.csv").read_text().splitlines()) >= 21
 
 
+def test_compiled_in_two_processes(alone: Callable[..., Path], tmp_path: Path) -> None:
+    two = run(TWO, tmp_path / "two", *LOSSES, "compile=true")
+    assert difference(alone(*LOSSES), two) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("launcher", "states"), [(ONE, ""), (TWO, ""), (TWO, SHARDED), (TWO, FULL)], ids=["one", "DDP", "FSDP2", "FSDP2-full"]
 )
