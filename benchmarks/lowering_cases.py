@@ -153,12 +153,38 @@ def steps(case: Case, runs: Runs, training: bool) -> dict[str, Callable[[], Any]
 
 
 def error(case: Case, runs: Runs, names: set[str]) -> float:
-    """Largest relative difference of the outputs of ``names`` from those of the effective kernel in float64."""
+    """Largest relative difference of the outputs of ``names`` from the definition in float64."""
     with torch.no_grad():
-        kernel = case.ours.sampling.kernel(case.ours.weight.double())
-        expected = F.conv2d(case.x.double(), kernel, padding=case.ours.padding, groups=case.ours.groups)
+        expected = _defined(case)
         found = [runs[name][1](case.x).double() for name in names]
     return max(float((y - expected).abs().max() / expected.abs().max()) for y in found)
+
+
+def _defined(case: Case) -> Tensor:
+    """The layer's output in float64: for few channels by its effective kernel, else tap by tap (the kernel of 2048 channels has
+    gigabytes, and torch's convolution in float64 copies the input for each of its cells)."""
+    sampling, weight, x = case.ours.sampling, case.ours.weight.double(), case.x.double()
+    if case.ours.groups > 1 or sampling.sharing not in ("tap", "out"):
+        return F.conv2d(x, sampling.kernel(weight), padding=case.ours.padding, groups=case.ours.groups)
+    padding = case.ours.padding
+    size = [n + 2 * p - w + 1 for n, p, w in zip(x.shape[2:], padding, sampling.window, strict=True)]
+    x = F.pad(x, (padding[1], padding[1] + 1, padding[0], padding[0] + 1))  # one more: to the right of the last sample
+    rows, columns = (along[:, 0] for along in sampling.cells())
+    out = x.new_zeros(len(x), len(weight), *size)
+    for tap, mixing in enumerate(weight.flatten(2).unbind(2)):
+        mixed = torch.einsum("oi,nihw->nohw", mixing, x)
+        for row, column in {*zip(rows[:, tap].tolist(), columns[:, tap].tolist(), strict=True)}:
+            here = (rows[:, tap] == row) & (columns[:, tap] == column)
+            those = mixed if here.all() else mixed[:, here.expand(len(weight))]
+            value = _between(_between(those, 2, row, size[0]), 3, column, size[1])
+            out[:, here.expand(len(weight))] += value
+    return out
+
+
+def _between(x: Tensor, axis: int, position: float, size: int) -> Tensor:
+    """``size`` samples of ``x`` along ``axis`` from ``position`` on, linearly interpolated."""
+    low = int(position)
+    return torch.lerp(x.narrow(axis, low, size), x.narrow(axis, low + 1, size), position - low)
 
 
 def spread(values: list[float]) -> dict[str, float]:
