@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 import ccrewrite
 from ccrewrite.cli import app
+from ccrewrite.export import check, resampling
+from ccrewrite.passes import verify
 
 MODEL = "cli_models:network"
 
@@ -169,3 +171,26 @@ def test_fold_and_export(run, tmp_path):
     wrong = run("fold", MODEL, "--input", "1x3x16x16", "--from", "nowhere", "--out", "model.pt2")
     assert wrong.exit_code == 2
     assert "nowhere" in wrong.stderr
+
+
+def test_a_failed_verification_is_a_failure(run, tmp_path, monkeypatch):
+    """Whatever the reason that the numbers differ: not 0, and no file."""
+    assert run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved").exit_code == 0
+    common = [MODEL, "--input", "1x3x16x16", "--from", "saved"]
+    assert run("export", *common, "--out", "right.onnx").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(verify.TOLERANCE, torch.float32, -1.0)
+        folded = run("fold", *common, "--out", "wrong.pt2")
+    assert folded.exit_code == 1
+    assert "DIFFER" in folded.stdout
+    with monkeypatch.context() as patch:
+        patch.setitem(check.TOLERANCE, torch.float32, -1.0)
+        exported = run("export", *common, "--out", "wrong.onnx")
+    assert exported.exit_code == 2
+    assert "something else than the model" in exported.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(resampling, "_basis", lambda op, basis, distance: op.Relu(op.Sub(1.5, op.Abs(distance))))
+        rewritten = run("rewrite-onnx", "right.onnx", "--out", "wrong.onnx")
+    assert rewritten.exit_code == 2
+    assert "something else than" in rewritten.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("wrong", "."))]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +11,7 @@ from torch import nn
 from ccrewrite.arguments import _inputs as inputs_of
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
+from ccrewrite.export.files import replacing, writable
 from ccrewrite.export.onnx import export_onnx
 from ccrewrite.export.rewrite import rewrite_onnx
 from ccrewrite.passes.fold import fold
@@ -22,19 +21,16 @@ def fold_command(
     model: nn.Module, example_inputs: Any, target: Path, *, tol: float = 0.0, batch_norm: bool = False, as_json: bool = False
 ) -> tuple[str, bool]:
     """Fold and save as a program of ``torch.export`` (.pt2): (what to print, whether verification passed). Nothing is written
-    where it didn't."""
+    where it didn't. Raises ``InputError`` where ``target`` can't be written."""
+    target = writable(target)
     result = fold(model, example_inputs, tol=tol, batch_norm=batch_norm)
     text = result.to_json() if as_json else str(result)
     if not result.check.ok:
         return text, False
     inputs = Inputs.of(example_inputs)
     program = torch.export.export(result.model.eval(), inputs.args, inputs.kwargs, strict=False)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ccrewrite-") as directory:
-            torch.export.save(program, os.path.join(directory, "model.pt2"))
-            os.replace(os.path.join(directory, "model.pt2"), target)
-    except OSError as error:
-        raise InputError(f"{target} can't be written: {error}") from error
+    with replacing(target) as temporary:
+        torch.export.save(program, temporary)
     return text if as_json else f"{text}\nsaved {target}", True
 
 

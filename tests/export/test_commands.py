@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,29 @@ def test_fold(saved: tuple[nn.Module, Any, Path]) -> None:
     program = torch.export.load(directory / "model.pt2")
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
     assert json.loads(fold_command(model, x, directory / "model.pt2", as_json=True)[0])["check"]["ok"]
-    with pytest.raises(InputError, match="written"):
+
+
+def test_where_fold_cannot_write(saved: tuple[nn.Module, Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, directory = saved
+    target = directory / "model.pt2"
+    target.write_text("what was there")
+
+    def full(program: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="no directory"):
         fold_command(model, x, directory / "nowhere" / "model.pt2")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.export, "save", full)
+        with pytest.raises(InputError, match="No space left"):
+            fold_command(model, x, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: Path(path) != target)
+        with pytest.raises(InputError, match="no permission"):
+            fold_command(model, x, target)
+    assert target.read_text() == "what was there"
+    assert os.listdir(directory) == ["model.pt2"]
 
 
 def test_export(saved: tuple[nn.Module, Any, Path]) -> None:

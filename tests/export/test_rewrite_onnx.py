@@ -189,7 +189,8 @@ def test_files_that_cannot_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "weights.bin").unlink()
     refuses("weights.bin, which is missing", tmp_path / "external.onnx")
 
-    def full(*args: Any, **named: Any) -> None:
+    def full(file: Any, path: Path, **named: Any) -> None:
+        path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

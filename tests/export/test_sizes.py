@@ -82,7 +82,9 @@ def test_a_vocoder_at_any_size(vocoder: tuple[nn.Module, Any]) -> None:
     model, report = vocoder
     draw = random.Random(0)
     x = MODELS["vocoder"]()[1]
-    for _ in range(10):
+    agree(model, report, x, {i.name: (1,) for i in report.size_inputs})
+    agree(model, report, x, {i.name: (3 * i.native[0],) for i in report.size_inputs})
+    for _ in range(18):
         agree(model, report, x, {i.name: tuple(draw.randint(1, 3 * n) for n in i.native) for i in report.size_inputs})
 
 
