@@ -114,8 +114,11 @@ def put_instead_(node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
 
 
 def _constant(value: ir.Value | None) -> list[int] | None:
+    """Whole numbers."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if tensor is None else [int(n) for n in tensor.numpy()]
+    if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        return None
+    return [int(n) for n in tensor.numpy().ravel()]
 
 
 def annotate_(model: ir.Model, origins: Mapping[str, str]) -> None:

@@ -237,12 +237,18 @@ def _export(
 
 
 def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[Any, dict[str, int], dict[str, int]]:
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
 
     from ccrewrite.export import graph
 
     before = graph.histogram(program.model)
-    limits: Any = {"input_size_limit": NO_LIMIT, "output_size_limit": NO_LIMIT, "inline": not program.model.functions}
+    limits: Any = {"input_size_limit": NO_LIMIT, "output_size_limit": NO_LIMIT}
+    # First what is constant, for the optimizer's patterns take time by the square of the number of nodes.
+    optimizer.fold_constants(program.model, **limits)
+    optimizer.remove_unused_nodes(program.model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
+    limits["inline"] = not program.model.functions
     file = optimizer.optimize(program.model, **limits)
     graph.unwrap_pads_(file)
     graph.crop_transposed_(file)

@@ -86,7 +86,10 @@ class Sizes:
                 )
             found = cls(model, scale_groups(model, inputs), None)
             if not found.inputs:
-                raise InputError("no internal size of this model is free:\n" + str(found.groups))
+                raise InputError(
+                    "no internal size of this model is free, so there is none to leave open; sizes='fixed' exports it:\n"
+                    + str(found.groups)
+                )
             return found
         if hook is None and not asking:
             raise InputError(

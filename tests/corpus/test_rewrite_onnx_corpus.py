@@ -24,8 +24,9 @@ DOUBTFUL = {"hf_mobilenetv2_deeplab", "hf_bit"}
 """Models whose code computes pads of the feature maps' sizes. Their files have them as constants, which are right at the native
 sizes; of others the user is warned."""
 
-FIXED_INSIDE = {"hf_dpt_depth": "Add"}
-"""Model -> the node of its file that takes no other size, as it says when it is run: here position embeddings."""
+FIXED_INSIDE = {"hf_dpt_depth": "Add", "diffusers_unet1d": "Reshape"}
+"""Model -> the node of its file that takes no other size, as it says when it is run: position embeddings, the heads of an
+attention layer."""
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n not in ONNX_REFUSED])

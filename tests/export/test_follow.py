@@ -25,6 +25,9 @@ def ints(name: str, *numbers: int) -> Any:
     return helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers)
 
 
+OTHERS = (ints("z", 0), ints("two", 2), helper.make_tensor("least", TensorProto.FLOAT, [], [-np.inf]))
+
+
 def file(directory: Path, *nodes: Any, numbers: Any = (), stem_pads: tuple[int, int] = (1, 1)) -> Path:
     """(1, 2, 17) -> a convolution ``stem`` of stride 2, (1, 2, 9) -> ``nodes``."""
     weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2, 3], np.ones(12))
@@ -51,6 +54,7 @@ SURE = {
 STRIDED = op("Conv", "w", strides=[2], pads=[1, 1])
 DOUBTFUL = [
     (op("Pad", "n"), (0, 0, 0, 0, 0, 1), "pads [0, 0, 0, 0, 0, 1] of it"),
+    (op("Pad", "n", "least"), (0, 0, 0, 0, 0, 1), "pads [0, 0, 0, 0, 0, 1] of it"),
     (STRIDED, (), "pads [1, 1] of it"),
     (op("MaxPool", kernel_shape=[3], strides=[2], pads=[1, 1]), (), "pads [1, 1] of it"),
     (op("Reshape", "n"), (1, 3, -1), "shape [1, 3, -1] of it"),
@@ -62,13 +66,13 @@ DOUBTFUL = [
 @pytest.mark.parametrize("name", SURE)
 def test_files_that_follow(name: str, tmp_path: Path) -> None:
     node, numbers = SURE[name]
-    found = trial(file(tmp_path, node, numbers=(ints("n", *numbers), ints("z", 0), ints("two", 2)) if numbers else ()))
+    found = trial(file(tmp_path, node, numbers=(ints("n", *numbers), *OTHERS) if numbers else ()))
     assert (found.input, found.native, found.size, found.others, str(found)) == ("stem.size", (9,), (6,), "free", "follows")
 
 
 @pytest.mark.parametrize(("node", "numbers", "message"), DOUBTFUL, ids=lambda x: getattr(x, "op_type", None))
 def test_numbers_that_may_have_been_sizes(node: Any, numbers: tuple[int, ...], message: str, tmp_path: Path) -> None:
-    path = file(tmp_path, node, numbers=(ints("n", *numbers), ints("z", 0), ints("two", 2)) if numbers else ())
+    path = file(tmp_path, node, numbers=(ints("n", *numbers), *OTHERS) if numbers else ())
     with pytest.warns(SizeWarning, match=re.escape(message)):
         found = trial(path)
     assert found.doubts == (message,)
