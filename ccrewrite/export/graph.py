@@ -24,14 +24,18 @@ def histogram(model: ir.Model) -> dict[str, int]:
     return dict(sorted(Counter(n.op_type for n in nodes).items()))
 
 
-def unwrap_pads_(model: ir.Model) -> None:
-    """``Pad(mode="wrap")``, which is of opset 19 and which few runtimes know, as ``Slice`` and ``Concat``."""
+def unwrap_pads_(model: ir.Model) -> int:
+    """``Pad(mode="wrap")``, which is of opset 19 and which few runtimes know, as ``Slice`` and ``Concat``. Returns how many
+    there were."""
+    count = 0
     for node in list(model.graph.all_nodes()):
         if node.op_type == "Pad" and node.attributes.get_string("mode") == "wrap":
             pads = _constant(node.inputs[1])
             if pads is None or min(pads) < 0:
                 continue
             _unwrap_(node, pads)
+            count += 1
+    return count
 
 
 def _unwrap_(node: ir.Node, pads: list[int]) -> None:
@@ -58,9 +62,10 @@ def _unwrap_(node: ir.Node, pads: list[int]) -> None:
     put_instead_(node, new, value)
 
 
-def crop_transposed_(model: ir.Model) -> None:
+def crop_transposed_(model: ir.Model) -> int:
     """``ConvTranspose`` whose output is cropped by a ``Slice``, as one node: its pads are crops, and may differ from side to
-    side."""
+    side. Returns how many there were."""
+    count = 0
     for crop in list(model.graph.all_nodes()):
         if crop.op_type != "Slice" or len(crop.inputs) < 4:
             continue
@@ -83,6 +88,8 @@ def crop_transposed_(model: ir.Model) -> None:
         conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
         conv.outputs[0].shape = crop.outputs[0].shape
         put_instead_(crop, [], conv.outputs[0])
+        count += 1
+    return count
 
 
 def unify_types_(model: ir.Model) -> None:

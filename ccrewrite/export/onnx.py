@@ -250,9 +250,8 @@ def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[A
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
     limits["inline"] = not program.model.functions
     file = optimizer.optimize(program.model, **limits)
-    graph.unwrap_pads_(file)
-    graph.crop_transposed_(file)
-    file = optimizer.optimize(file, **limits)
+    if graph.unwrap_pads_(file) + graph.crop_transposed_(file):
+        file = optimizer.optimize(file, **limits)
     graph.unify_types_(file)
     written = file.opset_imports.get("")
     if written != opset:
