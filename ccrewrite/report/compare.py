@@ -31,7 +31,7 @@ from ccrewrite.report.running import evaluating, inference, modes_of, plain_of
 from ccrewrite.report.sites import sites_of
 from ccrewrite.report.variants import batch_of, variants_of
 
-FULL, QUICK = Effort(60, (21, 201), 0.02), Effort(3, (MIN_ROUNDS, 21), 0.002)
+FULL, QUICK = Effort(60, (MIN_ROUNDS, 201), 0.02), Effort(3, (MIN_ROUNDS, 21), 0.002)
 SITES_FULL, SITES_QUICK = Effort(20, (MIN_ROUNDS, 51), 0.002), Effort(2, (MIN_ROUNDS, MIN_ROUNDS), 0.0)
 
 
