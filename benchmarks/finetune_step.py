@@ -124,7 +124,7 @@ def main() -> None:
             results.append(measured(name, batch, variants))
             print(json.dumps(results[-1]), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    command = "benchmarks/finetune_step.py"
+    command = "python benchmarks/finetune_step.py"
     (options.out / "finetune_step.md").write_text(text := written(results, command))
     (options.out / "finetune_step.json").write_text(json.dumps({"command": command, "results": results}, indent=1) + "\n")
     print(text)
