@@ -32,7 +32,7 @@ from ccrewrite.report.variants import variants_of
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "reports"
-SLOW = ("monai_highresnet3d", "hf_dac_weightnorm", "hf_mobilenetv2_deeplab", "diffusers_unet1d", "pcv_erfnet", "pcv_sharesnet18")
+SLOW = ("monai_highresnet3d", "hf_dac_weightnorm", "hf_mobilenetv2_deeplab", "diffusers_unet1d", "pcv_erfnet")
 """Started first, so that no core is left alone with one of them at the end."""
 
 

@@ -140,7 +140,7 @@ def test_unwritable_target(run, tmp_path):
 
 
 def test_compare_and_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ccrewrite", "compare", MODEL, "--out", "/home/me/before", "--config=/home/me/c.toml"])
+    monkeypatch.setattr(sys, "argv", ["ccrewrite", "compare", MODEL, "--out", "/data/me/before", "--config=/data/me/c.toml"])
     result = run("compare", MODEL, "--input", "1x3x16x16", "--out", "before", "--variants", "rewritten,folded", "--quick")
     assert result.exit_code == 0, result.stderr
     assert sorted(p.name for p in (tmp_path / "before").iterdir()) == ["report.html", "report.json", "report.md"]

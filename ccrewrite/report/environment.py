@@ -58,7 +58,7 @@ def _revision() -> str | None:
 def without_folders(text: str) -> str:
     """File names alone of absolute paths: a report says nothing of the machine's folders.
 
-    >>> without_folders("compare a.b:c --out=/home/me/report; no /usr/bin/g++; a/b and 1/2 stay")
+    >>> without_folders("compare a.b:c --out=/data/me/report; no /usr/bin/g++; a/b and 1/2 stay")
     'compare a.b:c --out=report; no g++; a/b and 1/2 stay'
     """
     return re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)
