@@ -151,7 +151,7 @@ def variants(case: Case, training: bool, quick: bool) -> Runs:
         forms = [*forms, "window"]
     runs: Runs = {"plain": (case.plain, case.plain), **live(case, forms[:1] if quick else forms)}
     if not training and not quick:
-        runs["folded"] = folded(case)
+        runs |= folded(case)
     if case.reference is not None:
         runs["dcls"] = case.reference, case.reference
     return runs

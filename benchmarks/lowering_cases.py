@@ -126,10 +126,14 @@ def dense(case: Case) -> tuple[nn.Module, Run]:
     return layer, layer
 
 
-def folded(case: Case) -> tuple[nn.Module, Run]:
-    """Without learnable geometry, as ``ccrewrite.lower`` makes it for inference."""
-    model = ccrewrite.fold(nn.Sequential(case.ours), case.x).model
-    return model, compiled(model)
+def folded(case: Case, forms: Sequence[str] = ()) -> Runs:
+    """Without learnable geometry: as ``ccrewrite.lower`` makes it for inference, and in each of ``forms``."""
+    lowered = ccrewrite.lower(nn.Sequential(case.ours), case.x, dynamic=False).model
+    found: Runs = {"folded": (lowered, lowered)}
+    for form in forms:
+        model = ccrewrite.fold(nn.Sequential(case.ours), case.x, forms={"0": form}).model
+        found[f"folded, {form}"] = model, compiled(model)
+    return found
 
 
 def step(run: Run, x: Tensor, parameters: list[nn.Parameter], gradient: Tensor | None) -> Callable[[], Any]:

@@ -158,9 +158,9 @@ def variants(family: str, mode: str, case: Case) -> Runs:
         bands = formed(case.ours, "bands")  # what runs in eager mode
         both: Runs = {**plain, "plain compiled": (case.plain, compiled(case.plain)), "bands eager": (bands, bands)}
         both |= live(case, forms)
-        return {**both, "folded": folded(case)} if mode == "forward" else both
+        return {**both, **folded(case)} if mode == "forward" else both
     if mode == "forward":
-        return {"dense": dense(case), "folded": folded(case), **live(case, ("taps",))}
+        return {"dense": dense(case), **folded(case, ("dense", "sparse")), **live(case, ("taps",))}
     assert case.reference is not None
     return {
         **plain,

@@ -9,14 +9,19 @@ gather from windows that run over whole rows, so that the innermost loop is long
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ccrewrite.forms.corners import Corner, Corners, Pads, full, pad, row_strides, span, stored
 
 _gather = torch.ops.aten._unsafe_index.Tensor
+TOGETHER = 4
+"""Samples that are added before they join the sum: chains of additions that don't wait for each other."""
 
 
 def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[int], pads: Pads) -> tuple[Tensor, Tensor]:
@@ -62,15 +67,36 @@ def backward(
     return d_input, d_weight, d_positions
 
 
+def sparse(input: Tensor, weight: Tensor, cells: Tensor, dilation: Sequence[int], pads: Pads) -> Tensor:
+    """The depthwise convolution with ``weight`` ``(out, 1, *kernel_size)`` that visits each filter's ``cells`` ``(out, K)``
+    alone: flat indices, or the number of a filter's cells for none. ``out`` may be a multiple of the input channels."""
+    sizes, count = weight.shape[2:], weight[0].numel()
+    window = [(k - 1) * d + 1 for k, d in zip(sizes, dilation, strict=True)]
+    rows = _Rows(input, window, pads)
+    cells = F.pad(cells.long(), (0, -cells.shape[1] % TOGETHER), value=count)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    coefficients = F.pad(weight.flatten(1).to(wide), (0, 1)).gather(1, cells)
+    places = [cells % count // within % k * d for within, k, d in zip(row_strides(sizes), sizes, dilation, strict=True)]
+    index = functools.reduce(operator.add, (place * stride for place, stride in zip(places, rows.strides, strict=True)))
+    together = coefficients.unflatten(1, (-1, TOGETHER)).unbind(2), index.unflatten(1, (-1, TOGETHER)).unbind(2)
+    return _summed(rows, *map(stored, together)).to(input.dtype).contiguous()
+
+
 def _correlate(x: Tensor, weight: Tensor, corners: Corners, window: Sequence[int], pads: Pads) -> Tensor:
     rows = _Rows(x, window, pads)
-    channel = torch.arange(x.shape[1], device=x.device)[:, None]
     terms = corners.value()
     index = corners.flat_index([corner for corner, _ in terms], rows.strides)
     coefficients = stored([weight * coefficient for _, coefficient in terms])
+    return _summed(rows, coefficients, [index[corner] for corner, _ in terms])
+
+
+def _summed(rows: _Rows, coefficients: Sequence[Tensor], index: Sequence[Tensor]) -> Tensor:
+    """The samples of ``rows`` at each ``index`` ``(out, n)``, times its coefficient, over all of them."""
+    out, channels = len(index[0]), rows.windows.shape[1]
+    channel = torch.arange(out, device=rows.windows.device)[:, None] // (out // channels)
     total: Tensor | None = None
-    for (corner, _), coefficient in zip(terms, coefficients, strict=True):
-        term = _gather(rows.windows, [None, channel, index[corner]]) * coefficient[..., None]
+    for start, coefficient in zip(index, coefficients, strict=True):
+        term = _gather(rows.windows, [None, channel, start]) * coefficient[..., None]
         total = term if total is None else total + term
     assert total is not None
     return rows.cropped(total.sum(2))

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError
+from ccrewrite.nn.sparse import SparseConv
 from ccrewrite.passes.fold import fold
 from ccrewrite.preserve import preserved
 
@@ -45,6 +46,9 @@ def aot(
     folded = fold(model, example_inputs).model.eval()
     with torch.no_grad(), preserved(folded):
         expected = tree_leaves(folded(*inputs.args, **inputs.kwargs))
+        for module in folded.modules():
+            if isinstance(module, SparseConv):
+                module.gathers = True
         try:
             program = torch.export.export(folded, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as error:

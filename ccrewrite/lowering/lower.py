@@ -19,8 +19,7 @@ from ccrewrite.lowering.estimate import estimates
 from ccrewrite.lowering.measure import cache_key, load_times, measure, measure_folded, save_times
 from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.shifted import shifts_of
-from ccrewrite.passes.fold import find, fold, sampling_at, shiftable
+from ccrewrite.passes.fold import alternatives, find, fold, sampling_at
 
 MODES = ("inference", "training")
 WORTH_MEASURING = 5.0
@@ -87,10 +86,10 @@ def lower(
     of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each DCLS site's choice is written to
     ``sampling.form``, which eager code ignores where the form only pays when compiled.
 
-    Where a site can take several forms (``sampling.forms`` in training, "shifted" and "dense" in inference), they are compiled
-    and timed on this device at the shapes that ``example_inputs`` give (``measured``; the times are kept on disk, see
-    ``ccrewrite.lowering.measure.cache_file``), or else an estimate decides. ``forms`` forces a choice: site name -> form.
-    Inputs of other sizes run too, in the form chosen for these.
+    Where a site can take several forms (``sampling.forms`` in training, "dense" and "shifted" or "sparse" in inference), they
+    are compiled and timed on this device at the shapes that ``example_inputs`` give (``measured``; the times are kept on
+    disk, see ``ccrewrite.lowering.measure.cache_file``), or else an estimate decides. ``forms`` forces a choice: site name ->
+    form. Inputs of other sizes run too, in the form chosen for these.
 
     ``dynamic`` and ``fullgraph`` are torch.compile's.
 
@@ -142,16 +141,21 @@ def _folded_choice(name: str, code: str, chosen: Mapping[str, Choice], forced: M
 def _choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -> dict[str, Choice]:
     places = find(model)
     # Where one is clearly dearer, its dense kernel may be gigabytes of zeros: not tried.
-    near = [n for n, cost in shiftable(model).items() if n not in forced and 1 / WORTH_MEASURING < cost < WORTH_MEASURING]
+    near = {
+        name: other
+        for name, other in alternatives(model).items()
+        if name not in forced and 1 / WORTH_MEASURING < other.cost_of_dense < WORTH_MEASURING
+    }
     layers = {name: cast(RewrittenConv, model.get_submodule(places[name].module)) for name in near}
     timed = _Timed()
     chosen: dict[str, Choice] = {}
     for name, shape in (layer_shapes(model, inputs, layers) if layers else {}).items():
-        layer = layers[name]
-        sampling = cast(DclsSampling, layer.sampling)
-        taps = [[sorted({cell for (cell, _) in tap}) for tap in shifts_of(sampling)]]  # how large the smallest dense kernel is
-        key = cache_key(next(layer.parameters()).device, "inference", tuple(shape), str(layer), taps)
-        times, how = timed(key, lambda layer=layer, shape=shape: measure_folded(layer, shape, ("shifted", "dense")))
+        layer, other = layers[name], near[name]
+        key = cache_key(
+            next(layer.parameters()).device, "inference", tuple(shape), str(layer), other.form, other.kernel, other.samples
+        )
+        forms = (other.form, "dense")
+        times, how = timed(key, lambda layer=layer, shape=shape, forms=forms: measure_folded(layer, shape, forms))
         chosen[name] = Choice(name, _fastest(times), how, _milliseconds(times))
     timed.keep()
     return chosen

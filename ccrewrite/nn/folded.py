@@ -77,15 +77,20 @@ def conv_of_cut(
     steps, groups = tuple(c.step for c in cuts), call["groups"]
     if "output_padding" in call:
         return _transposed(input, kernel, bias, call, cuts)
-    if mode != "zeros":
-        known = [(max(0, low - max(0, c.before)), max(0, high - max(0, c.after))) for (low, high), c in _pairs(pads, cuts)]
-        input = _pad(input, known, mode)
-        pads = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, known, strict=True))
-    rest = [(low - c.before, high - c.after) for (low, high), c in _pairs(pads, cuts)]
+    input, rest = laid_out(input, cuts, pads, mode)
     if any(low != high or low < 0 for low, high in rest):
         input, rest = _pad(input, rest, "constant"), [(0, 0)] * len(rest)
     padding = tuple(low for low, _ in rest)
     return CONVOLUTIONS[len(cuts) - 1](input, kernel, bias, call["stride"], padding, steps, groups)
+
+
+def laid_out(input: Tensor, cuts: Sequence[Cut], pads: Pads, mode: str) -> tuple[Tensor, list[tuple[int, int]]]:
+    """``input``, padded as far as ``mode`` isn't zeros, and the zeros that the cut kernel needs beside it (negative: crops)."""
+    if mode != "zeros":
+        known = [(max(0, low - max(0, c.before)), max(0, high - max(0, c.after))) for (low, high), c in _pairs(pads, cuts)]
+        input = _pad(input, known, mode)
+        pads = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, known, strict=True))
+    return input, [(low - c.before, high - c.after) for (low, high), c in _pairs(pads, cuts)]
 
 
 def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any], cuts: Sequence[Cut]) -> Tensor:
@@ -274,8 +279,12 @@ def matrix_of(sampling: Sampling) -> Tensor:
 
 
 def occupied(kernel: Tensor, ndim: int) -> Tensor:
-    """The cells, of shape ``(*window,)``, that some filter of ``kernel`` ``(..., *window)`` uses: those above rounding next to
-    the filter's largest."""
+    """The cells, of shape ``(*window,)``, that some filter of ``kernel`` ``(..., *window)`` uses."""
+    return used(kernel, ndim).any(0)
+
+
+def used(kernel: Tensor, ndim: int) -> Tensor:
+    """The cells, of shape ``(filters, *window)``, that are above rounding next to the filter's largest."""
     filters = kernel.detach().abs().reshape(-1, *kernel.shape[kernel.dim() - ndim :])
     largest = filters.flatten(1).amax(1).view(-1, *(1,) * ndim)
-    return (filters > largest * torch.finfo(kernel.dtype).eps / 4).any(0)
+    return filters > largest * torch.finfo(kernel.dtype).eps / 4

@@ -18,7 +18,7 @@ from ccrewrite.nn.conv import HOSTED, RewrittenConv
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.reroute import Rerouted, Route
 from ccrewrite.nn.sampling import Sampling
-from ccrewrite.passes.fold_layers import at_start, dense_cost, fold_hosted_, fold_layer_
+from ccrewrite.passes.fold_layers import Alternative, alternative, at_start, fold_hosted_, fold_layer_
 from ccrewrite.passes.fold_norms import fold_norms_
 from ccrewrite.passes.fold_resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.fold_sites import Folded, FoldedSite
@@ -54,7 +54,8 @@ def fold(
     ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
     ``site.kernel_error`` and ``result.lost`` say how much. ``batch_norm``: the scale and shift of batch norms go into the
     convolutions before them, rewritten or not, wherever that is right (``result.norms``). ``include`` and ``exclude`` are globs
-    of site names. ``forms`` forces "shifted" or "dense" for a site (by its name) that could be either.
+    of site names. ``forms`` forces "dense", or "shifted" or "sparse", for a site (by its name) that could be either
+    (``alternatives``).
 
     Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device and
     ``forms`` that a site can't take, ``SelectionError`` where no site is selected.
@@ -76,13 +77,7 @@ def fold(
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise InputError("the model is on the meta device: folding reads positions and weights; load them first")
     chosen = _selected(list(sites), include, exclude)
-    for name, form in (forms or {}).items():
-        if form not in ("shifted", "dense") or name not in shiftable(model):
-            allowed = ", ".join(shiftable(model)) or "none"
-            raise InputError(
-                f"site {name} can't be folded to {form!r}: forms are 'shifted' and 'dense', and the sites that can be either "
-                f"are {allowed}"
-            )
+    _check_forms(model, forms or {})
     snapped = copied(model)
     losses = snap_(snapped, chosen, tol) if tol else {}
     settle_sizes_(snapped, inputs)
@@ -131,16 +126,24 @@ def find(model: nn.Module) -> dict[str, _Place]:
     return found
 
 
-def shiftable(model: nn.Module) -> dict[str, float]:
-    """The sites of ``model`` that ``forms`` of ``fold`` is for: estimated time of a dense kernel over the shifted form's."""
-    found: dict[str, float] = {}
+def alternatives(model: nn.Module) -> dict[str, Alternative]:
+    """The sites of ``model`` that ``forms`` of ``fold`` is for: what each could be instead of a dense kernel."""
+    found: dict[str, Alternative] = {}
     for name, place in find(model).items():
         layer = model.get_submodule(place.module)
         if place.key is None and isinstance(layer, RewrittenConv) and not at_start(layer.sampling):
-            cost = None if isinstance(layer, Rerouted) else dense_cost(layer, layer.sampling)
-            if cost is not None:
-                found[name] = cost
+            other = None if isinstance(layer, Rerouted) else alternative(layer, layer.sampling)
+            if other is not None:
+                found[name] = other
     return found
+
+
+def _check_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
+    allowed = {name: (other.form, "dense") for name, other in alternatives(model).items()} if forms else {}
+    for name, form in forms.items():
+        if form not in allowed.get(name, ()):
+            known = ", ".join(f"{n} ({' or '.join(both)})" for n, both in allowed.items()) or "none"
+            raise InputError(f"site {name} can't be folded to {form!r}; the sites that can take two forms are: {known}")
 
 
 def _hosted_name(path: str, module: nn.Module, key: str) -> str:

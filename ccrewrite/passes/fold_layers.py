@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,13 +15,16 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ccrewrite.geometry import ConvGeometry
+from ccrewrite.nn import shifted, sparse
 from ccrewrite.nn.cc import CCSampling
 from ccrewrite.nn.conv import HOSTED, RewrittenConv, host_, release_, torch_layer, unhost_
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.folded import FOLDED, Cut, FixedSampling, FoldedConv, cut, occupied, smallest_cuts
+
 from ccrewrite.nn.reroute import Route
 from ccrewrite.nn.sampling import Sampling
-from ccrewrite.nn.shifted import PAYS, SHIFTED, cost_of_dense, keep_apart_, shifts_of, suits
+from ccrewrite.nn.shifted import SHIFTED, cost_of_dense, keep_apart_, shifts_of, suits
+from ccrewrite.nn.sparse import SPARSE, visit_, visited
 from ccrewrite.passes.graph import restore_nodes_
 
 Answer = tuple[str, str]
@@ -29,8 +32,8 @@ Answer = tuple[str, str]
 
 
 def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) -> Answer:
-    """``keep``: the layer must keep its weight, attributes and forward, for they are read elsewhere. ``form``: "shifted" or
-    "dense" where it could be either; None: the cheaper one."""
+    """``keep``: the layer must keep its weight, attributes and forward, for they are read elsewhere. ``form``: "dense" or its
+    ``alternative``'s where it has one; None: the cheaper one."""
     sampling = layer.sampling
     if asks_for_size(sampling):
         return "size-asked", "it asks for another output size or grid than the convolution's own"
@@ -46,8 +49,9 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
     if not keep:
         with _evaluating(conv):
             known = _fold_parametrizations_(conv)
-            dense = dense_cost(layer, sampling)
-            if known and dense is not None and (form == "shifted" or (form is None and dense > PAYS)):
+            other = alternative(layer, sampling) if known else None
+            taken = other.form if other and (form == other.form or (form is None and other.pays)) else None
+            if taken == "shifted":
                 assert isinstance(sampling, DclsSampling)
                 taps = shifts_of(sampling)
                 keep_apart_(conv, sampling, taps)
@@ -60,6 +64,8 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
             padding = _torch_padding(geometry, cuts)
             if padding is not None or type(conv) in FOLDED:
                 conv.weight = nn.Parameter(cut(kernel, cuts, sampling.margin), requires_grad=conv.weight.requires_grad)
+                if taken == "sparse":
+                    return _as_sparse_(conv, cuts)
                 return _as_torch_layer_(conv, cuts, padding) if padding is not None else _as_padded_(conv, cuts)
     g = ConvGeometry.from_module(conv)
     key = f"conv{'_transpose' if g.transposed else ''}{g.ndim}d"
@@ -72,16 +78,41 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
     return "geometry", f"{_shape(fixed.matrix, fixed.ndim, fixed.cuts)}; {why}"
 
 
-def dense_cost(layer: nn.Module, sampling: Sampling) -> float | None:
-    """Estimated time of a layer's dense kernel over that of the shifted form; None where it can't take the latter."""
+class Alternative(NamedTuple):
+    """The other form than a dense kernel that a layer can be folded to."""
+
+    form: str
+    """A code of ``ccrewrite.passes.fold_sites.FORMS``."""
+    cost_of_dense: float
+    """Estimated time of the dense kernel over this form's."""
+    kernel: tuple[int, ...]
+    """The dense kernel's size."""
+    samples: int
+    """How many of its cells aren't zero."""
+
+    @property
+    def pays(self) -> bool:
+        return self.cost_of_dense > {"shifted": shifted.PAYS, "sparse": sparse.PAYS}[self.form]
+
+
+def alternative(layer: nn.Module, sampling: Sampling) -> Alternative | None:
+    """What could be instead of a dense kernel; None where that is all."""
     kind, geometry = torch_layer(type(layer)), ConvGeometry.from_module(cast(_ConvNd, layer))
-    if kind not in SHIFTED or not suits(sampling, geometry):
-        return None
-    dcls = cast(DclsSampling, sampling)
+    if kind in SHIFTED and suits(sampling, geometry):
+        return _shifted(cast(DclsSampling, sampling), geometry)
+    if kind in SPARSE and (cells := visited(sampling, geometry)):
+        return Alternative("sparse", cells.cost_of_dense, cells.kernel, cells.cells)
+    return None
+
+
+def _shifted(dcls: DclsSampling, geometry: ConvGeometry) -> Alternative:
     # All channels share the taps' places: those of one tell which cells a dense kernel has.
     kernel = dcls.kernel(torch.ones(1, 1, *dcls.taps, dtype=dcls.offset.dtype, device=dcls.offset.device))
     cells = cut(kernel, smallest_cuts(occupied(kernel, dcls.ndim), dcls.margin), dcls.margin)
-    return cost_of_dense(shifts_of(dcls), geometry, cells.numel())
+    taps = shifts_of(dcls)
+    return Alternative(
+        "shifted", cost_of_dense(taps, geometry, cells.numel()), tuple(cells.shape[2:]), sum(map(len, taps))
+    )
 
 
 def fold_hosted_(host: nn.Module, key: str) -> Answer:
@@ -135,6 +166,11 @@ def _as_padded_(conv: _ConvNd, cuts: tuple[Cut, ...]) -> Answer:
     conv.__class__ = cast(type[_ConvNd], FOLDED[type(conv)])
     cast(FoldedConv, conv).cuts = cuts
     return "padded", _shape(conv.weight, len(cuts), cuts)
+
+
+def _as_sparse_(conv: _ConvNd, cuts: tuple[Cut, ...]) -> Answer:
+    visit_(conv, cuts)
+    return "sparse", f"{cast(Tensor, conv.cells).shape[1]} cells of {_shape(conv.weight, len(cuts), cuts)}"
 
 
 def _shape(kernel: Tensor, ndim: int, cuts: Sequence[Cut]) -> str:

@@ -61,7 +61,7 @@ def depthwise(channels: int = 16) -> nn.Module:
         spatial = nn.Conv2d(channels, channels, 5, padding=2 * dilation, dilation=dilation, groups=channels)
         return nn.Sequential(spatial, nn.Conv2d(channels, channels, 1), nn.GELU())
 
-    return nn.Sequential(nn.Conv2d(3, channels, 4, stride=4), block(2), block(3), nn.Conv2d(channels, 5, 1))
+    return nn.Sequential(nn.Conv2d(3, channels, 4, stride=4), block(2), block(6), nn.Conv2d(channels, 5, 1))
 
 
 def far(channels: int = 16) -> nn.Module:

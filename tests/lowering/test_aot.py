@@ -24,7 +24,8 @@ torch.save([package(x), package(torch.cat([x, x]))], sys.argv[3])
 
 def moved() -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(8, 8, 3, dilation=4, padding=4), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1)).eval()
+    dilated, depthwise = nn.Conv2d(8, 8, 3, dilation=4, padding=4), nn.Conv2d(8, 8, 3, dilation=6, padding=6, groups=8)
+    model = nn.Sequential(dilated, depthwise, nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1)).eval()
     x = torch.randn(2, 8, 12, 12)
     model = ccrewrite.rewrite(model, x).model
     for name, parameter in model.named_parameters():
@@ -37,6 +38,7 @@ def moved() -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's own
 def test_packages_run_without_ccrewrite(tmp_path: Path):
     model, x = moved()
+    assert ccrewrite.fold(model, x)["1"].code == "sparse"
     path = ccrewrite.aot(model, tmp_path / "model.pt2", x, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     assert list(tmp_path.iterdir()) == [path]
     torch.save(x, tmp_path / "x")

@@ -85,7 +85,7 @@ def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
 
     def measure_folded(layer: nn.Module, shape: Any, forms: Any) -> dict[str, float]:
         asked.append(tuple(shape))
-        return {"shifted": 1.0, "dense": 2.0}
+        return {form: 1.0 + n for n, form in enumerate(forms)}
 
     monkeypatch.setattr(lowering, "measure_folded", measure_folded)
     monkeypatch.setattr(lowering, "WORTH_MEASURING", 1e9)
@@ -93,11 +93,11 @@ def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
     assert choices == {
         "near": ("shifted", "measured"),
         "far": ("convolution", "forced"),
-        "depthwise": ("convolution", "folded"),
+        "depthwise": ("sparse", "measured"),
         "down": ("padded", "folded"),
         "up": ("padded", "folded"),
     }
-    assert asked == [(2, 4, 13, 13)]
+    assert asked == [(2, 4, 13, 13), (2, 6, 13, 13)]
     assert {c.how for c in lower(rewritten(), X).choices} == {"cached", "measured", "folded"}
 
 
@@ -242,7 +242,10 @@ def test_the_cache_key_tells_shapes_and_modes_apart():
             "site near can't take the form 'taps'; it has the forms window, bands",
         ),
         ({"mode": "training", "forms": {"down": "taps"}}, "site down can't take the form 'taps'; it has one form only"),
-        ({"forms": {"near": "bands"}}, "site near can't be folded to 'bands': .*either are near, far"),
+        (
+            {"forms": {"near": "bands"}},
+            r"site near can't be folded to 'bands'.*near \(shifted or dense\), far \(shifted or dense\), depthwise \(sparse",
+        ),
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str):
