@@ -50,7 +50,7 @@ def test_with_a_reach_of_more_than_the_extent():
     torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", [{"interpolation": "gaussian"}, {"sharing": "out"}, {"sharing": "in"}])
+@pytest.mark.parametrize("rule", [{"interpolation": "gaussian"}, {"sharing": "in"}])
 def test_others_become_a_dense_kernel(rule):
     model, x = rewritten("shifts first", **rule)
     assert fold(model, x)["(root)"].code == "convolution"

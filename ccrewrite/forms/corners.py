@@ -66,12 +66,12 @@ class Corners(NamedTuple):
         return _products(factors)
 
     def flat_index(self, corners: Sequence[Corner], strides: Sequence[int]) -> dict[Corner, Tensor]:
-        """Flat index of each of ``corners`` in data of these strides."""
-        found = [
-            functools.reduce(operator.add, (getattr(self, side)[a] * strides[a] for a, side in enumerate(corner)))
-            for corner in corners
-        ]
-        return dict(zip(corners, stored(found), strict=True))
+        """``flat`` of each of ``corners``, kept."""
+        return dict(zip(corners, stored([self.flat(corner, strides) for corner in corners]), strict=True))
+
+    def flat(self, corner: Corner, strides: Sequence[int]) -> Tensor:
+        """Flat index of a corner in data of these strides."""
+        return functools.reduce(operator.add, (getattr(self, side)[a] * strides[a] for a, side in enumerate(corner)))
 
     def _along(self, axis: int) -> list[tuple[str, Tensor]]:
         fraction = self.fraction[axis]

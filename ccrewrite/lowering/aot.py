@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError
-from ccrewrite.nn.sparse import SparseConv
+from ccrewrite.nn.folded import Fusing
 from ccrewrite.passes.fold import fold
 from ccrewrite.preserve import preserved
 
@@ -47,8 +47,8 @@ def aot(
     with torch.no_grad(), preserved(folded):
         expected = tree_leaves(folded(*inputs.args, **inputs.kwargs))
         for module in folded.modules():
-            if isinstance(module, SparseConv):
-                module.gathers = True
+            if isinstance(module, Fusing):
+                module.fuses = True
         try:
             program = torch.export.export(folded, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as error:

@@ -86,10 +86,11 @@ def lower(
     of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each DCLS site's choice is written to
     ``sampling.form``, which eager code ignores where the form only pays when compiled.
 
-    Where a site can take several forms (``sampling.forms`` in training, "dense" and "shifted" or "sparse" in inference), they
-    are compiled and timed on this device at the shapes that ``example_inputs`` give (``measured``; the times are kept on
-    disk, see ``ccrewrite.lowering.measure.cache_file``), or else an estimate decides. ``forms`` forces a choice: site name ->
-    form. Inputs of other sizes run too, in the form chosen for these.
+    Where a site can take several forms (``sampling.forms`` in training, in inference "dense" or what
+    ``ccrewrite.passes.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
+    ``example_inputs`` give (``measured``; the times are kept on disk, see ``ccrewrite.lowering.measure.cache_file``), or else
+    an estimate decides. ``forms`` forces a choice: site name -> form. Inputs of other sizes run too, in the form chosen for
+    these.
 
     ``dynamic`` and ``fullgraph`` are torch.compile's.
 

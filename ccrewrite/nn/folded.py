@@ -122,6 +122,16 @@ def _pad(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
     return F.pad(x, [n for pair in reversed(pads) for n in pair], mode=mode)
 
 
+class Fusing(nn.Module):
+    """Mixin for layers that compute the same in another way where Inductor will fuse it: ``ccrewrite.aot``, which exports in
+    order to compile, sets ``fuses``."""
+
+    fuses = False
+
+    def fused(self) -> bool:
+        return self.fuses or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
+
+
 class FoldedConv(nn.Module):
     """Mixin for ``nn.ConvNd``: a fixed kernel whose pads differ from side to side.
 

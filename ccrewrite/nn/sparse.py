@@ -3,13 +3,12 @@
     out[c, y] = sum_k weight[c, cell_k(c)] x[c, y - pad + cell_k(c)]
 
 In eager mode, and where it is exported, it is the dense convolution with the same weight: gathering pays only when it is fused.
-``ccrewrite.aot``, which exports in order to compile, sets ``gathers``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,45 +17,27 @@ from torch.nn.modules.conv import _ConvNd
 from ccrewrite.forms import operators, taps
 from ccrewrite.geometry import ConvGeometry
 from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.folded import Cut, FoldedConv, cut, laid_out, occupied, smallest_cuts, used
+from ccrewrite.nn.folded import Cut, FoldedConv, Fusing, laid_out, used
 
 PAYS = 3.0
 """From how many cells of a dense kernel for each one visited they are visited alone, where nothing is measured. Between 1.5 and
 this, large maps gain and small ones lose."""
 
 
-class Visited(NamedTuple):
-    """The smallest kernel that a depthwise layer can be folded to, and how many cells of it a channel has at most."""
-
-    kernel: tuple[int, ...]
-    cells: int
-
-    @property
-    def cost_of_dense(self) -> float:
-        """Multiplications of the dense kernel over those of the cells visited."""
-        return math.prod(self.kernel) / self.cells
+def suits(sampling: Any, geometry: ConvGeometry) -> bool:
+    """Whether a layer's cells can be visited one by one: a depthwise DCLS layer without strides."""
+    depthwise = geometry.groups == geometry.in_channels > 1
+    return isinstance(sampling, DclsSampling) and depthwise and not any(s > 1 for s in geometry.stride)
 
 
-def visited(sampling: Any, geometry: ConvGeometry) -> Visited | None:
-    """What folding a layer leaves to visit; None where it is not depthwise, strided, or not a DCLS layer."""
-    inner = geometry.in_channels // geometry.groups
-    if not isinstance(sampling, DclsSampling) or inner > 1 or geometry.groups == 1 or any(s > 1 for s in geometry.stride):
-        return None
-    like = sampling.offset
-    kernel = sampling.kernel(torch.ones(*like.shape[1:3], *sampling.taps, dtype=like.dtype, device=like.device))
-    cells = cut(kernel, smallest_cuts(occupied(kernel, sampling.ndim), sampling.margin), sampling.margin)
-    return Visited(tuple(cells.shape[2:]), int(used(cells, sampling.ndim).flatten(1).sum(1).amax()))
-
-
-class SparseConv(FoldedConv):
+class SparseConv(Fusing, FoldedConv):
     """Mixin for ``nn.ConvNd``: ``weight`` is the dense kernel as in ``FoldedConv``, and ``cells`` ``(out, K)`` says where it is
     not zero: flat indices into a filter, filled up with the number of cells."""
 
     cells: Tensor
-    gathers = False
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not (self.gathers or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())):
+        if not self.fused():
             return super()._conv_forward(input, weight, bias)
         layer, ndim = cast(_ConvNd, self), len(self.cuts)
         input, weight = operators.autocast(input, weight)

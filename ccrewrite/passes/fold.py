@@ -54,7 +54,7 @@ def fold(
     ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
     ``site.kernel_error`` and ``result.lost`` say how much. ``batch_norm``: the scale and shift of batch norms go into the
     convolutions before them, rewritten or not, wherever that is right (``result.norms``). ``include`` and ``exclude`` are globs
-    of site names. ``forms`` forces "dense", or "shifted" or "sparse", for a site (by its name) that could be either
+    of site names. ``forms`` forces "dense", or "shifted", "gathered" or "sparse", for a site (by its name) that could be either
     (``alternatives``).
 
     Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -15,16 +16,17 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn import shifted, sparse
+from ccrewrite.nn import gathered, shifted, sparse
 from ccrewrite.nn.cc import CCSampling
 from ccrewrite.nn.conv import HOSTED, RewrittenConv, host_, release_, torch_layer, unhost_
 from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.folded import FOLDED, Cut, FixedSampling, FoldedConv, cut, occupied, smallest_cuts
+from ccrewrite.nn.folded import FOLDED, Cut, FixedSampling, FoldedConv, cut, occupied, smallest_cuts, used
 
+from ccrewrite.nn.gathered import GATHERED
 from ccrewrite.nn.reroute import Route
 from ccrewrite.nn.sampling import Sampling
 from ccrewrite.nn.shifted import SHIFTED, cost_of_dense, keep_apart_, shifts_of, suits
-from ccrewrite.nn.sparse import SPARSE, visit_, visited
+from ccrewrite.nn.sparse import SPARSE, visit_
 from ccrewrite.passes.graph import restore_nodes_
 
 Answer = tuple[str, str]
@@ -56,6 +58,10 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
                 taps = shifts_of(sampling)
                 keep_apart_(conv, sampling, taps)
                 return "shifted", f"{len(taps)} taps apart in {'x'.join(map(str, sampling.window))}"
+            if taken == "gathered":
+                assert isinstance(sampling, DclsSampling)
+                gathered.gather_(conv, sampling)
+                return "gathered", f"{math.prod(sampling.taps)} taps of each channel in {'x'.join(map(str, sampling.window))}"
             kernel = sampling.kernel(conv.weight) if known else None
         why = f"a {type(conv).__name__} can't pad by different amounts" if known else "a hook computes its weight"
         if kernel is not None:
@@ -92,27 +98,36 @@ class Alternative(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        return self.cost_of_dense > {"shifted": shifted.PAYS, "sparse": sparse.PAYS}[self.form]
+        return self.cost_of_dense > {"shifted": shifted.PAYS, "gathered": gathered.PAYS, "sparse": sparse.PAYS}[self.form]
 
 
 def alternative(layer: nn.Module, sampling: Sampling) -> Alternative | None:
     """What could be instead of a dense kernel; None where that is all."""
     kind, geometry = torch_layer(type(layer)), ConvGeometry.from_module(cast(_ConvNd, layer))
     if kind in SHIFTED and suits(sampling, geometry):
-        return _shifted(cast(DclsSampling, sampling), geometry)
-    if kind in SPARSE and (cells := visited(sampling, geometry)):
-        return Alternative("sparse", cells.cost_of_dense, cells.kernel, cells.cells)
+        dcls = cast(DclsSampling, sampling)
+        taps, kernel = shifts_of(dcls), used_cells(dcls).shape[1:]
+        return Alternative("shifted", cost_of_dense(taps, geometry, kernel.numel()), tuple(kernel), sum(map(len, taps)))
+    if kind in GATHERED and gathered.suits(sampling, geometry):
+        dcls = cast(DclsSampling, sampling)
+        cells, taps = used_cells(dcls), math.prod(dcls.taps)
+        kernel = cells.shape[1:]
+        return Alternative(
+            "gathered", gathered.cost_of_dense(taps, geometry, kernel.numel()), tuple(kernel), int(cells.sum()) // len(cells)
+        )
+    if kind in SPARSE and sparse.suits(sampling, geometry):
+        cells = used_cells(cast(DclsSampling, sampling))
+        visited, kernel = int(cells.flatten(1).sum(1).amax()), cells.shape[1:]
+        return Alternative("sparse", kernel.numel() / visited, tuple(kernel), visited)
     return None
 
 
-def _shifted(dcls: DclsSampling, geometry: ConvGeometry) -> Alternative:
-    # All channels share the taps' places: those of one tell which cells a dense kernel has.
-    kernel = dcls.kernel(torch.ones(1, 1, *dcls.taps, dtype=dcls.offset.dtype, device=dcls.offset.device))
-    cells = cut(kernel, smallest_cuts(occupied(kernel, dcls.ndim), dcls.margin), dcls.margin)
-    taps = shifts_of(dcls)
-    return Alternative(
-        "shifted", cost_of_dense(taps, geometry, cells.numel()), tuple(cells.shape[2:]), sum(map(len, taps))
-    )
+def used_cells(dcls: DclsSampling) -> Tensor:
+    """Where the smallest kernel that a layer can be folded to isn't zero, ``(positions' sets, *kernel)``: its taps' places, which
+    are those of each weight's, tell that."""
+    like = dcls.offset
+    kernel = dcls.kernel(torch.ones(*like.shape[1:3], *dcls.taps, dtype=like.dtype, device=like.device))
+    return used(cut(kernel, smallest_cuts(occupied(kernel, dcls.ndim), dcls.margin), dcls.margin), dcls.ndim)
 
 
 def fold_hosted_(host: nn.Module, key: str) -> Answer:

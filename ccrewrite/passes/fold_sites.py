@@ -18,6 +18,7 @@ FORMS: dict[str, str] = {
     "convolution": "a torch layer with the effective kernel, dilated where its cells are",
     "padded": "the same, with pads that differ from side to side",
     "shifted": "a matrix product over channels and shifted sums: taps that lie far apart, kept apart",
+    "gathered": "the same for taps that lie elsewhere in each output channel: gathered sums",
     "sparse": "a depthwise convolution that, compiled, visits only the cells of its kernel that aren't zero",
     "geometry": "a constant geometry applied to the weight at each call",
     "resized": "another output size than the convolution's own: constant matrices around a convolution, for one input size",

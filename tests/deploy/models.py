@@ -104,6 +104,8 @@ class Case(NamedTuple):
     moved: bool = True
     settings: Mapping[str, float] | None = None
     kinds: tuple[str, ...] = ("onnx", "pt2", "aoti", "portable", "xnnpack")
+    sharing: str | None = None
+    """Of the positions of DCLS layers; None: the rule's own."""
 
 
 BATCH, OTHER_BATCH = 2, 3
@@ -117,6 +119,7 @@ CASES: dict[str, Case] = {
     "unet-3d": Case(lambda: UNet(3, 4), VOLUME),
     "depthwise": Case(depthwise, IMAGE),
     "far": Case(far, IMAGE),
+    "far, each channel": Case(lambda: far(64), IMAGE, sharing="out"),
     "standardised": Case(standardised, IMAGE),
     "around": Case(around, IMAGE),
     "demo, unmoved": Case(segmenter, DEMO, moved=False),
@@ -140,7 +143,8 @@ def original(case: Case) -> tuple[nn.Module, Tensor]:
 def rewritten(case: Case) -> tuple[nn.Module, Tensor]:
     """The case's rewritten model, as it is to be deployed, and that example."""
     model, x = original(case)
-    model = ccrewrite.rewrite(model, x).model
+    rules = [ccrewrite.DilatedToDcls(sharing=case.sharing), ccrewrite.StridedToCC()] if case.sharing else None
+    model = ccrewrite.rewrite(model, x, rules=rules).model
     if case.moved:
         move_(model)
     if case.settings:

@@ -41,7 +41,7 @@ def test_outcome(outcome: dict[str, Any]) -> None:
 def test_all_was_tried() -> None:
     assert {o["case"] for o in REPORT["outcomes"]} == CASES.keys()
     forms = {form for o in REPORT["outcomes"] for form in o["forms"]}
-    assert forms >= {"original", "convolution", "padded", "shifted", "sparse", "geometry", "resized", "size-input"}
+    assert forms >= {"original", "convolution", "padded", "shifted", "gathered", "sparse", "geometry", "resized", "size-input"}
 
 
 def test_the_documentation_shows_it() -> None:

@@ -109,8 +109,8 @@ class Operations(TorchDispatchMode):
 
 
 def test_with_itself_takes_as_long(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.00 within the intervals of the model and of its sites, but for one of the eight at most and that by little: of one clock's
-    random times, a few in a hundred 99 % intervals miss (``test_latency``). Another model's intervals leave 1.00 out."""
+    """1.00 within the intervals of the model and of its sites, but for one of the eight at most and that by little: a few in a
+    hundred may miss (``test_latency`` counts them). Another model's intervals leave 1.00 out."""
     clock = Operations()
     timed = functools.partial(time_cases, clock=lambda: clock.now)
     for place in ("compare", "sites"):
