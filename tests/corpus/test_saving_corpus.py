@@ -45,7 +45,10 @@ def same(found: nn.Module, expected: nn.Module, inputs: tuple[Tensor, ...]) -> N
             torch.manual_seed(0)
             one = tensors(found(*inputs))
             torch.manual_seed(0)
-            assert all(torch.equal(x, y) for x, y in zip(one, tensors(expected(*inputs)), strict=True))
+            other = tensors(expected(*inputs))
+        # Not bit by bit: weights read from a file may lie elsewhere in a cache line, and some processors' sums depend on that.
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6 * float(y.detach().abs().max()))
 
 
 @pytest.mark.parametrize("geometry_only", [False, True])
