@@ -25,7 +25,10 @@ from ccrewrite.nn import CCSampling, DclsConv1d, DclsConv2d, DclsSampling, Sampl
 from ccrewrite.nn.conv import LAYERS
 from ccrewrite.nn.dcls import SHARINGS
 from ccrewrite.nn.folded import FOLDED, FixedSampling
-from ccrewrite.passes.fold import ROOT, fold
+from ccrewrite.nn.gathered import GATHERED
+from ccrewrite.nn.shifted import SHIFTED
+from ccrewrite.nn.sparse import SPARSE
+from ccrewrite.passes.fold import ROOT, alternatives, fold
 from ccrewrite.passes.fold_sites import FORMS, Folded
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 from ccrewrite.resize import resize_
@@ -83,15 +86,21 @@ def moved_layers(draw: st.DrawFn) -> tuple[Case, nn.Module]:
     return case, layer
 
 
-@given(moved_layers())
+LAYERS_OF = {"padded": FOLDED, "shifted": SHIFTED, "gathered": GATHERED, "sparse": SPARSE}
+
+
+@given(moved_layers(), st.booleans())
 @settings(max_examples=200)
-def test_layers_of_any_geometry(drawn: tuple[Case, nn.Module]) -> None:
+def test_layers_of_any_geometry(drawn: tuple[Case, nn.Module], other: bool) -> None:
     case, layer = drawn
     model = OneLayer(layer, case.extra)
-    result = fold(model, case.input)
+    forms = {name: a.form for name, a in alternatives(model).items()} if other else None
+    result = fold(model, case.input, forms=forms)
     assert result.check.ok
     assert worst(result.model, model, case.input) <= 1e-12
-    assert type(result.model.layer) in (PLAIN if result["layer"].code in ("original", "convolution") else FOLDED.values())
+    code = result["layer"].code
+    assert code in (forms or {code: code}).values()
+    assert type(result.model.layer) in (PLAIN if code in ("original", "convolution") else LAYERS_OF[code].values())
     assert set(dict(result.model.layer.named_parameters())) == set(dict(case.conv.named_parameters()))
     larger = F.pad(case.input, (0, 3) * (case.input.dim() - case.batch.dim() + len(case.conv.kernel_size)), value=0.5)
     if not case.extra:

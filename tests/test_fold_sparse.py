@@ -78,6 +78,18 @@ def test_gradients_of_the_compiled_form() -> None:
     torch.testing.assert_close(found[1], expected[1], rtol=1e-10, atol=1e-10)
 
 
+def test_norms_go_into_it() -> None:
+    conv, x = layer("shared")
+    model = nn.Sequential(conv, nn.BatchNorm2d(6, dtype=x.dtype)).eval()
+    for tensor in (*model[1].parameters(), *model[1].buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    folded = fold(model, x, forms={"0": "sparse"}, batch_norm=True)
+    assert [norm.code for norm in folded.norms] == ["folded"]
+    torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(compiled(folded.model, backend="eager")(x), model(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_adds_in_float32(dtype: torch.dtype) -> None:
     model, x = layer("a position for each channel", torch.float32)

@@ -89,10 +89,10 @@ def gathered_sum(mixed: Tensor, positions: Tensor, window: Sequence[int], pads: 
     for tap in range(taps):
         for begin, coefficient in terms:
             index = (begin[:, tap, None] + grid.flatten()).expand(batch, out, -1)
-            term = flat[:, tap].gather(2, index) * coefficient[:, tap, None].to(mixed.dtype)
+            term = flat[:, tap].gather(2, index) * coefficient[:, tap, None]
             total = term if total is None else total + term
     assert total is not None
-    return total.view(batch, out, *outputs)
+    return total.to(mixed.dtype).view(batch, out, *outputs)
 
 
 class GatheredConv1d(GatheredConv, nn.Conv1d):

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from ccrewrite.capture import Inputs, Program, capture
 from ccrewrite.nn.conv import TORCH_LAYERS
 from ccrewrite.nn.folded import FOLDED
+from ccrewrite.nn.sparse import SPARSE
 
 NORMS: dict[str, str] = {
     "folded": "its scale and shift are in the convolution before it; an identity is left",
@@ -34,7 +35,7 @@ NORMS: dict[str, str] = {
     "verification-failed": "the outputs changed when norms were folded, so none was",
 }
 """Code -> what became of a batch norm."""
-PLAIN = (*TORCH_LAYERS, *FOLDED.values())
+PLAIN = (*TORCH_LAYERS, *FOLDED.values(), *SPARSE.values())
 
 
 @dataclass(frozen=True)
