@@ -5,6 +5,7 @@ make gpu-code
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ccrewrite.forms import taps
 from ccrewrite.forms.operators import FORMS, backward_of, forward_of
 
 pytest.importorskip("triton", reason="not part of torch's CPU build: make gpu-code")
@@ -54,6 +56,20 @@ def cases(
     return {"forward": Case(forward, given), "backward": Case(backward, (torch.randn_like(y), *given, kept))}
 
 
+def sparse(batch: int, channels: int, size: int, window: int, cells: int) -> Case:
+    """The forward of a folded depthwise layer that visits ``cells`` of each filter."""
+    pads = [((window - 1) // 2,) * 2] * 2
+    visited = torch.stack([torch.randperm(window**2)[:cells].sort().values for _ in range(channels)])
+    weight = torch.zeros(channels, window**2).scatter_(1, visited, torch.randn(channels, cells))
+
+    def forward(x: Tensor, weight: Tensor, visited: Tensor) -> tuple[Tensor, ...]:
+        return (taps.sparse(x, weight, visited, (1, 1), pads),)
+
+    given = torch.randn(batch, channels, size, size), weight.view(channels, 1, window, window), visited.to(torch.int32)
+    return Case(forward, given)
+
+
+WAYS = [*itertools.product(sorted(FORMS), ("forward", "backward")), ("sparse", "forward")]
 DENSE = (2, 256, 256, 33, 13, 9)
 SIZES = {"products": DENSE, "shifts": DENSE, "taps": (2, 96, 96, 56, 17, 34)}
 FEW = {"forward": 8, "backward": 16}  # kernels, most of them of a few elements: cells, corners and coefficients of the taps
@@ -62,12 +78,11 @@ FEW = {"forward": 8, "backward": 16}  # kernels, most of them of a few elements:
 @pytest.fixture(scope="module")
 def sources() -> dict[tuple[str, str], str]:
     torch.manual_seed(0)
-    made = {form: cases(form, *SIZES[form]) for form in FORMS}
+    made = {form: cases(form, *SIZES[form]) for form in FORMS} | {"sparse": {"forward": sparse(2, 96, 56, 17, 120)}}
     return {(form, way): fake_cuda.source(*case) for form, both in made.items() for way, case in both.items()}
 
 
-@pytest.mark.parametrize("way", ["forward", "backward"])
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize(("form", "way"), WAYS)
 def test_few_kernels_and_no_atomics(sources, form, way):
     code = sources[form, way]
     assert 1 <= len(fake_cuda.kernels(code)) <= FEW[way]
@@ -77,10 +92,10 @@ def test_few_kernels_and_no_atomics(sources, form, way):
     )  # nothing that isn't generated but GEMMs
 
 
-@pytest.mark.parametrize("way", ["forward", "backward"])
-def test_tap_by_tap_nothing_of_taps_times_outputs_is_allocated(sources, way):
+@pytest.mark.parametrize(("form", "way"), [("taps", "forward"), ("taps", "backward"), ("sparse", "forward")])
+def test_tap_by_tap_nothing_of_taps_times_outputs_is_allocated(sources, form, way):
     batch, channels, _, size, _, taps = SIZES["taps"]
-    assert max(fake_cuda.buffers(sources["taps", way])) < batch * channels * size**2 * taps / 10
+    assert max(fake_cuda.buffers(sources[form, way])) < batch * channels * size**2 * taps / 10
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
@@ -91,8 +106,7 @@ def test_what_goes_into_or_comes_out_of_a_matrix_product_is_written_once(sources
     assert len(wide) == 1
 
 
-@pytest.mark.parametrize("way", ["forward", "backward"])
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize(("form", "way"), WAYS)
 def test_kernels_compile_for_hopper(sources, form, way):
     for name, kernel in fake_cuda.kernels(sources[form, way]).items():
         ptx = fake_cuda.compiled(name, kernel)
@@ -113,6 +127,7 @@ def test_bfloat16_is_computed_in_float32():
 def test_interpreted_kernels_compute_what_eager_does(tmp_path: Path):
     shapes = {"products": (2, 3, 5, 7, 5, 3), "shifts": (2, 3, 5, 7, 5, 3), "taps": (2, 4, 4, 7, 5, 6)}
     made = {(form, way): case for form in FORMS for way, case in cases(form, *shapes[form]).items()}
+    made["sparse", "forward"] = sparse(2, 4, 7, 5, 6)
     torch.save([(fake_cuda.source(*case), list(case.inputs)) for case in made.values()], tmp_path / "cases.pt")
     script = Path(__file__).with_name("interpret_triton.py")
     command = [sys.executable, script, tmp_path / "cases.pt", tmp_path / "results.pt"]
