@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from ccrewrite.export.onnx import export_onnx
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
 from ccrewrite.nn.gathered import GatheredConv
 from ccrewrite.passes.fold import alternatives, fold
@@ -85,3 +87,24 @@ def test_taken_where_a_dense_kernel_would_be_mostly_zeros() -> None:
     for layer, code in ((wide, "gathered"), (near, "convolution")):
         nn.init.uniform_(layer.sampling.offset, -0.5, 0.5)
         assert fold(layer, torch.randn(1, 256, 26, 26))["(root)"].code == code
+
+
+@pytest.mark.parametrize("first", ["shifted", "gathered"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of sizes that don't change
+def test_traced(first: str) -> None:
+    x = torch.randn(2, 64, 15, 14, dtype=torch.float64)
+    model = DclsConv2d(64, 64, 3, dilation=6, padding=6, sharing="tap" if first == "shifted" else "out", dtype=torch.float64)
+    nn.init.uniform_(model.sampling.offset, -1, 1)
+    folded = fold(nn.Sequential(model), x)
+    assert folded["0"].code == first
+    for traced in (torch.fx.symbolic_trace(folded.model), torch.jit.trace(folded.model, x)):
+        torch.testing.assert_close(traced(x), folded.model(x), rtol=0, atol=0)
+
+
+def test_files_hold_no_index_of_every_output(tmp_path: Path) -> None:
+    model = DclsConv2d(64, 32, 3, dilation=6, padding=6, sharing="out")
+    nn.init.uniform_(model.sampling.offset, -1, 1)
+    report = export_onnx(model, tmp_path / "model.onnx", torch.randn(1, 64, 96, 96))
+    assert report.size < 4 * 4 * model.weight.numel()
+    report = export_onnx(model, tmp_path / "model.onnx", torch.randn(1, 64, 24, 20), dynamic={0: "n", 2: "h", 3: "w"})
+    assert report.size < 4 * 4 * model.weight.numel()

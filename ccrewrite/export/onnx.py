@@ -236,6 +236,16 @@ def _export(
     return program
 
 
+def _worth_keeping(node: Any) -> bool | None:
+    """Not where products are gathered, an index for every output: large, and quickly computed of what makes it."""
+    ahead = [node]
+    for _ in range(3):  # Add, Reshape or Cast, Expand
+        ahead = [user for n in ahead for output in n.outputs for user, _ in output.uses()]
+        if any(user.op_type == "GatherElements" for user in ahead):
+            return False
+    return None
+
+
 def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[Any, dict[str, int], dict[str, int]]:
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
@@ -245,9 +255,11 @@ def _optimised(program: Any, opset: int, sites: Sequence[FoldedSite]) -> tuple[A
     before = graph.histogram(program.model)
     limits: Any = {"input_size_limit": NO_LIMIT, "output_size_limit": NO_LIMIT}
     # First what is constant, for the optimizer's patterns take time by the square of the number of nodes.
-    optimizer.fold_constants(program.model, **limits)
+    optimizer.fold_constants(program.model, **limits, should_fold=_worth_keeping)
     optimizer.remove_unused_nodes(program.model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
+    if any(s.code == "gathered" for s in sites):
+        limits = {}  # the optimizer's own: it asks nobody
     limits["inline"] = not program.model.functions
     file = optimizer.optimize(program.model, **limits)
     if graph.unwrap_pads_(file) + graph.crop_transposed_(file):

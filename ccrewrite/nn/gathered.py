@@ -22,7 +22,7 @@ from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn.dcls import DclsSampling
 from ccrewrite.nn.folded import Fusing
 
-GATHER_COST = 120
+GATHER_COST = 75
 """Multiplications that a dense convolution does in the time of gathering, weighting and adding one sample."""
 PAYS = 1.5
 """From how much estimated time of a dense kernel, over that of gathered products, these are taken."""
@@ -53,46 +53,70 @@ class GatheredConv(Fusing):
     margin: Ints
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer, ndim = cast(_ConvNd, self), len(self.window)
-        batched = input if input.dim() == ndim + 2 else input[None]
+        layer = cast(_ConvNd, self)
         pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
-        if layer.padding_mode != "zeros":
-            batched = F.pad(batched, [n for pair in reversed(pads) for n in pair], mode=layer.padding_mode)
-            pads = [(0, 0)] * ndim
-        taps, size = self.positions.shape[2], batched.shape[2:]
-        if self.fused() and not any(s > 1 for s in layer.stride):
-            mixed = torch.mm(weight, products.rows(batched)).view(taps, layer.out_channels, batched.shape[0], *size)
-            out = products.moved_sum(mixed, self.positions, self.window, pads)
-        else:
-            mixed = (weight @ batched.flatten(2)).view(-1, taps, layer.out_channels, *size)
-            out = gathered_sum(mixed, self.positions, self.window, pads, layer.stride)
-        out = out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * ndim)
-        return out if input.dim() == ndim + 2 else out[0]
+        return gathered_conv(
+            input, weight, bias, self.positions, self.window, layer.stride, pads, layer.padding_mode, self.fused()
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, taps={self.positions.shape[2]} gathered in {self.window}"
 
 
+@torch.fx.wrap
+def gathered_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    window: Ints,
+    stride: Ints,
+    pads: Pads,
+    padding_mode: str,
+    fused: bool,
+) -> Tensor:
+    """``GatheredConv``'s forward. A leaf for ``torch.fx.symbolic_trace``."""
+    ndim, (_, out, taps) = len(window), positions.shape
+    batched = input if input.dim() == ndim + 2 else input[None]
+    if padding_mode != "zeros":
+        batched = F.pad(batched, [n for pair in reversed(pads) for n in pair], mode=padding_mode)
+        pads = [(0, 0)] * ndim
+    size = batched.shape[2:]
+    if fused and not any(s > 1 for s in stride):
+        mixed = torch.mm(weight, products.rows(batched)).view(taps, out, batched.shape[0], *size)
+        total = products.moved_sum(mixed, positions, window, pads)
+    else:
+        mixed = (weight @ batched.flatten(2)).view(-1, taps, out, *size)
+        total = gathered_sum(mixed, positions, window, pads, stride)
+    total = total if bias is None else total + bias.to(total.dtype).view(-1, *(1,) * ndim)
+    return total if input.dim() == ndim + 2 else total[0]
+
+
 def gathered_sum(mixed: Tensor, positions: Tensor, window: Sequence[int], pads: Pads, stride: Sequence[int]) -> Tensor:
-    """``(N, taps, out, *size)`` products, each gathered where its tap lies and added up: ``(N, out, *output size)``."""
-    mixed = pad(mixed, pads)
+    """``(N, taps, out, *size)`` products, each gathered where its tap lies and added up: ``(N, out, *output size)``.
+
+    One sample more than there are outputs is gathered along each axis: slices of it are the samples next to every position.
+    """
+    # After the window's last sample lies one that counts for nothing.
+    mixed = pad(mixed, [(low, high + 1) for low, high in pads])
     batch, taps, out, *sizes = mixed.shape
-    strides = row_strides(sizes)
-    outputs = [(n - w) // s + 1 for n, w, s in zip(sizes, window, stride, strict=True)]
+    strides, spans = row_strides(sizes), [n - w for n, w in zip(sizes, window, strict=True)]
     grid = torch.zeros((), dtype=torch.int64, device=mixed.device)
-    for n, s, along in zip(outputs, stride, strides, strict=True):
-        grid = grid[..., None] + torch.arange(n, device=mixed.device) * (s * along)
+    for n, along in zip(spans, strides, strict=True):
+        grid = grid[..., None] + torch.arange(n + 1, device=mixed.device) * along
     corners = Corners.of(positions, window)
-    # A corner after the window's last sample has the coefficient 0 and lies on that sample.
-    terms = [(corners.flat(corner, strides), coefficient) for corner, coefficient in corners.value()]
-    flat, total = mixed.flatten(3), None
+    begin = corners.flat(("low",) * len(window), strides)
+    flat, grid, total = mixed.flatten(3), grid.flatten(), None
     for tap in range(taps):
-        for begin, coefficient in terms:
-            index = (begin[:, tap, None] + grid.flatten()).expand(batch, out, -1)
-            term = flat[:, tap].gather(2, index) * coefficient[:, tap, None]
+        index = (begin[:, tap, None] + grid).expand(batch, out, -1)
+        near = flat[:, tap].gather(2, index).view(batch, out, *(n + 1 for n in spans))
+        for corner, coefficient in corners.value():
+            starts = [1 if side == "high" else 0 for side in corner]
+            beside = tuple(slice(a, a + n, step) for a, n, step in zip(starts, spans, stride, strict=True))
+            term = near[(..., *beside)] * coefficient[:, tap].view(-1, *(1,) * len(window))
             total = term if total is None else total + term
     assert total is not None
-    return total.to(mixed.dtype).view(batch, out, *outputs)
+    return total.to(mixed.dtype)
 
 
 class GatheredConv1d(GatheredConv, nn.Conv1d):

@@ -84,38 +84,54 @@ class ShiftedConv(nn.Module):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = cast(_ConvNd, self)
-        ndim = len(self.window)
         pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
-        stride = layer.stride
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         widths = [n for pair in reversed(pads) for n in pair]
-        if self.shifts_first:
-            padded = F.pad(input, widths, mode=mode)
-            moved = [self._moved(padded, shifts, stride) for shifts in self.shifts]
-            total = _mixed(torch.cat(moved, -ndim - 1), weight, ndim)
-        else:
-            products = F.pad(_mixed(input, weight, ndim), widths, mode=mode).chunk(len(self.shifts), -ndim - 1)
-            total = self._moved(products[0], self.shifts[0], stride)
-            for product, shifts in zip(products[1:], self.shifts[1:], strict=True):
-                total = total + self._moved(product, shifts, stride)
-        return total if bias is None else total + bias.view(-1, *(1,) * ndim)
-
-    def _moved(self, x: Tensor, shifts: Sequence[Shift], stride: Ints) -> Tensor:
-        total: Tensor | None = None
-        for cell, coefficient in shifts:
-            term = x
-            for a, (start, step, size) in enumerate(zip(cell, stride, self.window, strict=True), -len(self.window)):
-                length = x.shape[a] - size + 1
-                term = term.narrow(a, start, length)
-                term = term if step == 1 else term[(..., slice(None, None, step), *(slice(None),) * (-1 - a))]
-            term = term if coefficient == 1 else term * coefficient
-            total = term if total is None else total + term
-        assert total is not None
-        return total
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return shifted_conv(input, weight, bias, self.shifts, self.window, layer.stride, widths, mode, self.shifts_first)
 
     def extra_repr(self) -> str:
         first = "shifts" if self.shifts_first else "products"
         return f"{super().extra_repr()}, taps={len(self.shifts)} apart in {self.window}, {first} first"
+
+
+@torch.fx.wrap
+def shifted_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
+    window: Ints,
+    stride: Ints,
+    widths: Sequence[int],
+    mode: str,
+    shifts_first: bool,
+) -> Tensor:
+    """``ShiftedConv``'s forward; ``widths`` and ``mode`` are ``F.pad``'s. A leaf for ``torch.fx.symbolic_trace``."""
+    ndim = len(window)
+    if shifts_first:
+        padded = F.pad(input, widths, mode=mode)
+        moved = [_moved(padded, shifts, window, stride) for shifts in taps]
+        total = _mixed(torch.cat(moved, -ndim - 1), weight, ndim)
+    else:
+        products = F.pad(_mixed(input, weight, ndim), widths, mode=mode).chunk(len(taps), -ndim - 1)
+        total = _moved(products[0], taps[0], window, stride)
+        for product, shifts in zip(products[1:], taps[1:], strict=True):
+            total = total + _moved(product, shifts, window, stride)
+    return total if bias is None else total + bias.view(-1, *(1,) * ndim)
+
+
+def _moved(x: Tensor, shifts: Sequence[Shift], window: Ints, stride: Ints) -> Tensor:
+    total: Tensor | None = None
+    for cell, coefficient in shifts:
+        term = x
+        for a, (start, step, size) in enumerate(zip(cell, stride, window, strict=True), -len(window)):
+            length = x.shape[a] - size + 1
+            term = term.narrow(a, start, length)
+            term = term if step == 1 else term[(..., slice(None, None, step), *(slice(None),) * (-1 - a))]
+        term = term if coefficient == 1 else term * coefficient
+        total = term if total is None else total + term
+    assert total is not None
+    return total
 
 
 def _mixed(x: Tensor, weight: Tensor, ndim: int) -> Tensor:
