@@ -10,7 +10,8 @@ from ccrewrite.nn.cc_layers import (
     CCConvTranspose3d,
 )
 from ccrewrite.nn.conv import RewrittenConv
-from ccrewrite.nn.dcls import DclsConv1d, DclsConv2d, DclsConv3d, DclsSampling, share_positions
+from ccrewrite.nn.dcls import DclsSampling, share_positions
+from ccrewrite.nn.dcls_layers import DclsConv1d, DclsConv2d, DclsConv3d
 from ccrewrite.nn.sampling import Sampling
 
 __all__ = [

@@ -16,13 +16,11 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.forms import operators, regions
-from ccrewrite.geometry import ConvGeometry, Ints, per_axis
+from ccrewrite.geometry import ConvGeometry, Ints
 from ccrewrite.nn import placement, shifting
-from ccrewrite.nn.conv import RewrittenConv
 from ccrewrite.nn.interpolation import INTERPOLATIONS, MIN_WIDTH, SCRATCH_WIDTH, sharp_width
 from ccrewrite.nn.placement import Axis, positions_of, widths_of
 from ccrewrite.nn.sampling import Sampling, bind
@@ -82,9 +80,9 @@ class DclsSampling(Sampling):
         g = geometry
         if sharing == "auto":
             sharing = "full" if g.depthwise else "tap"
-        _one_of("sharing", sharing, ("auto", *SHARINGS))
-        _one_of("interpolation", interpolation, INTERPOLATIONS)
-        _one_of("position_init", position_init, POSITION_INITS)
+        one_of("sharing", sharing, ("auto", *SHARINGS))
+        one_of("interpolation", interpolation, INTERPOLATIONS)
+        one_of("position_init", position_init, POSITION_INITS)
         if reach < 0:
             raise InputError(f"reach must be at least 0 samples, found {reach}")
         if g.transposed:
@@ -241,6 +239,7 @@ def share_positions(*layers: nn.Module) -> None:
     The parameters become the same objects: copies, pickles, optimizers and ``state_dict`` keep the tie. Raises ``InputError``
     where the layers' positions differ in shape, start, interpolation or window.
 
+    >>> from ccrewrite.nn import DclsConv2d
     >>> a, b = (DclsConv2d(8, 8, elements=5, window=7, padding="same", groups=8) for _ in range(2))
     >>> share_positions(a, b)
     >>> a.sampling.offset is b.sampling.offset
@@ -259,112 +258,6 @@ def share_positions(*layers: nn.Module) -> None:
         other.offset, other.widening = first.offset, first.widening
 
 
-class DclsConv(RewrittenConv):
-    """What the DCLS layers of all dimensions have in common; use ``DclsConv1d``, ``DclsConv2d``, ``DclsConv3d``."""
-
-    sampling_class = DclsSampling
-    weight_init = "kaiming"
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int] | None = None,
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        elements: int | None = None,
-        window: int | Sequence[int] | None = None,
-        weight_init: str = "kaiming",
-        **options: Any,
-    ) -> None:
-        ndim = int(self.torch_class.__name__[-2])
-        _one_of("weight_init", weight_init, ("kaiming", "trunc_normal"))
-        self.weight_init = weight_init
-        if (elements is None) != (window is None) or (elements is None) == (kernel_size is None):
-            raise InputError(
-                f"{type(self).__name__} takes either kernel_size (taps on a grid) or elements and window (taps placed freely); "
-                f"found kernel_size={kernel_size}, elements={elements}, window={window}"
-            )
-        size = per_axis(
-            window if kernel_size is None else kernel_size, ndim, "window" if kernel_size is None else "kernel_size"
-        )
-        # On the meta device: with `elements` the weight has another shape than torch would give it.
-        super().__init__(in_channels, out_channels, size, stride, padding, dilation, groups, bias, padding_mode, "meta", dtype)  # pyright: ignore
-        conv = cast(_ConvNd, self)
-        factory: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": conv.weight.dtype}
-        sampling = DclsSampling(ConvGeometry.from_module(conv), elements=elements, **options, **factory)
-        conv.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *sampling.taps, **factory))
-        if conv.bias is not None:
-            conv.bias = nn.Parameter(torch.empty(out_channels, **factory))
-        self.sampling = sampling
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias anew, and the positions as ``DclsSampling.reset_parameters`` does."""
-        conv = cast(_ConvNd, self)
-        _ConvNd.reset_parameters(conv)
-        if self.weight_init == "trunc_normal":
-            nn.init.trunc_normal_(conv.weight, std=0.02)
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-        sampling = self._modules.get("sampling")
-        if sampling is not None:  # torch's own constructor calls this before there is one
-            cast(DclsSampling, sampling).reset_parameters()
-
-
-class DclsConv1d(DclsConv, nn.Conv1d, replaces=nn.Conv1d):
-    """A 1-d convolution with learnable tap positions; arguments as ``DclsConv2d``'s.
-
-    Input ``(N, C_in, L)`` or ``(C_in, L)``, output as ``nn.Conv1d``'s.
-
-    >>> delays = DclsConv1d(4, 4, elements=2, window=31, padding="same", interpolation="gaussian", position_init="uniform")
-    >>> delays(torch.randn(1, 4, 50)).shape, delays.sampling.positions().shape
-    (torch.Size([1, 4, 50]), torch.Size([1, 1, 1, 2]))
-    """
-
-
-class DclsConv2d(DclsConv, nn.Conv2d, replaces=nn.Conv2d):
-    """A 2-d convolution whose taps have learnable positions (arXiv 2112.03740; formula in ``ccrewrite.nn.dcls``).
-
-    From scratch, either ``elements`` taps placed freely in a ``window`` (the papers' layer), or a grid of ``kernel_size`` taps
-    with a ``dilation``. ``weight`` is ``(out, in/groups, elements)`` or ``(out, in/groups, *kernel_size)``; taps placed freely
-    along some ``axes`` only are ``(out, in/groups, elements, *window along the others)``. ``weight_init`` is "kaiming" (torch's
-    and the reference's) or "trunc_normal" (standard deviation 0.02 and zero bias, ConvNeXt's). The other arguments are those of
-    ``nn.Conv2d`` (``padding="same"`` too) and, by name, of ``DclsSampling``.
-
-    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s for a kernel of the window's size.
-
-    >>> layer = DclsConv2d(16, 16, padding="same", groups=16, elements=34, window=17)
-    >>> layer(torch.randn(1, 16, 32, 32)).shape, layer.weight.shape, layer.sampling.offset.shape
-    (torch.Size([1, 16, 32, 32]), torch.Size([16, 1, 34]), torch.Size([2, 16, 1, 34]))
-
-    Made from a trained layer, it computes the same:
-
-    >>> conv = nn.Conv2d(3, 8, 3, padding=4, dilation=4)
-    >>> layer, x = DclsConv2d.from_conv(conv), torch.randn(1, 3, 9, 9)
-    >>> torch.allclose(layer(x), conv(x), atol=1e-5), layer.sampling.offset.shape
-    (True, torch.Size([2, 1, 1, 3, 3]))
-    """
-
-
-class DclsConv3d(DclsConv, nn.Conv3d, replaces=nn.Conv3d):
-    """A 3-d convolution with learnable tap positions; arguments as ``DclsConv2d``'s.
-
-    Input ``(N, C_in, D, H, W)`` or ``(C_in, D, H, W)``, output as ``nn.Conv3d``'s. Taps that move in time alone:
-
-    >>> layer = DclsConv3d(2, 4, padding="same", elements=3, window=(9, 3, 3), axes=(0,))
-    >>> layer.weight.shape, layer(torch.randn(1, 2, 9, 8, 8)).shape
-    (torch.Size([4, 2, 3, 3, 3]), torch.Size([1, 4, 9, 8, 8]))
-    """
-
-
 def _start_width(interpolation: str, width: float | None, elements: int | None, dtype: torch.dtype) -> float:
     if interpolation == "linear":
         if width is not None:
@@ -377,7 +270,8 @@ def _start_width(interpolation: str, width: float | None, elements: int | None, 
     return float(width)
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ``InputError`` for a ``value`` that is none of ``allowed``."""
     if value not in allowed:
         raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
 
