@@ -18,8 +18,8 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fuzz: $(READY)  ## 10,000 generated geometries against torch
-	$(BIN)/python -m pytest -m slow tests/nn
-	CCREWRITE_EXAMPLES=10000 $(BIN)/python -m pytest tests/nn/test_cc_sizes.py -k plain_convolution
+	$(BIN)/python -m pytest -m slow tests/families
+	CCREWRITE_EXAMPLES=10000 $(BIN)/python -m pytest tests/families/cc/test_cc_sizes.py -k plain_convolution
 
 reference: $(READY)  ## DCLS layers and checkpoints against the reference package from PyPI
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/reference_dcls/requirements.txt

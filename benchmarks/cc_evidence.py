@@ -33,10 +33,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.ensemble import ScaleEnsemble
-from ccrewrite.metrics import accuracy, resize_images, resolution_accuracy, shift_consistency, translation_equivariance
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.resize import resized
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.passes.scales.resize import resized
+from ccrewrite.report.metrics import accuracy, resize_images, resolution_accuracy, shift_consistency, translation_equivariance
+from ccrewrite.training.ensemble import ScaleEnsemble
 from ccrewrite.training.recalibrate import load_statistics_, recalibrate
 
 REPORT = Path(__file__).parents[1] / "reports" / "cc"

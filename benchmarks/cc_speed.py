@@ -33,9 +33,11 @@ from tabulate import tabulate
 from torch import nn
 
 import ccrewrite
-from ccrewrite import ConvGeometry
-from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling, cc_functions, separable
-from ccrewrite.nn.conv import LAYERS
+from ccrewrite.families.adopt import LAYERS
+from ccrewrite.families.cc import functions as cc_functions
+from ccrewrite.families.cc import separable
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling
 
 REPORT = Path(__file__).parents[1] / "reports" / "cc"
 Case = tuple[str, nn.Module, tuple[int, ...], int]
@@ -66,7 +68,7 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def forms_of(layer: Any, x: Any) -> str:
-    """Which form the layer takes (``ccrewrite.nn.cc_functions._forms``)."""
+    """Which form the layer takes (``ccrewrite.families.cc.functions._forms``)."""
     if isinstance(layer, nn.ConvTranspose2d):
         return "output"
     seen: list[str] = []

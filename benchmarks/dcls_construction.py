@@ -26,7 +26,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from ccrewrite.checkpoints import INTERPOLATION_OF, convert_dcls_checkpoint
+from ccrewrite.families.dcls.checkpoints import INTERPOLATION_OF, convert_dcls_checkpoint
 from ccrewrite.nn import DclsConv2d
 
 REPORT = Path(__file__).parents[1] / "reports" / "dcls"

@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.passes.sparsify import LargeToDcls
+from ccrewrite.families.dcls.sparsify import LargeToDcls
 from ccrewrite.training import param_groups
 
 REPORT = Path(__file__).parents[1] / "reports" / "dcls"

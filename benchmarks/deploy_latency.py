@@ -36,7 +36,7 @@ from tabulate import tabulate
 from torch import nn
 
 import ccrewrite
-from ccrewrite.capture import Inputs
+from ccrewrite.ir.capture import Inputs
 from ccrewrite.report.latency import Case, Effort, time_cases
 
 ROOT = Path(__file__).parents[1]

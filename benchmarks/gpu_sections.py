@@ -19,7 +19,7 @@ from torch._inductor.utils import run_and_get_code
 
 import ccrewrite
 from ccrewrite.demo.network import segmenter
-from ccrewrite.nn.placement import dcls_kernel
+from ccrewrite.families.dcls.kernel import dcls_kernel
 
 Named = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 

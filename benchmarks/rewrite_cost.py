@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import nn
 
 import ccrewrite
-from ccrewrite.capture import capture
+from ccrewrite.ir.capture import capture
 from ccrewrite.passes.substitute import copied
 
 REPORT = Path(__file__).parents[1] / "reports" / "cpu"

@@ -1,80 +1,57 @@
 """Rewrite the convolutions of any PyTorch model, in one call, into learnable ones that start out exactly the same.
 
 ``plan`` shows what would happen, ``rewrite`` does it to a copy, ``revert`` undoes it. README.md has the tour.
+
+Names are imported when they are first used: ``import ccrewrite`` by itself loads next to nothing.
 """
 
-from ccrewrite import metrics, nn, training
-from ccrewrite.alignment import misalignment
-from ccrewrite.api import Result, plan, revert, rewrite, rewrite_, verify
-from ccrewrite.budget import trade
-from ccrewrite.checkpoints import convert_dcls_checkpoint
-from ccrewrite.ensemble import ScaleEnsemble
-from ccrewrite.errors import (
-    CcrewriteError,
-    ExportError,
-    InputError,
-    ModelRunError,
-    SelectionError,
-    SelectionWarning,
-    SizeWarning,
-)
-from ccrewrite.export.onnx import export_onnx
-from ccrewrite.export.rewrite import rewrite_onnx
-from ccrewrite.geometry import AxisMap, ConvGeometry
-from ccrewrite.lowering.aot import aot
-from ccrewrite.lowering.lower import lower
-from ccrewrite.passes.fold import fold
-from ccrewrite.passes.rules import DEFAULT_RULES, DilatedToDcls, Rule, StridedToCC, TransposedToCC
-from ccrewrite.passes.scale_groups import scale_groups
-from ccrewrite.passes.sparsify import LargeToDcls
-from ccrewrite.passes.verify import Check, OutputCheck
-from ccrewrite.report.compare import compare
-from ccrewrite.resize import resize_, resized
-from ccrewrite.saving import load, save
-from ccrewrite.sites import Decision, Plan, Site
-from ccrewrite.training.config import FinetuneConfig
-from ccrewrite.training.finetune import finetune
-from ccrewrite.training.recalibrate import recalibrate
+from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccrewrite.api import plan, revert, rewrite, rewrite_, verify
+    from ccrewrite.errors import CcrewriteError
+    from ccrewrite.export.onnx import export_onnx
+    from ccrewrite.export.rewrite import rewrite_onnx
+    from ccrewrite.families.cc.rule import StridedToCC, TransposedToCC
+    from ccrewrite.families.dcls.rule import DilatedToDcls
+    from ccrewrite.families.dcls.sparsify import LargeToDcls
+    from ccrewrite.families.family import Family, register_family
+    from ccrewrite.families.rule import Rule
+    from ccrewrite.families.sampling import Sampling
+    from ccrewrite.lowering.aot import aot
+    from ccrewrite.lowering.lower import lower
+    from ccrewrite.passes.fold.fold import fold
+    from ccrewrite.passes.scales.resize import resize_, resized
+    from ccrewrite.passes.scales.scale_groups import scale_groups
+    from ccrewrite.report.compare import compare
+    from ccrewrite.saving.store import load, save
+    from ccrewrite.training.config import FinetuneConfig
+    from ccrewrite.training.finetune import finetune
+
+__version__ = "0.2.0"
 
 __all__ = [
-    "DEFAULT_RULES",
-    "AxisMap",
     "CcrewriteError",
-    "Check",
-    "ConvGeometry",
-    "Decision",
     "DilatedToDcls",
-    "ExportError",
+    "Family",
     "FinetuneConfig",
-    "InputError",
     "LargeToDcls",
-    "ModelRunError",
-    "OutputCheck",
-    "Plan",
-    "Result",
     "Rule",
-    "ScaleEnsemble",
-    "SelectionError",
-    "SelectionWarning",
-    "Site",
-    "SizeWarning",
+    "Sampling",
     "StridedToCC",
     "TransposedToCC",
     "aot",
     "compare",
-    "convert_dcls_checkpoint",
     "export_onnx",
     "finetune",
     "fold",
     "load",
     "lower",
-    "metrics",
-    "misalignment",
-    "nn",
     "plan",
-    "recalibrate",
+    "register_family",
     "resize_",
     "resized",
     "revert",
@@ -83,7 +60,75 @@ __all__ = [
     "rewrite_onnx",
     "save",
     "scale_groups",
-    "trade",
-    "training",
     "verify",
 ]
+
+_HOME = {
+    "CcrewriteError": "errors",
+    "DilatedToDcls": "families.dcls.rule",
+    "Family": "families.family",
+    "FinetuneConfig": "training.config",
+    "LargeToDcls": "families.dcls.sparsify",
+    "Rule": "families.rule",
+    "Sampling": "families.sampling",
+    "StridedToCC": "families.cc.rule",
+    "TransposedToCC": "families.cc.rule",
+    "aot": "lowering.aot",
+    "compare": "report.compare",
+    "export_onnx": "export.onnx",
+    "finetune": "training.finetune",
+    "fold": "passes.fold.fold",
+    "load": "saving.store",
+    "lower": "lowering.lower",
+    "plan": "api",
+    "register_family": "families.family",
+    "resize_": "passes.scales.resize",
+    "resized": "passes.scales.resize",
+    "revert": "api",
+    "rewrite": "api",
+    "rewrite_": "api",
+    "rewrite_onnx": "export.rewrite",
+    "save": "saving.store",
+    "scale_groups": "passes.scales.scale_groups",
+    "verify": "api",
+}
+"""Public name -> the module that has it."""
+
+_MOVED = {
+    "AxisMap": "ir.geometry",
+    "Check": "passes.verify",
+    "ConvGeometry": "ir.geometry",
+    "Decision": "ir.sites",
+    "ExportError": "errors",
+    "InputError": "errors",
+    "ModelRunError": "errors",
+    "OutputCheck": "passes.verify",
+    "Plan": "ir.sites",
+    "Result": "api",
+    "ScaleEnsemble": "training.ensemble",
+    "SelectionError": "errors",
+    "SelectionWarning": "errors",
+    "Site": "ir.sites",
+    "SizeWarning": "errors",
+    "convert_dcls_checkpoint": "families.dcls.checkpoints",
+    "misalignment": "passes.scales.alignment",
+    "recalibrate": "training.recalibrate",
+    "trade": "report.budget",
+}
+"""Name that version 0.1.0 had here -> the module that has it now."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in ("families", "nn", "report", "training"):
+        return import_module(f"{__name__}.{name}")
+    if name in _MOVED:
+        raise AttributeError(f"ccrewrite.{name} is now {name} of ccrewrite.{_MOVED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

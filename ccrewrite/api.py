@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from ccrewrite.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.families.rule import Rule
+from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
+from ccrewrite.ir.sites import Plan
 from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
-from ccrewrite.passes.rules import Rule, check_rules
-from ccrewrite.passes.sparsify import LargeToDcls as LargeToDcls  # so that its name is known
+from ccrewrite.passes.rules import check_rules
+from ccrewrite.passes.scales.resize import resize_
 from ccrewrite.passes.substitute import copied, revert_, substitute_
 from ccrewrite.passes.verify import Check, compare_outputs, outputs_of
-from ccrewrite.resize import resize_
-from ccrewrite.sites import Plan
 
 Rules = Sequence[Rule | str | Mapping[str, Any]] | None
 

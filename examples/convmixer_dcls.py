@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
+from ccrewrite.families.dcls.sparsify import LargeToDcls
 from ccrewrite.nn import DclsConv2d
-from ccrewrite.passes.sparsify import LargeToDcls
 
 
 class Residual(nn.Sequential):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ccrewrite.metrics import accuracy
 from ccrewrite.nn import CCConv2d
+from ccrewrite.report.metrics import accuracy
 
 CHANNELS = (12, 16, 20, 24, 28, 32, 40, 48)
 

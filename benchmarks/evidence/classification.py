@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import ccrewrite
-from ccrewrite.passes.sparsify import LargeToDcls
+from ccrewrite.families.dcls.sparsify import LargeToDcls
 
 sys.path.append(str(Path(__file__).parents[1]))
 from dcls_sparse import canvases, convmixer, depthwise, digits

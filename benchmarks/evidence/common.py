@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.training import param_groups
 
 REPORTS = Path(__file__).parents[2] / "reports" / "evidence"

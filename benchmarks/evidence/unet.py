@@ -18,7 +18,7 @@ import ccrewrite
 from ccrewrite.demo.canvases import CLASSES
 from ccrewrite.demo.network import conv_bn
 from ccrewrite.demo.train import evaluate
-from ccrewrite.metrics import resize_images
+from ccrewrite.report.metrics import resize_images
 
 SIZES = (32, 40, 48, 64)
 WEIGHTS = torch.tensor([1.0] * (CLASSES - 1) + [0.2])  # background: most of the pixels

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import ExportError
 from ccrewrite.export.functions import DOMAIN, DclsConv, Operator
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn import sampling
-from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.operators import bind
 
 
 class CalledSampling(DclsSampling):
@@ -23,7 +23,7 @@ class CalledSampling(DclsSampling):
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         if input.dtype not in (torch.float32, torch.float16):
             raise ExportError(f"functions in the file need float32 or float16, found {input.dtype}")
-        call = sampling.bind(False, self.ndim, arguments, named)
+        call = bind(False, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
         pads = [(low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True)]
         flat = (*(low for low, _ in pads), *(high for _, high in pads))

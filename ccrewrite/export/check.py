@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError, ModelRunError
 from ccrewrite.export.report import RunCheck
 from ccrewrite.export.sizes import Sizes
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.preserve import preserved
+from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.verify import compare_outputs, outputs_of
-from ccrewrite.preserve import preserved
-from ccrewrite.resize import resized
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 

@@ -9,8 +9,8 @@ import torch
 
 from ccrewrite.errors import InputError
 from ccrewrite.export.graph import module_of
-from ccrewrite.geometry import ConvGeometry, Ints
-from ccrewrite.sites import UNDECIDED, Decision, Site
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.sites import UNDECIDED, Decision, Site
 
 PLAIN = ("", "ai.onnx")
 QUANTIZED = ("ConvInteger", "QLinearConv")

@@ -19,8 +19,8 @@ from ccrewrite.export.files import write
 from ccrewrite.export.graph import END, _constant
 from ccrewrite.export.report import SizeTrial
 from ccrewrite.export.sizes import SizeInput
-from ccrewrite.geometry import Ints
-from ccrewrite.passes.trials import RATIOS, scaled
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.passes.scales.trials import RATIOS, scaled
 
 NUMBERS = {"Pad": (1, "pads"), "Reshape": (1, "shape"), "Slice": (2, "ends"), "Resize": (3, "size")}
 """Operator -> which of its inputs may be sizes, or computed of some; how it is called."""

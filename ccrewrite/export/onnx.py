@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.export.check import arguments, at_other_sizes, checked, named_axes
 from ccrewrite.export.files import replacing, require_packages, save, writable
 from ccrewrite.export.report import ExportReport
 from ccrewrite.export.sizes import SIZES, Mode, Sizes, without_sizes
 from ccrewrite.export.translations import translations
-from ccrewrite.passes.fold import ROOT, find, fold, sampling_at
-from ccrewrite.passes.fold_sites import FoldedSite
-from ccrewrite.passes.sizes import samplings_of
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.passes.fold.fold import ROOT, find, fold, sampling_at
+from ccrewrite.passes.fold.sites import FoldedSite
+from ccrewrite.passes.scales.sizes import samplings_of
 from ccrewrite.passes.substitute import copied
 
 NO_LIMIT = 2**40

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from tabulate import tabulate
 
 from ccrewrite.export.sizes import SizeInput
-from ccrewrite.passes.fold_sites import FoldedSite
+from ccrewrite.passes.fold.sites import FoldedSite
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""``ccrewrite.nn.resample`` as ONNX nodes: one axis of a CC layer at an output size that is known when the file runs.
+"""``ccrewrite.families.cc.resample`` as ONNX nodes: one axis of a CC layer at an output size that is known when the file runs.
 
 Coordinates are int64 until a fraction within one sample is left. A short axis is resampled by a matrix, a long one sample by
-sample: a matrix of all its outputs would be mostly zeros. What a tap contributes at a distance is ``ccrewrite.nn.profiles``.
+sample: a matrix of all its outputs would be mostly zeros. What a tap contributes at a distance is CC's ``profile.py``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ccrewrite.export.nodes import Nodes
-from ccrewrite.nn.profiles import MAX_SHIFT, SUPPORT
+from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT
 
 
 @dataclass(frozen=True)
 class Profile:
-    """``ccrewrite.nn.profiles.Along`` without its tensors."""
+    """``ccrewrite.families.cc.profile.Along`` without its tensors."""
 
     basis: str
     twice_support: int
@@ -30,7 +30,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a convolution to be resampled, ``line`` of ``ccrewrite.nn.resample``. ``long``: sample by sample."""
+    """One axis of a convolution to be resampled, ``line`` of ``ccrewrite.families.cc.resample``. ``long``: sample by sample."""
 
     taps: int
     stride: int
@@ -187,8 +187,8 @@ def _extended(
     after: ir.Value,
     known: ir.Value,
 ) -> ir.Value:
-    """``ccrewrite.nn.resample.extend``; zeros further than ``known`` from the ends, for at its native size a layer pads by its
-    padding alone. ``rank``: axes of ``x`` from ``at`` on."""
+    """``extend`` of CC's ``resample.py``; zeros further than ``known`` from the ends, for at its native size a layer pads by
+    its padding alone. ``rank``: axes of ``x`` from ``at`` on."""
     samples = op.count(op.Add(size, after), op.Neg(before))
     low, high = op.Gather(known, 0, axis=0), op.Add(op.Gather(known, 1, axis=0), size)
     inside = op.And(op.GreaterOrEqual(samples, low), op.Less(samples, high))
@@ -230,7 +230,7 @@ def _basis(op: Nodes, basis: str, distance: ir.Value) -> ir.Value:
 
 
 def _profile(op: Nodes, distance: ir.Value, taps: np.ndarray, profile: Profile, tensors: Tensors) -> tuple[ir.Value, ir.Value]:
-    """``ccrewrite.nn.profiles.profile``."""
+    """``ccrewrite.families.cc.profile.profile``."""
     z = distance
     if tensors.shift is not None:
         z = op.Sub(z, op.Max(-MAX_SHIFT, op.Min(op.real(tensors.shift), MAX_SHIFT)))

@@ -20,9 +20,12 @@ from ccrewrite.export.check import compared, run_file, session_of
 from ccrewrite.export.files import replacing, require_packages, save, writable
 from ccrewrite.export.report import RunCheck, SizeTrial, times
 from ccrewrite.export.sizes import SizeInput
+from ccrewrite.families.cc.rule import StridedToCC
+from ccrewrite.families.dcls.rule import DilatedToDcls
+from ccrewrite.families.rule import Rule
+from ccrewrite.ir.sites import Plan
 from ccrewrite.passes.decide import Patterns, Selection, decide
-from ccrewrite.passes.rules import DilatedToDcls, Rule, StridedToCC, check_rules, rule_for
-from ccrewrite.sites import Plan
+from ccrewrite.passes.rules import check_rules, rule_for
 
 if TYPE_CHECKING:
     import onnx_ir

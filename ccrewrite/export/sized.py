@@ -13,14 +13,14 @@ from ccrewrite.errors import ExportError
 from ccrewrite.export.functions import DOMAIN, CCConv
 from ccrewrite.export.resampling import Axis, Profile
 from ccrewrite.export.sizes import SIZES, Sizes
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn import sampling
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.profiles import gain
-from ccrewrite.nn.resample import BLOCK
-from ccrewrite.passes.fold_layers import at_start
-from ccrewrite.passes.sizes import samplings_of
-from ccrewrite.passes.whereabouts import hint_of
+from ccrewrite.families.cc.profile import gain
+from ccrewrite.families.cc.resample import BLOCK
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.operators import bind
+from ccrewrite.passes.fold.layers import at_start
+from ccrewrite.passes.scales.sizes import samplings_of
+from ccrewrite.passes.scales.whereabouts import hint_of
 
 
 class SizedSampling(CCSampling):
@@ -44,7 +44,7 @@ class SizedSampling(CCSampling):
         padding_mode: str = "zeros",
         **named: Any,
     ) -> Tensor:
-        call = sampling.bind(self.transposed, self.ndim, arguments, named)
+        call = bind(self.transposed, self.ndim, arguments, named)
         geometry = ConvGeometry.from_call("conv_transpose" if self.transposed else "conv", weight.shape, call)
         natural = geometry.output_size(input.shape[-self.ndim :])
         if self.sizes.looking:

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
-from ccrewrite.geometry import Ints
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.resample import scaled_size
-from ccrewrite.passes.scale_groups import ScaleGroups, Settings, _ratios, require_sites, scale_groups
-from ccrewrite.passes.sizes import Expr, samplings_of
+from ccrewrite.families.cc.resample import scaled_size
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.passes.scales.resize import Resizing, resize_
+from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, _ratios, require_sites, scale_groups
+from ccrewrite.passes.scales.sizes import Expr, samplings_of
+from ccrewrite.passes.scales.trials import RATIOS, scaled
 from ccrewrite.passes.substitute import copied
-from ccrewrite.passes.trials import RATIOS, scaled
-from ccrewrite.resize import Resizing, resize_
 
 if TYPE_CHECKING:
     from ccrewrite.export.functions import Operator

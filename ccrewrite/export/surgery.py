@@ -13,9 +13,10 @@ from ccrewrite.export.graph import _constant, put_instead_
 from ccrewrite.export.nodes import Nodes
 from ccrewrite.export.resampling import Axis, Profile
 from ccrewrite.export.sizes import SizeInput
-from ccrewrite.nn.profiles import MAX_SHIFT, SUPPORT
-from ccrewrite.nn.resample import BLOCK
-from ccrewrite.passes.rules import DilatedToDcls, StridedToCC
+from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT
+from ccrewrite.families.cc.resample import BLOCK
+from ccrewrite.families.cc.rule import StridedToCC
+from ccrewrite.families.dcls.rule import DilatedToDcls
 
 
 def to_dcls_(model: ir.Model, conv: Convolution, rule: DilatedToDcls, known: dict[Operator, str]) -> str:

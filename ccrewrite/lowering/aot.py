@@ -12,11 +12,11 @@ from torch import nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.utils._pytree import tree_leaves
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import ExportError, InputError
-from ccrewrite.nn.folded import Fusing
-from ccrewrite.passes.fold import fold
-from ccrewrite.preserve import preserved
+from ccrewrite.folded.cuts import Fusing
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.preserve import preserved
+from ccrewrite.passes.fold.fold import fold
 
 TOLERANCE = 1e-4
 """Largest difference from the eager model, relative to each output's largest magnitude."""

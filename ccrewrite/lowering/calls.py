@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.capture import Inputs
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.sampling import bind
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.operators import bind
 from ccrewrite.passes.verify import outputs_of
 
 

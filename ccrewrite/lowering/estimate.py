@@ -11,9 +11,9 @@ MULTIPLY = 0.012, 0.036
 DEPTHWISE = 0.04, 1.2
 """The same in a depthwise convolution, whose backward runs far from the machine's peak (channels last for the forward)."""
 SHIFTED = 1.0, 4.5
-"""One sample of a tap shifted and weighted, in ``ccrewrite.forms.products`` and ``shifts``."""
+"""One sample of a tap shifted and weighted, in ``ccrewrite.families.dcls.forms.products`` and ``shifts``."""
 TAPPED = 0.3, 1.0
-"""The same in ``ccrewrite.forms.taps``."""
+"""The same in ``ccrewrite.families.dcls.forms.taps``."""
 BANDED = 0.02, 0.06
 """One multiplication in a band matrix's product."""
 CONSTRUCTED = 0.3, 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ccrewrite import forms, nn
-from ccrewrite.forms.operators import backward_of, forward_of
-from ccrewrite.forms.regions import region_backward_of, region_of
+from ccrewrite import families
+from ccrewrite.families.regions import EXPANSIONS
 
 try:
     from torch._inductor import config
@@ -27,13 +26,6 @@ try:
     from torch._inductor.decomposition import select_decomp_table
 except ImportError:  # pragma: no cover
     config = CustomGraphPass = select_decomp_table = None
-
-CODE: dict[Any, Callable[..., Any]] = {
-    torch.ops.ccrewrite.dcls_conv.default: forward_of,
-    torch.ops.ccrewrite.dcls_conv_backward.default: backward_of,
-    torch.ops.ccrewrite.region.default: region_of,
-    torch.ops.ccrewrite.region_backward.default: region_backward_of,
-}
 
 WORTH_SHARING = 2
 """So many equal calls in a graph are compiled as one subgraph."""
@@ -48,9 +40,8 @@ def options() -> dict[str, Any]:
 def code_hash() -> str:
     """Of the code of forms and regions: changes with it."""
     code = hashlib.sha256()
-    for package in (*forms.__path__, *nn.__path__):
-        for file in sorted(Path(package).glob("*.py")):
-            code.update(file.read_bytes())
+    for file in sorted(Path(families.__path__[0]).rglob("*.py")):
+        code.update(file.read_bytes())
     return code.hexdigest()
 
 
@@ -63,7 +54,7 @@ def expand_(graph: fx.Graph) -> int:
     """
     alike: dict[Any, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in CODE:
+        if node.op == "call_function" and node.target in EXPANSIONS:
             alike.setdefault(_signature(node), []).append(node)
     for number, nodes in enumerate(alike.values()):
         code = _traced(nodes[0])
@@ -101,7 +92,7 @@ def _traced(node: fx.Node) -> fx.GraphModule:
 
     def code(*given: Tensor) -> Any:
         known = dict(zip(tensors, given, strict=True))
-        return CODE[node.target](*fx.map_arg(node.args, lambda a: known.get(a, a.meta["val"])))
+        return EXPANSIONS[node.target](*fx.map_arg(node.args, lambda a: known.get(a, a.meta["val"])))
 
     values: list[Tensor] = [t.meta["val"] for t in tensors]
     assert select_decomp_table is not None

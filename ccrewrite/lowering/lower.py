@@ -11,15 +11,15 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
+from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.ir.capture import Inputs
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall, layer_shapes, site_calls
 from ccrewrite.lowering.estimate import estimates
 from ccrewrite.lowering.measure import cache_key, load_times, measure, measure_folded, save_times
-from ccrewrite.nn.conv import RewrittenConv
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.passes.fold import alternatives, find, fold, sampling_at
+from ccrewrite.passes.fold.fold import alternatives, find, fold, sampling_at
 
 MODES = ("inference", "training")
 WORTH_MEASURING = 5.0
@@ -87,7 +87,7 @@ def lower(
     ``sampling.form``, which eager code ignores where the form only pays when compiled.
 
     Where a site can take several forms (``sampling.forms`` in training, in inference "dense" or what
-    ``ccrewrite.passes.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
+    ``ccrewrite.passes.fold.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
     ``example_inputs`` give (``measured``; the times are kept on disk, see ``ccrewrite.lowering.measure.cache_file``), or else
     an estimate decides. ``forms`` forces a choice: site name -> form. Inputs of other sizes run too, in the form chosen for
     these.

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall
-from ccrewrite.nn.conv import RewrittenConv
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.passes.fold_layers import fold_layer_
+from ccrewrite.passes.fold.layers import fold_layer_
 from ccrewrite.passes.substitute import copied
 
 ROUNDS = 3

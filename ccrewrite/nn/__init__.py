@@ -1,18 +1,25 @@
-"""The layers that ccrewrite puts in place of torch's convolutions."""
+"""The layers that ccrewrite puts in place of convolutions, and what belongs to them. A facade: ``ccrewrite.families`` has
+the code."""
 
-from ccrewrite.nn.cc import CCSampling, nyquist_penalty
-from ccrewrite.nn.cc_layers import (
-    CCConv1d,
-    CCConv2d,
-    CCConv3d,
-    CCConvTranspose1d,
-    CCConvTranspose2d,
-    CCConvTranspose3d,
-)
-from ccrewrite.nn.conv import RewrittenConv
-from ccrewrite.nn.dcls import DclsSampling, share_positions
-from ccrewrite.nn.dcls_layers import DclsConv1d, DclsConv2d, DclsConv3d
-from ccrewrite.nn.sampling import Sampling
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccrewrite.families.adopt import RewrittenConv
+    from ccrewrite.families.cc.layers import (
+        CCConv1d,
+        CCConv2d,
+        CCConv3d,
+        CCConvTranspose1d,
+        CCConvTranspose2d,
+        CCConvTranspose3d,
+    )
+    from ccrewrite.families.cc.sampling import CCSampling, nyquist_penalty
+    from ccrewrite.families.dcls.layers import DclsConv1d, DclsConv2d, DclsConv3d
+    from ccrewrite.families.dcls.sampling import DclsSampling, share_positions
+    from ccrewrite.families.sampling import Sampling
 
 __all__ = [
     "CCConv1d",
@@ -31,3 +38,34 @@ __all__ = [
     "nyquist_penalty",
     "share_positions",
 ]
+
+_HOME = {
+    "CCConv1d": "cc.layers",
+    "CCConv2d": "cc.layers",
+    "CCConv3d": "cc.layers",
+    "CCConvTranspose1d": "cc.layers",
+    "CCConvTranspose2d": "cc.layers",
+    "CCConvTranspose3d": "cc.layers",
+    "CCSampling": "cc.sampling",
+    "DclsConv1d": "dcls.layers",
+    "DclsConv2d": "dcls.layers",
+    "DclsConv3d": "dcls.layers",
+    "DclsSampling": "dcls.sampling",
+    "RewrittenConv": "adopt",
+    "Sampling": "sampling",
+    "nyquist_penalty": "cc.sampling",
+    "share_positions": "dcls.sampling",
+}
+"""Name -> the module of ``ccrewrite.families`` that has it. Imported when it is first used: a family may be missing."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"ccrewrite.families.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

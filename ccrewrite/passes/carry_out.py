@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import ModelRunError
-from ccrewrite.passes.rules import Rule, rule_for
+from ccrewrite.families.rule import Rule
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.sites import Decision, Plan
+from ccrewrite.passes.rules import rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
 from ccrewrite.passes.verify import TOLERANCE, Check, built_error, compare_outputs, culprits, modules_run, outputs_of
-from ccrewrite.sites import Decision, Plan
 
 
 def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs) -> tuple[Plan, Check]:

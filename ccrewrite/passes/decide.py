@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ccrewrite.errors import InputError, SelectionError, SelectionWarning
-from ccrewrite.geometry import LARGE
-from ccrewrite.passes.rules import Rule, rule_for
-from ccrewrite.sites import UNDECIDED, Decision, Site
+from ccrewrite.families.rule import Rule
+from ccrewrite.ir.geometry import LARGE
+from ccrewrite.ir.sites import UNDECIDED, Decision, Site
+from ccrewrite.passes.rules import rule_for
 
 KINDS = ("dilated", "strided", "transposed", "large", "plain")
 Patterns = str | Sequence[str] | Callable[[Site], bool] | None

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ccrewrite.capture import ConvCall, Program
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.conv import RewrittenConv, has_own_forward, torch_layer
-from ccrewrite.nn.reroute import Route
-from ccrewrite.nn.sampling import Sampling
-from ccrewrite.sites import UNDECIDED, Decision, Site
+from ccrewrite.families.adopt import RewrittenConv, has_own_forward, torch_layer
+from ccrewrite.families.reroute import Route
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.capture import ConvCall, Program
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.sites import UNDECIDED, Decision, Site
 
 ROOT = "(root)"
 """Name of a site that is the model itself."""

@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from torch import Tensor, fx
 
-from ccrewrite.calls import FUNCTIONS, Call, as_call, uncast
 from ccrewrite.errors import InputError
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.conv import HOSTED, Samplings
-from ccrewrite.nn.reroute import at_path
-from ccrewrite.nn.sampling import Sampling
-from ccrewrite.sites import Site
+from ccrewrite.families.adopt import HOSTED, Samplings
+from ccrewrite.families.reroute import at_path
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.calls import FUNCTIONS, Call, as_call, uncast
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.sites import Site
 
 
 def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: Site, weight: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """Plan -> rewritten model: a sampling put at every site that the plan rewrites, and taken away again.
 
 A site whose call is a convolution module's gets its layer changed in the module tree. A functional site is rewritten in the
-graph where its module is a ``GraphModule``, else in the running of its module's own forward (``ccrewrite.nn.reroute``).
+graph where its module is a ``GraphModule``, else in the running of its module's own forward (``ccrewrite.families.reroute``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.conv import HOSTED, RewrittenConv, adopt_, host_, release_, unhost_
-from ccrewrite.nn.reroute import Route
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, release_, unhost_
+from ccrewrite.families.reroute import Route
+from ccrewrite.families.rule import Rule
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.sites import Site
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
-from ccrewrite.passes.rules import Rule, rule_for
-from ccrewrite.preserve import random_states_kept
-from ccrewrite.sites import Site
+from ccrewrite.passes.rules import rule_for
 
 
 class Substitution(NamedTuple):

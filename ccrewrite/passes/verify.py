@@ -12,12 +12,12 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ccrewrite.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
-from ccrewrite.capture import Inputs
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.passes.rules import Rule
-from ccrewrite.preserve import preserved, random_states_kept
-from ccrewrite.sites import Site
+from ccrewrite.families.rule import Rule
+from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.preserve import preserved, random_states_kept
+from ccrewrite.ir.sites import Site
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference allowed, relative to the largest magnitude of the original's output."""

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from ccrewrite.budget import Trade
-from ccrewrite.capture import Inputs, Model, as_module
 from ccrewrite.errors import InputError, ModelRunError
-from ccrewrite.nn.sampling import Sampling
-from ccrewrite.passes.scale_groups import scale_groups as find_scale_groups
-from ccrewrite.passes.sizes import samplings_of
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.capture import Inputs, Model, as_module
+from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups
+from ccrewrite.passes.scales.sizes import samplings_of
 from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
+from ccrewrite.report.budget import Trade
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, Comparison
 from ccrewrite.report.compiling import compile_all, room_for
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import ModelRunError
+from ccrewrite.ir.capture import Inputs
 from ccrewrite.report.environment import without_folders
 from ccrewrite.report.running import evaluating, plain_of
 

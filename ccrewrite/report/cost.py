@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ccrewrite.capture import Inputs
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.capture import Inputs
 
 
 def parameters_of(module: nn.Module) -> dict[str, int]:

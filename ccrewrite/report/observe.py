@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ccrewrite.calls import as_call
-from ccrewrite.capture import Inputs, _module_stack, tensor_names
-from ccrewrite.nn.sampling import Sampling
-from ccrewrite.preserve import preserved
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.calls import as_call
+from ccrewrite.ir.capture import Inputs, _module_stack, tensor_names
+from ccrewrite.ir.preserve import preserved
 
 
 @dataclass(frozen=True, eq=False)

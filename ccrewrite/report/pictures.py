@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.capture import Inputs
-from ccrewrite.geometry import ConvGeometry, Ints
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.profiles import MAX_SHIFT, profile
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.cc.profile import MAX_SHIFT, profile
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.verify import leaves
-from ccrewrite.preserve import preserved
 
 SHOWN_POSITIONS = 200
 """Most positions listed for a site; the statistics are of all of them."""

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ccrewrite.capture import Inputs
-from ccrewrite.nn.sampling import Sampling
-from ccrewrite.preserve import preserved
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.preserve import preserved
 from ccrewrite.report.comparison import INFERENCE, MOVED, TRAINING
 from ccrewrite.report.cost import training_step
 from ccrewrite.report.observe import built

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ccrewrite.ir.sites import Plan
 from ccrewrite.report import tables
 from ccrewrite.report.comparison import ORIGINAL, Comparison
 from ccrewrite.report.regression import Regression
-from ccrewrite.sites import Plan
 
 COLOURS = {"worse": "red", "missing": "red", "better": "green", "differs": "red"}
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.capture import Inputs, capture
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.conv import HOSTED
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.adopt import HOSTED
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.capture import Inputs, capture
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.sites import Site
 from ccrewrite.passes.detect import detect
 from ccrewrite.report.comparison import INFERENCE as AS_IS
 from ccrewrite.report.comparison import MOVED as BUILT
@@ -23,7 +24,6 @@ from ccrewrite.report.cost import flops_of
 from ccrewrite.report.latency import Case, Effort, time_cases
 from ccrewrite.report.observe import ConvRun, built, convolutions_of
 from ccrewrite.report.pictures import geometry_of
-from ccrewrite.sites import Site
 
 
 def sites_of(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ccrewrite.capture import Inputs, Model
 from ccrewrite.errors import InputError
+from ccrewrite.ir.capture import Inputs, Model
 from ccrewrite.lowering.lower import lower
-from ccrewrite.passes.fold import fold
+from ccrewrite.passes.fold.fold import fold
 from ccrewrite.report.comparison import ORIGINAL, REWRITTEN
 
 VARIANTS: dict[str, Callable[[nn.Module, Any], Any]] = {

@@ -12,10 +12,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ccrewrite.errors import InputError
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.conv import RewrittenConv, torch_layer
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.adopt import RewrittenConv, torch_layer
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.geometry import ConvGeometry
 
 
 def original_of(model: nn.Module) -> dict[str, Any]:

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.calls import uncast
 from ccrewrite.errors import InputError
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.conv import HOSTED, RewrittenConv, Samplings, adopt_, host_, torch_layer
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.reroute import Route, at_path
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.adopt import HOSTED, RewrittenConv, Samplings, adopt_, host_, torch_layer
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.reroute import Route, at_path
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.calls import uncast
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.sites import Site
 from ccrewrite.passes.detect import ROOT
 from ccrewrite.passes.graph import reroute_nodes_
-from ccrewrite.resize import Resizing, resize_
+from ccrewrite.passes.scales.resize import Resizing, resize_
 from ccrewrite.saving.original import added_parameters, layer_of, named, original_of
-from ccrewrite.sites import Site
 
 REMEDY = "load takes a fresh original: built by the same code and arguments, as it was before rewrite"
 

@@ -24,9 +24,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ccrewrite.api import Result
-from ccrewrite.capture import Model, as_module
 from ccrewrite.errors import CcrewriteError, InputError
-from ccrewrite.preserve import _Attributes as Attributes
+from ccrewrite.ir.capture import Model, as_module
+from ccrewrite.ir.preserve import _Attributes as Attributes
 from ccrewrite.saving.original import added_names, described
 from ccrewrite.saving.recipe import REMEDY, Recipe
 

@@ -1,7 +1,7 @@
 """What training layers with learned geometry needs: parameter groups, losses, schedules, distillation, snapping. For any model
 and any training loop; ``ccrewrite.finetune`` is a loop that uses them."""
 
-from ccrewrite.nn.cc import nyquist_penalty
+from ccrewrite.families.cc.sampling import nyquist_penalty
 from ccrewrite.training.distillation import Distillation
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.losses import repulsive_loss

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ccrewrite.errors import InputError
-from ccrewrite.preserve import random_states_kept
+from ccrewrite.ir.preserve import random_states_kept
 
 
 class Share(NamedTuple):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.sampling import Sampling
 from ccrewrite.lowering.lower import lower
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.sampling import Sampling
 from ccrewrite.training.batches import Batches, inputs_and_target
 
 if TYPE_CHECKING:

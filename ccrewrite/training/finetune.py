@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.sampling import Sampling
-from ccrewrite.preserve import random_states_kept
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.training.batches import Batches
 from ccrewrite.training.compiled import compiled
 from ccrewrite.training.config import FinetuneConfig

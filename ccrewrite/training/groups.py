@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.sampling import Sampling
 
 
 def param_groups(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.dcls import DclsSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
 
 
 def repulsive_loss(model: nn.Module) -> Tensor:

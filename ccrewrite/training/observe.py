@@ -10,10 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.profiles import profile
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.cc.profile import profile
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.sampling import Sampling
 from ccrewrite.training.sharded import gathered
 
 FINENESS = 8

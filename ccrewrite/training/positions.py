@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.cc import CCSampling
-from ccrewrite.nn.conv import RewrittenConv
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.interpolation import MIN_WIDTH
-from ccrewrite.nn.profiles import MAX_SHIFT
+from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.cc.profile import MAX_SHIFT
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.interpolation import MIN_WIDTH
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ccrewrite.errors import InputError
-from ccrewrite.resize import resized
+from ccrewrite.passes.scales.resize import resized
 
 Setting = Mapping[str, Any]
 """Internal sizes as ``ccrewrite.resized`` takes them; empty: the native ones."""

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.dcls import DclsSampling
-from ccrewrite.nn.interpolation import MIN_WIDTH
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.interpolation import MIN_WIDTH
+from ccrewrite.families.sampling import Sampling
 
 
 class WidthSchedule:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ccrewrite.nn.sampling import Sampling
+from ccrewrite.families.sampling import Sampling
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.nn.cc import nyquist_penalty
+from ccrewrite.families.cc.sampling import nyquist_penalty
 from ccrewrite.training.batches import Share, inputs_and_target
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
+from ccrewrite.errors import SelectionError
+from ccrewrite.ir.sites import Site
 
 from .models import MODELS, build
 from .observe import Observer, Seen, loss, relative_error, state, tensors
@@ -179,7 +181,7 @@ def test_a_second_rewrite_finds_everything_done(single: Case) -> None:
     # By geometry and calls: a functional site is now called by its sampling, and has the name of that.
     assert _summary(done) == _summary(single.result.plan.rewritten)
     assert _summary(again.sites) == _summary(single.result.plan.sites)
-    with pytest.raises(ccrewrite.SelectionError, match="already-rewritten"):
+    with pytest.raises(SelectionError, match="already-rewritten"):
         ccrewrite.rewrite(single.result.model, single.inputs, how="observe")
 
 
@@ -246,7 +248,7 @@ def test_moved_geometry_shows_whether_gradients_are_wanted_or_not(double: Case) 
     assert relative_error(plain, [t for t in tensors(double.output) if t.is_floating_point()]) > 1e-6
 
 
-def _summary(sites: Iterable[ccrewrite.Site]) -> Counter[Any]:
+def _summary(sites: Iterable[Site]) -> Counter[Any]:
     return Counter((site.geometry, site.calls) for site in sites)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ccrewrite
-from ccrewrite.errors import ExportError
+from ccrewrite.errors import ExportError, SizeWarning
 from ccrewrite.export.check import run_file, session_of
 
 from .models import MODELS, build
@@ -38,7 +38,7 @@ def test_rewritten_files(name: str, tmp_path: Path) -> None:
     names = [v.name for v in session_of(tmp_path / "original.onnx").get_inputs()]
     fed = dict(zip(names, tensors, strict=True))
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ccrewrite.SizeWarning)
+        warnings.simplefilter("always", SizeWarning)
         result = ccrewrite.rewrite_onnx(tmp_path / "original.onnx", tmp_path / "rewritten.onnx", example_inputs=fed)
     print(f"rewritten file: {name} {result.max_rel_error:.1e}, {result.plan.summary()}")  # noqa: T201
     print("\n".join(f"{t.input} {t.others}: {t}" for t in result.trials), *(w.message for w in caught))  # noqa: T201

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
+from ccrewrite.errors import InputError
 
 from .models import MODELS, build
 from .observe import tensors
@@ -78,7 +79,7 @@ def test_hugging_face_configuration(name: str, tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path), ccrewrite.save(model, tmp_path)
     fresh = kind(kind.config_class.from_pretrained(tmp_path))
     if name in NORMED_AFTERWARDS:
-        with pytest.raises(ccrewrite.InputError, match=r"parametrizations\.weight\.original0: expected .*, found nothing"):
+        with pytest.raises(InputError, match=r"parametrizations\.weight\.original0: expected .*, found nothing"):
             ccrewrite.load(fresh, tmp_path)
         fresh.apply_weight_norm()
     same(ccrewrite.load(fresh, tmp_path), model, inputs)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, randn
 
 import ccrewrite
-from ccrewrite.passes.scale_groups import ScaleGroup, ScaleGroups, scale_groups
-from ccrewrite.passes.sizes import samplings_of
-from ccrewrite.passes.trials import RATIOS, Pin
+from ccrewrite.errors import InputError
+from ccrewrite.passes.scales.resize import resized
+from ccrewrite.passes.scales.scale_groups import ScaleGroup, ScaleGroups, scale_groups
+from ccrewrite.passes.scales.sizes import samplings_of
+from ccrewrite.passes.scales.trials import RATIOS, Pin
 from ccrewrite.passes.verify import leaves
-from ccrewrite.resize import resized
 
 from .models import MODELS, Example, build, redraw_
 from .torchvision_shim import import_torchvision
@@ -174,7 +175,7 @@ def test_every_pin_is_real(case: Case) -> None:
         for axis, pin in enumerate(group.pins):
             if pin is None:
                 continue
-            with pytest.raises(ccrewrite.InputError, match="pinned by"), resized(case.model, {group.name: 0.5}, case.inputs):
+            with pytest.raises(InputError, match="pinned by"), resized(case.model, {group.name: 0.5}, case.inputs):
                 pass
             case.force(group, axis, pin)
             try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import ccrewrite
-from ccrewrite.passes.fold import find
+from ccrewrite.passes.fold.fold import find
 
 BATCH = ({0: Dim("batch", max=8)},)
 """For ``torch.export``. ExecuTorch plans its memory for a largest batch."""

@@ -1,4 +1,4 @@
-"""Small models for the deploy lane, rewritten and moved so that folding gives every form of ``ccrewrite.passes.fold_sites``."""
+"""Small models for the deploy lane, rewritten and moved so that folding gives every form of ``ccrewrite.passes.fold.sites``."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ccrewrite.passes.fold_sites import FORMS
+from ccrewrite.passes.fold.sites import FORMS
 
 
 def table(report: dict[str, Any]) -> str:

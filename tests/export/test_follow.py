@@ -12,12 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export.test_rewrite_onnx import save
+from exported_models import save
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite import SizeWarning
+from ccrewrite.errors import SizeWarning
 from ccrewrite.export.rewrite import rewrite_onnx
 
 

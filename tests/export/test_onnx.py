@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exported_models import moved, network
 from torch import Tensor, nn
 
 import ccrewrite
@@ -19,28 +20,6 @@ from ccrewrite.errors import ExportError, InputError
 from ccrewrite.export import files
 from ccrewrite.export import onnx as module
 from ccrewrite.export.onnx import export_onnx
-from ccrewrite.nn import Sampling
-
-
-def moved(model: nn.Module, inputs: Any) -> nn.Module:
-    rewritten = ccrewrite.rewrite(model, inputs).model
-    with torch.no_grad():
-        for m in rewritten.modules():
-            if isinstance(m, Sampling):
-                for p in m.movers():
-                    p += 0.3 * torch.randn_like(p)
-    return rewritten
-
-
-def network(**options: Any) -> nn.Module:
-    """Down, across, up: one site of each kind, under names."""
-    model = nn.Sequential()
-    model.add_module("down", nn.Conv2d(3, 8, 3, stride=2, padding=1, **options))
-    model.add_module("norm", nn.BatchNorm2d(8))
-    model.add_module("act", nn.ReLU())
-    model.add_module("across", nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, **options))
-    model.add_module("up", nn.ConvTranspose2d(8, 2, 4, stride=2, padding=1))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ccrewrite import nn as ccnn
 from ccrewrite.export.functions import CCConv
 from ccrewrite.export.nodes import Nodes
 from ccrewrite.export.sized import operator
-from ccrewrite.geometry import ConvGeometry
+from ccrewrite.ir.geometry import ConvGeometry
 
 CASES: dict[str, Any] = {
     "strided": lambda: ccnn.CCConv2d(2, 3, 3, stride=2, padding=1),

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exported_models import save
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
@@ -133,14 +134,6 @@ def test_half_precision_and_uneven_pads(tmp_path: Path) -> None:
     result = rewrite_onnx(target, tmp_path / "m.onnx")
     assert [s.name for s in result.plan] == ["Conv_0", "Conv_1", "ConvTranspose_2"]
     assert result.max_rel_error <= 1e-2
-
-
-def save(directory: Path, nodes: Any, initializers: Any, opset: int = 16, dtype: int = TensorProto.FLOAT) -> Path:
-    x, y = helper.make_tensor_value_info("x", dtype, [1, 2, 17]), helper.make_tensor_value_info("y", dtype, [1, 2, "length"])
-    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(model, directory / "in.onnx")
-    return directory / "in.onnx"
 
 
 def strided(opset: int = 16, **attributes: Any) -> tuple[list[Any], list[Any], int]:

@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from export.test_onnx import moved, network
+from exported_models import moved, network
 from scale_models import MODELS
 from torch import Tensor, nn
 

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ccrewrite.forms import products
+from ccrewrite.families.dcls.forms import products
 
 CAPABILITY = (9, 0)
 PROPERTIES = SimpleNamespace(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import ccrewrite
+from ccrewrite.errors import ExportError, InputError
 from ccrewrite.lowering import aot as module
 
 RUN = """
@@ -57,7 +58,7 @@ def test_a_package_that_computes_something_else_is_not_written(tmp_path: Path, m
     target.write_bytes(b"before")
     monkeypatch.setattr(module, "aoti_compile_and_package", lambda program, package_path, inductor_configs: None)
     monkeypatch.setattr(module, "aoti_load_package", lambda path: lambda x: torch.zeros(2, 4, 6, 6))
-    with pytest.raises(ccrewrite.ExportError, match=r"output 0 of the package differs by 1\.0e"):
+    with pytest.raises(ExportError, match=r"output 0 of the package differs by 1\.0e"):
         ccrewrite.aot(model, target, x)
     assert target.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [target]
@@ -74,11 +75,11 @@ def test_models_that_do_not_export(tmp_path: Path):
 
     x = torch.ones(1, 1, 9)
     model = ccrewrite.rewrite(Branches(), x).model
-    with pytest.raises(ccrewrite.ExportError, match=r"torch\.export refuses this Branches"):
+    with pytest.raises(ExportError, match=r"torch\.export refuses this Branches"):
         ccrewrite.aot(model, tmp_path / "model.pt2", x)
     assert not list(tmp_path.iterdir())
 
 
 def test_names(tmp_path: Path):
-    with pytest.raises(ccrewrite.InputError, match=r"called something\.pt2"):
+    with pytest.raises(InputError, match=r"called something\.pt2"):
         ccrewrite.aot(*moved()[:1], tmp_path / "model.so", moved()[1])

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccrewrite.forms import taps
-from ccrewrite.forms.operators import FORMS, backward_of, forward_of
+from ccrewrite.families.dcls.forms import taps
+from ccrewrite.families.dcls.forms.operators import FORMS, backward_of, forward_of
 
 pytest.importorskip("triton", reason="not part of torch's CPU build: make gpu-code")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ccrewrite.forms.operators import FORMS, dcls_conv
+from ccrewrite.families.dcls.forms.operators import FORMS, dcls_conv
 from ccrewrite.lowering import inductor
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.capture import Inputs
+from ccrewrite.errors import InputError
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.ir.capture import Inputs
 from ccrewrite.lowering import lower as lowering
 from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.estimate import estimates
 from ccrewrite.lowering.lower import lower
 from ccrewrite.lowering.measure import cache_file, cache_key, load_times, save_times
-from ccrewrite.nn.dcls import DclsSampling
 
 X = torch.randn(2, 4, 13, 13, generator=torch.Generator().manual_seed(0))
 
@@ -249,12 +250,12 @@ def test_the_cache_key_tells_shapes_and_modes_apart():
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str):
-    with pytest.raises(ccrewrite.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         lower(rewritten(), X, **arguments)
 
 
 def test_nothing_to_lower():
-    with pytest.raises(ccrewrite.InputError, match="nothing in this Net was rewritten"):
+    with pytest.raises(InputError, match="nothing in this Net was rewritten"):
         lower(Net(), X)
 
 

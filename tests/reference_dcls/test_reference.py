@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.checkpoints import INTERPOLATION_OF, convert_dcls_checkpoint
 from ccrewrite.errors import InputError
+from ccrewrite.families.dcls.checkpoints import INTERPOLATION_OF, convert_dcls_checkpoint
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
 
 OURS = (DclsConv1d, DclsConv2d, DclsConv3d)

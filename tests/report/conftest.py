@@ -8,6 +8,7 @@ from compared_net import Compared, Net, move_
 
 import ccrewrite
 from ccrewrite.report import compare
+from ccrewrite.report.budget import trade
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,8 +32,8 @@ def compared() -> Compared:
         untouched, moved = (ccrewrite.rewrite(model, x).model for _ in range(2))
         move_(moved)
         scores = iter((1.0, 0.0))
-        trade = ccrewrite.trade(untouched, x, {"smaller": {"down": 0.5}}, lambda m: next(scores), repeats=2)
-        extras = {"batches": (1, 3), "scale_groups": True, "trade": trade}
+        table = trade(untouched, x, {"smaller": {"down": 0.5}}, lambda m: next(scores), repeats=2)
+        extras = {"batches": (1, 3), "scale_groups": True, "trade": table}
         comparison = compare(model, untouched, x, variants={"trained": moved}, quick=True, command="make test", **extras)
     finally:
         torch.set_num_threads(threads)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ccrewrite
-from ccrewrite.capture import Inputs
 from ccrewrite.errors import InputError
+from ccrewrite.ir.capture import Inputs
 from ccrewrite.report import Comparison, compare, regression
 from ccrewrite.report.compiling import room_for
 from ccrewrite.report.latency import time_cases

@@ -12,9 +12,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 import ccrewrite
-from ccrewrite.capture import Inputs
-from ccrewrite.geometry import ConvGeometry
-from ccrewrite.nn.separable import cheapest
+from ccrewrite.families.cc.separable import cheapest
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory, training_step
 from ccrewrite.report.observe import built
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import ccrewrite
 from ccrewrite.report import regression
+from ccrewrite.report.budget import trade
 from ccrewrite.report.show import show_comparison, show_plan, show_regression
 
 
@@ -46,4 +47,4 @@ def test_plans_groups_and_trades_in_a_notebook(compared: Compared) -> None:
     assert result.startswith("<p>6 sites: 5 rewritten; left alone: 1 plain</p><table>")
     assert "output[&#x27;map&#x27;]" in result
     assert "<table>" in ccrewrite.scale_groups(compared.untouched, compared.input)._repr_html_()
-    assert "<table>" in ccrewrite.trade(compared.untouched, compared.input, [], repeats=2)._repr_html_()
+    assert "<table>" in trade(compared.untouched, compared.input, [], repeats=2)._repr_html_()

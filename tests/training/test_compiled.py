@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_models import pictures
 
 import ccrewrite
-from ccrewrite import FinetuneConfig, InputError, finetune
+from ccrewrite import FinetuneConfig, finetune
+from ccrewrite.errors import InputError
 from ccrewrite.training.batches import Batches
 from ccrewrite.training.compiled import compiled
 from ccrewrite.training.loop import History

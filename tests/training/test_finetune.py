@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 from training_models import network, pictures, rewritten
 
 import ccrewrite
-from ccrewrite import FinetuneConfig, InputError, finetune
+from ccrewrite import FinetuneConfig, finetune
+from ccrewrite.errors import InputError
+from ccrewrite.families.dcls.sampling import share_positions
 from ccrewrite.nn import DclsConv2d, Sampling
-from ccrewrite.nn.dcls import share_positions
 from ccrewrite.training import FreezeSchedule, WidthSchedule, clamp_positions, nyquist_penalty, param_groups, repulsive_loss
 
 CONFIG = FinetuneConfig(epochs=2, lr=1e-2)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.dcls.sampling import share_positions
 from ccrewrite.nn import CCConv2d, DclsConv2d
-from ccrewrite.nn.dcls import share_positions
 from ccrewrite.training import param_groups
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 from training_models import network, pictures, rewritten
 
-from ccrewrite import FinetuneConfig, InputError, finetune
+from ccrewrite import FinetuneConfig, finetune
+from ccrewrite.errors import InputError
 from ccrewrite.nn import DclsConv1d, DclsConv3d
 from ccrewrite.training import Recorder
 from ccrewrite.training.pictures import animate, draw

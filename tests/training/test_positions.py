@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.dcls.sampling import share_positions
 from ccrewrite.nn import CCConv2d, DclsConv1d, DclsConv2d, DclsConv3d
-from ccrewrite.nn.dcls import share_positions
 from ccrewrite.training import WidthSchedule, clamp_positions, param_groups, repulsive_loss, snap, snapped
 
 

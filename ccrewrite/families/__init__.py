@@ -1,0 +1,1 @@
+"""Kinds of learnable layers, one folder each, behind one protocol."""

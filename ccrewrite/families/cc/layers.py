@@ -1,0 +1,163 @@
+"""CC layers: strided and transposed convolutions with a continuous kernel and any output size (arXiv 2006.11120)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ccrewrite.families.adopt import RewrittenConv, RewrittenConvTranspose
+from ccrewrite.families.cc.sampling import CCSampling, Scales
+from ccrewrite.families.reroute import Rerouted
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+
+OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment")
+
+
+class CCLayer(RewrittenConv):
+    """What the CC layers of all dimensions have in common; use ``CCConv2d`` and its like.
+
+    ``output_size``, ``scale`` and ``alignment`` are those of ``layer.sampling`` (``CCSampling``).
+    """
+
+    sampling_class = CCSampling
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        options = {name: named.pop(name) for name in OPTIONS if name in named}
+        super().__init__(*arguments, **named)
+        conv = cast(_ConvNd, self)
+        options |= {"dtype": conv.weight.dtype, "device": conv.weight.device}
+        self.sampling = CCSampling(ConvGeometry.from_module(conv), **options)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew as torch does; no shift, no residual."""
+        _ConvNd.reset_parameters(cast(_ConvNd, self))
+        sampling = self._modules.get("sampling")
+        if sampling is not None:  # torch's own constructor calls this before there is one
+            cast(CCSampling, sampling).reset_parameters()
+
+    @property
+    def _cc(self) -> CCSampling:
+        return cast(CCSampling, self._modules["sampling"])
+
+    @property
+    def output_size(self) -> Ints | None:
+        """Output size asked for, per spatial axis; None: not asked for."""
+        return self._cc.output_size
+
+    @output_size.setter
+    def output_size(self, size: int | Sequence[int] | None) -> None:
+        self._cc.output_size = size
+
+    @property
+    def scale(self) -> Scales | None:
+        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
+        return self._cc.scale
+
+    @scale.setter
+    def scale(self, scale: float | Sequence[float] | None) -> None:
+        self._cc.scale = scale
+
+    @property
+    def alignment(self) -> str:
+        """ "native" or "centred"."""
+        return self._cc.alignment
+
+    @alignment.setter
+    def alignment(self, alignment: str) -> None:
+        self._cc.alignment = alignment
+
+
+class CCConv(CCLayer):
+    """The convolutions; use ``CCConv1d``, ``CCConv2d``, ``CCConv3d``."""
+
+    def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
+        if output_size is None or isinstance(self, Rerouted):
+            return super().forward(input)
+        layer = cast(_ConvNd, self)
+        return self._resized(input, layer.weight, layer.bias, output_size)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(self, Rerouted) or not self._cc.resized:
+            return super()._conv_forward(input, weight, bias)
+        return self._resized(input, weight, bias, None)
+
+    def _resized(self, input: Tensor, weight: Tensor, bias: Tensor | None, size: int | Sequence[int] | None) -> Tensor:
+        layer = cast(_ConvNd, self)
+        arguments = layer.stride, layer.padding, layer.dilation, layer.groups
+        return self.sampling(input, weight, bias, *arguments, output_size=size, padding_mode=layer.padding_mode)
+
+
+class CCConvTranspose(CCLayer, RewrittenConvTranspose):
+    """The transposed convolutions; use ``CCConvTranspose1d``, ``CCConvTranspose2d``, ``CCConvTranspose3d``."""
+
+    def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
+        layer = cast(_ConvTransposeNd, self)
+        if output_size is None or isinstance(self, Rerouted):
+            return super().forward(input, cast(Any, output_size))
+        ndim = len(layer.kernel_size)
+        size = list(output_size) if isinstance(output_size, Sequence) else [output_size] * ndim
+        size = size[2:] if len(size) == ndim + 2 else size
+        geometry = ConvGeometry.from_module(layer)
+        least = geometry.output_size(tuple(input.shape[-ndim:]))
+        least = [n - e for n, e in zip(least, geometry.output_padding, strict=True)]
+        if all(low <= n < low + s for n, low, s in zip(size, least, geometry.stride, strict=True)):
+            return super().forward(input, size)
+        arguments = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return self.sampling(input, layer.weight, layer.bias, *arguments, output_size=size)
+
+
+class CCConv1d(CCConv, nn.Conv1d, replaces=nn.Conv1d):
+    """A strided convolution with a continuous kernel; see ``CCConv2d``."""
+
+
+class CCConv2d(CCConv, nn.Conv2d, replaces=nn.Conv2d):
+    """A strided convolution whose taps are the nodes of a continuous kernel (arXiv 2006.11120; formulas in
+    ``ccrewrite.families.cc.profile`` and ``ccrewrite.families.cc.resample``).
+
+    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s. From scratch, arguments are those of ``nn.Conv2d``
+    and, by name, of ``CCSampling`` (``kernel="mlp"`` for the paper's own filter, a network of the coordinates). Made from a
+    trained layer, it computes the same:
+
+    >>> import torch
+    >>> conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    >>> layer, x = CCConv2d.from_conv(conv), torch.randn(1, 3, 9, 9)
+    >>> torch.allclose(layer(x), conv(x), atol=1e-5), sorted(dict(layer.sampling.named_parameters()))[-1]
+    (True, 'shift')
+
+    Another size of the output, for one call or for all, per axis and not only by whole factors:
+
+    >>> layer(x, output_size=(4, 7)).shape
+    torch.Size([1, 8, 4, 7])
+    >>> layer.scale = 1.4
+    >>> layer(x).shape
+    torch.Size([1, 8, 7, 7])
+    """
+
+
+class CCConv3d(CCConv, nn.Conv3d, replaces=nn.Conv3d):
+    """A strided convolution with a continuous kernel; see ``CCConv2d``."""
+
+
+class CCConvTranspose1d(CCConvTranspose, nn.ConvTranspose1d, replaces=nn.ConvTranspose1d):
+    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``."""
+
+
+class CCConvTranspose2d(CCConvTranspose, nn.ConvTranspose2d, replaces=nn.ConvTranspose2d):
+    """A transposed convolution whose taps are the nodes of a continuous kernel on the output's lattice (arXiv 2006.11120).
+
+    Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.ConvTranspose2d``'s. The sizes that ``nn.ConvTranspose2d``
+    takes for ``output_size`` are its own (they add rows); any other resizes the output, as ``layer.output_size`` does:
+
+    >>> import torch
+    >>> conv = nn.ConvTranspose2d(4, 2, 4, stride=2, padding=1)
+    >>> layer, x = CCConvTranspose2d.from_conv(conv), torch.randn(1, 4, 5, 5)
+    >>> torch.allclose(layer(x), conv(x), atol=1e-5), layer(x, output_size=(7, 13)).shape
+    (True, torch.Size([1, 2, 7, 13]))
+    """
+
+
+class CCConvTranspose3d(CCConvTranspose, nn.ConvTranspose3d, replaces=nn.ConvTranspose3d):
+    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``."""

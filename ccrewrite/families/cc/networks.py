@@ -1,0 +1,100 @@
+"""The networks of CC layers: the residual around each node, and the paper's own kernel.
+
+In the paper (arXiv 2006.11120), the whole filter is a network of the coordinates; here it is one network per axis:
+
+    filter(u) = sum_t weight_t prod_axis psi_t(u_axis)          psi_t(u) = taper(u) * (last . sin(middle . sin(inner . u)))_t
+
+``u`` is the distance from the kernel's centre in samples, ``taper`` 1 within the extent and 0 a sample beyond. The
+convolution's ``weight`` is the networks' joint last layer, so that any output size is two banded products, as for nodes. The
+networks start as SIRENs (arXiv 2006.09661) whose last layers are fitted, by least squares, to cubic interpolation between the
+nodes: the filter starts as the weight, as torch draws it or as it was trained.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.families.cc.profile import features, taper
+from ccrewrite.families.interpolation import keys_cubic
+
+FINENESS = 8
+"""Samples per cell of the curve that a network is fitted to."""
+NODE_WEIGHT = 100.0
+"""How much more a cell of the grid counts in the fit than a place between them."""
+
+
+class Affine(nn.Module):
+    """The parameters of ``nn.Linear`` without being one: what a user does to all linear layers of a model (initialise,
+    quantize) is not meant for these."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype | None, device: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype, device=device))
+
+
+class Residual(nn.Module):
+    """The learned part of ``phi_t`` along one axis: a small sinusoidal network (SIREN, arXiv 2006.09661) of the coordinate,
+    ``last . sin(inner . z + b)``, one output per tap. The last layer starts at zero."""
+
+    def __init__(self, taps: int, hidden: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.inner = Affine(1, hidden, dtype, device)
+        self.last = Affine(hidden, taps, dtype, device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # Frequencies up to one cycle per two samples: as much as samples one apart can carry.
+        nn.init.uniform_(self.inner.weight, -math.pi, math.pi)
+        nn.init.uniform_(self.inner.bias, -math.pi, math.pi)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.weight, self.inner.bias, self.last.weight, self.last.bias
+
+
+class FilterNetwork(nn.Module):
+    """``psi`` along one axis: coordinates -> one value per tap. Starts as cubic interpolation between the taps."""
+
+    def __init__(self, taps: int, dilation: int, hidden: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.inner = Affine(1, hidden, dtype, device)
+        self.middle = Affine(hidden, hidden, dtype, device)
+        self.last = Affine(hidden, taps, dtype, device)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        # Up to a cycle per two samples, as much as samples one apart can carry; then SIREN's (section 3.2).
+        nn.init.uniform_(self.inner.weight, -math.pi, math.pi)
+        nn.init.uniform_(self.inner.bias, -math.pi, math.pi)
+        bound = math.sqrt(6 / self.middle.weight.shape[1])
+        nn.init.uniform_(self.middle.weight, -bound, bound)
+        nn.init.uniform_(self.middle.bias, -math.pi, math.pi)
+        if self.last.weight.is_meta:
+            return
+        taps = self.last.weight.shape[0]
+        extent = self.dilation * (taps - 1) + 1
+        half = (extent + 1) / 2
+        places = torch.linspace(-half, half, (extent + 1) * FINENESS + 1, dtype=torch.float64)
+        nodes = self.dilation * torch.arange(taps, dtype=torch.float64) - (extent - 1) / 2
+        on_grid = torch.arange(len(places)) % FINENESS == 0
+        importance = torch.where(on_grid, NODE_WEIGHT, 1.0)[:, None] * taper(places, extent)[:, None]
+        layers = [p.detach().double().cpu() for p in self.tensors()[:4]]
+        hidden = torch.cat([features(places, layers), torch.ones(len(places), 1, dtype=torch.float64)], 1)
+        target = keys_cubic(places[:, None] - nodes)
+        # A little ridge keeps the coefficients small enough for float32.
+        system = torch.cat([importance * hidden, 1e-4 * torch.eye(hidden.shape[1], dtype=torch.float64)])
+        wanted = torch.cat([importance * target, torch.zeros(hidden.shape[1], taps, dtype=torch.float64)])
+        found = torch.linalg.lstsq(system, wanted).solution
+        self.last.weight.copy_(found[:-1].mT)
+        self.last.bias.copy_(found[-1])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(p for layer in (self.inner, self.middle, self.last) for p in (layer.weight, layer.bias))

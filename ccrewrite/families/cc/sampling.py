@@ -1,0 +1,262 @@
+"""The sampling of CC layers: taps as the nodes of a continuous kernel, sampled for any output size (arXiv 2006.11120).
+
+At its native size a layer convolves with the effective kernel: along each axis, tap ``t`` contributes ``phi_t(s - t')`` to
+sample ``s`` of the window, with ``t'`` the tap's own place (``phi``: ``profile.py``). While shift and residual are
+zero, that is the weight on its dilated grid. Coordinates are samples of the finer lattice: the input's for a convolution, the
+output's for a transposed one. At another size, the axes that change are resampled (``resample.py``) around the
+untouched weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.errors import InputError
+from ccrewrite.families.cc import functions as cc_functions
+from ccrewrite.families.cc import separable
+from ccrewrite.families.cc.functions import Scales
+from ccrewrite.families.cc.networks import FilterNetwork, Residual
+from ccrewrite.families.cc.profile import BASES, SUPPORT, Along, profile
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.operators import bind, full_precision
+
+KERNELS = {"nodes": 16, "mlp": 64}
+"""What the continuous kernel is made of -> the width of its networks."""
+ALIGNMENTS = ("native", "centred")
+
+
+class CCSampling(Sampling):
+    """Continuous kernel of one convolution: a shift and a residual per axis over the nodes that the weight gives.
+
+    Args:
+        geometry: the convolution's.
+        kernel: "nodes": interpolation between the weight's taps, with a learned shift and residual. "mlp": the whole filter is
+            a network of the coordinates (``ccrewrite.families.cc.networks``), fitted to start as the weight (``fit_error``).
+        basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
+        hidden: width of the residual networks, or of the filter's; None: 16, or 64.
+        reach: samples by which the kernel may come to exceed its original extent at each end, natively, 0 to 2; None: 2, or 0
+            with "mlp". With 0, a causal convolution stays one.
+        alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
+            input's, at every size (the paper's grid).
+
+    Parameters: ``shift`` (ndim,), in samples of the finer lattice, kept within +-0.5; ``residual``, one ``Residual`` per axis.
+    The residual's inner layers learn once its last layer has moved. With "mlp": ``network``, one ``FilterNetwork`` per axis,
+    and no shift.
+
+    ``output_size`` (an int, or one per spatial axis) or ``scale`` (a ratio to the native output size, or one per axis) ask for
+    another output size, of every call from then on; None, the start, is the native size. ``rescaled`` (False at the start) says
+    that another size is due to another resolution of the input: the taps then keep their distance in the picture, not in
+    samples, also where they come closer than a sample. These and ``alignment`` are plain attributes: copied and pickled with
+    the layer, not part of its ``state_dict``.
+
+    Raises ``InputError`` for options out of their range.
+    """
+
+    attributes = ("output_size", "scale", "rescaled")
+
+    shift: nn.Parameter | None
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        *,
+        kernel: str = "nodes",
+        basis: str = "cubic",
+        hidden: int | None = None,
+        reach: int | None = None,
+        alignment: str = "native",
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+    ) -> None:
+        if basis not in BASES:
+            raise InputError(f"basis must be one of {', '.join(BASES)}, found {basis!r}")
+        if kernel not in KERNELS:
+            raise InputError(f"kernel must be one of {', '.join(KERNELS)}, found {kernel!r}")
+        hidden = KERNELS[kernel] if hidden is None else hidden
+        if hidden < 1:
+            raise InputError(f"hidden must be at least 1, found {hidden}")
+        mlp = kernel == "mlp"
+        most = 0 if mlp else SUPPORT
+        reach = most if reach is None else reach
+        if not 0 <= reach <= most:
+            raise InputError(f"reach must be 0 to {most} samples for kernel {kernel!r}, found {reach}")
+        margin = (reach,) * geometry.ndim
+        super().__init__(geometry, margin=margin)
+        self.basis = basis
+        self._output_size: Ints | None = None
+        self._scale: Scales | None = None
+        self.alignment = alignment
+        self.rescaled = False
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
+        grid = zip(self.kernel_size, self.dilation, strict=True)
+        if mlp:
+            self.register_parameter("shift", None)
+            self.network = nn.ModuleList(FilterNetwork(k, d, hidden, **factory) for k, d in grid)
+        else:
+            self.shift = nn.Parameter(torch.zeros(self.ndim, **factory))
+            self.residual = nn.ModuleList(Residual(k, hidden, **factory) for k, _ in grid)
+
+    def options(self) -> dict[str, Any]:
+        kernel = "mlp" if self.shift is None else "nodes"
+        hidden = self._axes()[0].inner.bias.numel()
+        return {"kernel": kernel, "basis": self.basis, "hidden": hidden, "reach": max(self.margin), "alignment": self.alignment}
+
+    def reset_parameters(self) -> None:
+        """Start again: no shift, no residual; networks fitted anew."""
+        if self.shift is not None:
+            nn.init.zeros_(self.shift)
+        for axis in self._axes():
+            axis.reset_parameters()
+
+    @property
+    def output_size(self) -> Ints | None:
+        """Output size asked for, per spatial axis; None: not asked for."""
+        return self._output_size
+
+    @output_size.setter
+    def output_size(self, size: int | Sequence[int] | None) -> None:
+        if size is not None:
+            size = _sizes(size, self.ndim)
+            if self._scale is not None:
+                raise InputError(f"output_size and scale can't both be set: scale is {self._scale}; set it to None first")
+        self._output_size = size
+
+    @property
+    def scale(self) -> Scales | None:
+        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float | Sequence[float] | None) -> None:
+        if scale is not None:
+            scale = tuple(scale) if isinstance(scale, Sequence) else scale
+            values = scale if isinstance(scale, tuple) else (scale,) * self.ndim
+            if len(values) != self.ndim or not all(math.isfinite(v) and v >= 1e-3 for v in values):
+                raise InputError(f"scale must be one number of at least 0.001, or {self.ndim} (one per axis), found {scale!r}")
+            if self._output_size is not None:
+                raise InputError(
+                    f"output_size and scale can't both be set: output_size is {self._output_size}; set it to None first"
+                )
+        self._scale = scale
+
+    @property
+    def alignment(self) -> str:
+        """ "native" or "centred"."""
+        return self._alignment
+
+    @alignment.setter
+    def alignment(self, alignment: str) -> None:
+        if alignment not in ALIGNMENTS:
+            raise InputError(f"alignment must be 'native' or 'centred', found {alignment!r}")
+        self._alignment = alignment
+
+    def movers(self) -> list[Tensor]:
+        shift = self.shift
+        if shift is None:
+            return []
+        # Past `getattr` (which a tracer watches for the shift): this runs in every call.
+        last = (axis._modules["last"] for axis in self._modules["residual"]._modules.values())  # pyright: ignore
+        return [shift, *(p for layer in last for p in layer._parameters.values())]  # pyright: ignore
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        return cc_functions.cc_kernel(weight, self._along(), self.dilation, self.margin)
+
+    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        return separable.cc_separated(input, weight, bias, self._along(), self.margin, call)
+
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *arguments: Any,
+        output_size: int | Sequence[int] | None = None,
+        padding_mode: str = "zeros",
+        **named: Any,
+    ) -> Tensor:
+        """The convolution, at the size that ``output_size`` says, or else the attributes. ``padding_mode`` (torch's) is for a
+        resized convolution, whose input must then not be padded yet."""
+        if output_size is None and not self.resized:
+            return super().forward(input, weight, bias, *arguments, **named)
+        asked: Ints | None = self._output_size if output_size is None else _sizes(output_size, self.ndim)
+        scale = self._scale if output_size is None else None
+        call = bind(self.transposed, self.ndim, arguments, named)
+        self.check_dilation(call["dilation"])
+        call["padding_mode"] = padding_mode
+        asks = (call, asked, scale, self._alignment, self.rescaled)
+        # By their module: symbolic_trace makes leaves of the names there, not of ones imported here.
+        return cc_functions.cc_resized(input, weight, bias, self._along(), self.margin, *asks, self.runs_plain())
+
+    @property
+    def resized(self) -> bool:
+        """Whether calls are asked for another size or grid than the convolution's own."""
+        return self._output_size is not None or self._scale is not None or self._alignment != "native"
+
+    def fit_error(self, weight: Tensor) -> float:
+        """How far the native kernel is from ``weight`` on its grid: largest difference over the largest weight."""
+        with torch.no_grad():
+            kernel = self.kernel(weight)
+            grid = torch.zeros_like(kernel)
+            spans = zip(self.margin, self.dilation, self.kernel_size, strict=True)
+            grid[(..., *(slice(m, m + d * (k - 1) + 1, d) for m, d, k in spans))] = weight
+            return float((kernel - grid).abs().max() / weight.abs().max())
+
+    def nyquist_penalty(self) -> Tensor:
+        """Power of what was learned on top of the interpolant at frequencies that samples one apart can't carry, summed over
+        axes and averaged over taps (the idea is FlexConv's, arXiv 2110.08059). Zero at the start; for a loss."""
+        total: list[Tensor] = []
+        for along in self._along():
+            half = along.twice_support / 2
+            taps = torch.arange(self.kernel_size[along.axis], device=along.layers[0].device)
+            with full_precision(taps.device):
+                places = torch.linspace(-half, half, round(16 * half) + 1, dtype=along.dtype, device=taps.device)[:-1]
+                values, bump = profile(places, taps, along)
+                spectrum = torch.fft.rfft(values - bump) / 8
+                beyond = torch.fft.rfftfreq(len(places), 1 / 8, device=taps.device) > 0.5
+                total.append((spectrum.abs().square() * beyond).sum(-1).mean() / (2 * half))
+        return torch.stack(total).sum()
+
+    def _axes(self) -> list[Any]:
+        return list(self.network if self.shift is None else self.residual)
+
+    def _along(self) -> tuple[Along, ...]:
+        extents = (0,) * self.ndim if self.shift is not None else self.window
+        # Of two samples nothing needs to be cut: natively no kernel is wider.
+        within = (0,) * self.ndim if self.shift is None or min(self.margin) >= SUPPORT else self.window
+        return tuple(
+            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a], within[a], self.opaque)
+            for a, axis in enumerate(self._axes())
+        )
+
+    def extra_repr(self) -> str:
+        asked = f", output_size={self._output_size}" if self._output_size is not None else ""
+        asked += f", scale={self._scale}" if self._scale is not None else ""
+        asked += f", alignment={self._alignment}" if self._alignment != "native" else ""
+        shape = f"basis={self.basis}" if self.shift is not None else "kernel=mlp"
+        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, {shape}, transposed={self.transposed}{asked}"
+
+
+def _sizes(size: int | Sequence[int], ndim: int) -> Ints:
+    sizes: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size,) * ndim
+    if len(sizes) != ndim:
+        raise InputError(f"output_size must be an int or {ndim} of them (one per spatial axis), found {size!r}")
+    if any(isinstance(n, float) or n < 1 for n in sizes):
+        raise InputError(f"output_size must be integers of at least 1, found {size!r}; for a ratio set scale")
+    return sizes
+
+
+def nyquist_penalty(model: nn.Module) -> Tensor:
+    """``CCSampling.nyquist_penalty`` summed over the CC layers of ``model``, to be added to a loss.
+
+    Raises ``InputError`` where there is none.
+    """
+    found = [module.nyquist_penalty() for module in model.modules() if isinstance(module, CCSampling)]
+    if not found:
+        raise InputError("nyquist_penalty found no CC layer in the model; rewrite it first")
+    return torch.stack(found).sum()

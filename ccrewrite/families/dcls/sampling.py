@@ -1,0 +1,292 @@
+"""DCLS layers: convolutions whose taps have learnable positions (arXiv 2112.03740; Gaussian and triangle: arXiv 2306.00817).
+
+    K_eff[s] = sum_t weight_t prod_axis phi(s - p_t),      p_t = start_t + offset_t
+
+``s`` runs over the kernel's window, ``t`` over its taps, one axis after the other (row first). A layer made of a trained
+convolution has a tap per weight, which starts on the dilated grid; its ``offset`` is zero, so the effective kernel is the
+weight on that grid. A layer with ``elements`` has that many taps, whose offsets are counted from the window's centre. Positions
+are kept inside the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.errors import InputError
+from ccrewrite.families import regions
+from ccrewrite.families.dcls import kernel as placement
+from ccrewrite.families.dcls.forms import bands as shifting
+from ccrewrite.families.dcls.forms import operators
+from ccrewrite.families.dcls.kernel import Axis, positions_of, widths_of
+from ccrewrite.families.interpolation import INTERPOLATIONS, MIN_WIDTH, SCRATCH_WIDTH, sharp_width
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.operators import bind
+
+SHARINGS = ("tap", "group", "out", "in", "full")
+POSITION_INITS = ("normal", "uniform")
+
+
+class DclsSampling(Sampling):
+    """Learnable positions of one convolution's taps.
+
+    Args:
+        geometry: the convolution's; with ``elements``, its ``kernel_size`` is the window.
+        interpolation: "linear", "gaussian" or "triangle" (formulas in ``ccrewrite.families.interpolation``).
+        sharing: which channels share a tap's position: all ("tap"), those of one group ("group"), output channel ("out") or
+            input channel ("in"), or none ("full", the paper's). "auto" is "full" for depthwise convolutions and "tap" for
+            others.
+        reach: samples by which the window is wider than the original kernel, on both sides. At 0 no tap leaves the original
+            extent, so a causal convolution stays causal and the outermost taps can only move inwards.
+        axes: the axes along which taps move; None: those with more than one tap.
+        width: start width of a Gaussian (its standard deviation) or triangle (its half-width, at least 1), in samples. None:
+            the width that starts out exact (``sharp_width``), or with ``elements`` the papers' (0.5 and 1).
+        elements: number of taps, placed freely in the window. None: one per weight, on the kernel's grid.
+        position_init: with ``elements``, "normal" (standard deviation 0.5 around the centre, the papers') or "uniform" over the
+            window.
+
+    Parameters: ``offset``, ``(len(axes), A, B, *taps)``, in samples, with ``A`` 1, groups or out and ``B`` 1 or in/groups as
+    ``sharing`` says; ``taps`` is ``kernel_size``, or ``(elements, *window along the other axes)``. Not for "linear":
+    ``widening``, of the same shape and zero at the start: the logarithm of each tap's width over ``width``.
+
+    Raises ``InputError`` for a transposed geometry, and for options out of their range.
+
+    >>> sampling = DclsSampling(ConvGeometry.from_module(nn.Conv2d(4, 8, 3, dilation=2)), sharing="out")
+    >>> sampling.offset.shape, sampling.window, sampling.kernel(torch.ones(8, 4, 3, 3)).shape
+    (torch.Size([2, 8, 1, 3, 3]), (5, 5), torch.Size([8, 4, 5, 5]))
+    """
+
+    attributes = ("starts_exact",)
+
+    offset: nn.Parameter
+    widening: nn.Parameter | None
+    form: str | None
+    """How the convolution is evaluated, one of ``forms``; None: ``default_form``. ``ccrewrite.lower`` sets it."""
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        *,
+        interpolation: str = "linear",
+        sharing: str = "auto",
+        reach: int = 0,
+        axes: Sequence[int] | None = None,
+        width: float | None = None,
+        elements: int | None = None,
+        position_init: str = "normal",
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+    ) -> None:
+        g = geometry
+        if sharing == "auto":
+            sharing = "full" if g.depthwise else "tap"
+        one_of("sharing", sharing, ("auto", *SHARINGS))
+        one_of("interpolation", interpolation, INTERPOLATIONS)
+        one_of("position_init", position_init, POSITION_INITS)
+        if reach < 0:
+            raise InputError(f"reach must be at least 0 samples, found {reach}")
+        if g.transposed:
+            raise InputError("DCLS samples the input of a convolution; for a transposed one use a CC layer")
+        if elements is not None and (elements < 1 or set(g.dilation) != {1}):
+            raise InputError(f"elements must be at least 1, in an undilated window; found {elements} and dilation {g.dilation}")
+        wide = [n + 2 * reach for n in g.extent]
+        self.axes: Ints = tuple(a for a, k in enumerate(g.kernel_size) if k > 1) if axes is None else tuple(sorted(axes))
+        if not self.axes or any(a not in range(g.ndim) or wide[a] < 2 for a in self.axes):
+            raise InputError(f"axes must name at least one axis of a window {tuple(wide)} with room to move, found {self.axes}")
+        margin = tuple(reach if a in self.axes else 0 for a in range(g.ndim))
+        super().__init__(g, margin=margin)
+        self.sharing = sharing
+        self.interpolation = interpolation
+        self.elements = elements
+        self.position_init = position_init
+        self.width = _start_width(interpolation, width, elements, dtype or torch.get_default_dtype())
+        exact = interpolation == "linear" or self.width <= sharp_width(interpolation, dtype or torch.get_default_dtype())
+        self.starts_exact = exact and elements is None
+        self.placement = self._placement()
+        self.coded = placement.coded(self.placement, interpolation, self.width)
+        shared = sharing in ("tap", "out") and g.groups == 1
+        bands = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
+        self.forms = ("window", *(("bands",) if shared else ()), *self._compiled_forms(g))
+        self.default_form = "bands" if bands else "window"
+        self.form = None
+        rows = {"group": g.groups, "out": g.out_channels, "full": g.out_channels}.get(sharing, 1)
+        columns = g.in_channels // g.groups if sharing in ("in", "full") else 1
+        shape = (len(self.axes), rows, columns, *self.taps)
+        self.offset = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        wider = None if interpolation == "linear" else nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        self.register_parameter("widening", wider)
+        self.reset_parameters()
+
+    def _compiled_forms(self, g: ConvGeometry) -> tuple[str, ...]:
+        if self.interpolation != "linear":
+            return ()
+        sets = {"tap": 1, "in": 1, "group": g.groups}.get(self.sharing, g.out_channels)
+        own = 1 if self.sharing not in ("in", "full") else g.in_channels // g.groups
+        return operators.applicable(g.groups, (g.out_channels, g.in_channels // g.groups), (sets, own), g.stride)
+
+    def _placement(self) -> tuple[Axis, ...]:
+        window, fixed = self.window, [a for a in range(self.ndim) if a not in self.axes]
+        rows = {a: row for row, a in enumerate(self.axes)}
+        if self.elements is None:
+            grid = zip(window, self.margin, self.dilation, strict=True)
+            return tuple(Axis(size, a, float(m), d, rows.get(a, -1)) for a, (size, m, d) in enumerate(grid))
+        return tuple(
+            Axis(size, 0, self.margin[a] + (self.kernel_size[a] - 1) / 2, 0, rows[a])
+            if a in rows
+            else Axis(size, 1 + fixed.index(a), 0.0, 1, -1)
+            for a, size in enumerate(window)
+        )
+
+    @property
+    def taps(self) -> Ints:
+        if self.elements is None:
+            return self.kernel_size
+        return self.elements, *(k for a, k in enumerate(self.kernel_size) if a not in self.axes)
+
+    @property
+    def sets(self) -> tuple[int, int]:
+        return self.offset.shape[1], self.offset.shape[2]
+
+    def options(self) -> dict[str, Any]:
+        width = None if self.widening is None else self.width
+        same = ("interpolation", "sharing", "axes", "elements", "position_init")
+        # Axes that don't move have no margin.
+        return {name: getattr(self, name) for name in same} | {"reach": max(self.margin), "width": width}
+
+    def reset_parameters(self) -> None:
+        """Start again: on the grid, or with ``elements`` where ``position_init`` draws them; widths at ``width``."""
+        if self.elements is None:
+            nn.init.zeros_(self.offset)
+        elif self.position_init == "normal":
+            nn.init.normal_(self.offset, 0, 0.5)
+        else:
+            for offset, axis in zip(self.offset, self.axes, strict=True):
+                half = (self.window[axis] - 1) / 2
+                nn.init.uniform_(offset, -half, half)
+        if self.widening is not None:
+            nn.init.zeros_(self.widening)
+
+    def cells(self) -> list[Tensor]:
+        """Where the taps are on each axis, ``(A, B, prod(taps))`` in samples from the window's first cell, inside it."""
+        return positions_of(self.placement, self.taps, self.offset)
+
+    def positions(self) -> Tensor:
+        """Where the taps are: ``(len(axes), A, B, *taps)``, in samples from the window's centre, inside the window."""
+        found = self.cells()
+        return torch.stack([found[a] - (self.window[a] - 1) / 2 for a in self.axes]).view(self.offset.shape)
+
+    def widths(self) -> Tensor | None:
+        """Width of every tap, of ``offset``'s shape, in samples; None for "linear"."""
+        found = widths_of(self.placement, self.interpolation, self.width, self.widening)
+        return None if self.widening is None else torch.stack([w for w in found if w is not None]).view(self.offset.shape)
+
+    def movers(self) -> list[Tensor]:
+        if not self.starts_exact:
+            return []
+        return [self.offset] if self.widening is None else [self.offset, self.widening]
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        call = bind(False, self.ndim, arguments, named)
+        form = self.form_of(call, weight)
+        if form == "window" or self.runs_plain():
+            return super().forward(input, weight, bias, **call)
+        self.check_dilation(call["dilation"])
+        pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
+        opaque = self.opaque and regions.called()
+        if form == "bands" and opaque:
+            tensors = *operators.autocast(input, weight), *self.parameters()
+            out = regions.region("dcls_bands", tensors, self.coded, (*call["stride"], *(n for pair in pads for n in pair)))
+            return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+        if form == "bands":
+            places = self.offset, self.widening, self.placement, self.interpolation, self.width
+            return shifting.dcls_conv_shifted(input, weight, bias, *places, call["stride"], pads)
+        offset = self.offset.to(torch.promote_types(self.offset.dtype, torch.float32))
+        if opaque:
+            positions = regions.region("dcls_positions", (offset,), self.coded)[:, :, 0]
+        else:
+            positions = torch.stack([along[:, 0] for along in positions_of(self.placement, self.taps, offset)])
+        batched = input if input.dim() == 2 + self.ndim else input[None]
+        out = operators.dcls_conv(batched, weight.flatten(2), positions, form, self.window, pads)
+        out = out if batched is input else out[0]
+        return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+
+    def form_of(self, call: dict[str, Any], weight: Tensor) -> str:
+        """How a call is evaluated: "window" (build the effective kernel), "bands" (``forms/bands.py``) or another of the
+        ``forms``, which are for torch.compile alone and give way to ``default_form`` elsewhere."""
+        form = self.form
+        if form not in (None, "window", "bands"):
+            compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+            sets = self.offset.shape[1], self.offset.shape[2]
+            if compiles and form in operators.applicable(call["groups"], weight.shape, sets, call["stride"]):
+                return form
+            form = None
+        form = form or self.default_form
+        return form if call["groups"] == 1 else "window"
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        if self.opaque and regions.called():
+            return regions.region("dcls_kernel", (weight, *self.parameters()), self.coded)
+        # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
+        return placement.dcls_kernel(weight, self.offset, self.widening, self.placement, self.interpolation, self.width)
+
+    def extra_repr(self) -> str:
+        grid = f"dilation={self.dilation}" if self.elements is None else f"elements={self.elements}"
+        width = "" if self.widening is None else f", width={self.width:.3g}"
+        return (
+            f"window={self.window}, {grid}, interpolation={self.interpolation}, sharing={self.sharing}, axes={self.axes}{width}"
+        )
+
+
+def share_positions(*layers: nn.Module) -> None:
+    """Let DCLS layers share one set of positions (and widths), the first one's, as the stages of ConvNeXt-dcls do. In place.
+
+    The parameters become the same objects: copies, pickles, optimizers and ``state_dict`` keep the tie. Raises ``InputError``
+    where the layers' positions differ in shape, start, interpolation or window.
+
+    >>> from ccrewrite.nn import DclsConv2d
+    >>> a, b = (DclsConv2d(8, 8, elements=5, window=7, padding="same", groups=8) for _ in range(2))
+    >>> share_positions(a, b)
+    >>> a.sampling.offset is b.sampling.offset
+    True
+    """
+    samplings = [getattr(layer, "sampling", layer) for layer in layers]
+    for index, sampling in enumerate(samplings):
+        if not isinstance(sampling, DclsSampling):
+            raise InputError(f"share_positions takes DCLS layers, found {type(layers[index]).__name__} at index {index}")
+    first, *others = cast(list[DclsSampling], samplings)
+    for index, other in enumerate(others, 1):
+        for name in ("interpolation", "width", "placement"):
+            _same(name, getattr(first, name), getattr(other, name), index)
+        _same("offset's shape", tuple(first.offset.shape), tuple(other.offset.shape), index)
+    for other in others:
+        other.offset, other.widening = first.offset, first.widening
+
+
+def _start_width(interpolation: str, width: float | None, elements: int | None, dtype: torch.dtype) -> float:
+    if interpolation == "linear":
+        if width is not None:
+            raise InputError(f"interpolation 'linear' has no width, found {width}; use 'gaussian' or 'triangle'")
+        return 1.0
+    if width is None:
+        return sharp_width(interpolation, dtype) if elements is None else SCRATCH_WIDTH[interpolation]
+    if not (math.isfinite(width) and width >= MIN_WIDTH[interpolation]):
+        raise InputError(f"width of a {interpolation} must be at least {MIN_WIDTH[interpolation]} samples, found {width}")
+    return float(width)
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ``InputError`` for a ``value`` that is none of ``allowed``."""
+    if value not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
+
+
+def _same(name: str, expected: Any, found: Any, index: int) -> None:
+    if expected != found:
+        raise InputError(
+            f"layers that share positions must agree in {name}: {expected} in the first, {found} in number {index}"
+        )

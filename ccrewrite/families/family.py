@@ -1,0 +1,134 @@
+"""A family: one kind of learnable layer, known to the rest of the package by name alone.
+
+``register_family`` makes one known for the running program. A package that is installed makes its families known by itself,
+through entry points of the group ``ccrewrite.families``: then TOML files, the command line and ``load`` know them as well.
+docs/writing-a-family.md shows how to write one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+
+from ccrewrite.errors import InputError
+from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.rule import Rule
+from ccrewrite.families.sampling import Sampling
+
+ENTRY_POINTS = "ccrewrite.families"
+BUILT_IN = ("ccrewrite.families.dcls", "ccrewrite.families.cc")
+"""Packages whose ``FAMILY`` comes with the package. Their default rules are asked in this order."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that the package knows of one kind of learnable layer.
+
+    Args:
+        name: a word, e.g. "dcls": how reports and plans call it.
+        samplings: its ``Sampling`` classes. ``save`` writes their class names, so these must be unique.
+        layers: classes of its layers, for building them from scratch (subclasses of ``ccrewrite.nn.RewrittenConv``). May be
+            left out: rewriting makes what it needs.
+        rules: its ``Rule`` classes, known by their ``name`` in TOML files and on the command line.
+        default_rules: those that ``plan`` and ``rewrite`` use where no rules are given. Usually none: a family that is
+            merely installed should change nothing.
+
+    >>> [family.name for family in families()][:2]
+    ['dcls', 'cc']
+    """
+
+    name: str
+    samplings: tuple[type[Sampling], ...]
+    layers: tuple[type[RewrittenConv], ...] = ()
+    rules: tuple[type[Rule], ...] = ()
+    default_rules: tuple[Rule, ...] = ()
+
+
+_registered: dict[str, Family] = {}
+_loaded: set[str] = set()
+"""Modules and entry points that were loaded already."""
+
+
+def register_family(family: Family) -> Family:
+    """Make ``family`` known; returns it. The same one again is no error.
+
+    Raises ``InputError`` where another family has its name, or the name of one of its rules or samplings.
+    """
+    if not isinstance(family, Family):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"register_family takes a Family, found {family!r}")
+    _load_built_in()
+    known = _registered.get(family.name)
+    if known is not None and known != family:
+        raise InputError(f"a family called {family.name!r} is registered already: {known}")
+    for other in _registered.values():
+        if other.name == family.name:
+            continue
+        for what, mine, theirs in (
+            ("rule", [r.name for r in family.rules], [r.name for r in other.rules]),
+            ("sampling", [s.__name__ for s in family.samplings], [s.__name__ for s in other.samplings]),
+        ):
+            both = set(mine) & set(theirs)
+            if both:
+                raise InputError(f"family {family.name!r} brings a {what} called {min(both)!r}, as family {other.name!r} does")
+    _registered[family.name] = family
+    return family
+
+
+def families() -> tuple[Family, ...]:
+    """All families: those of the package, those of installed packages, those registered since."""
+    _load_built_in()
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.value not in _loaded:
+            _loaded.add(point.value)
+            register_family(_loaded_from(point))
+    return tuple(_registered.values())
+
+
+def rules() -> dict[str, type[Rule]]:
+    """Every rule by its name."""
+    return {rule.name: rule for family in families() for rule in family.rules}
+
+
+def default_rules() -> tuple[Rule, ...]:
+    """What ``plan`` and ``rewrite`` use where no rules are given: the first rule that takes a site rewrites it."""
+    return tuple(rule for family in families() for rule in family.default_rules)
+
+
+def sampling_classes() -> dict[str, type[Sampling]]:
+    """Every sampling class by its name."""
+    return {kind.__name__: kind for family in families() for kind in family.samplings}
+
+
+def family_of(sampling: Sampling) -> Family:
+    """The family that ``sampling`` belongs to. Raises ``InputError`` where none is registered for its class."""
+    for family in families():
+        if type(sampling) in family.samplings:
+            return family
+    raise InputError(
+        f"no family is registered for a {type(sampling).__name__}; ccrewrite.register_family makes it known "
+        "(docs/writing-a-family.md)"
+    )
+
+
+def _load_built_in() -> None:
+    for module in BUILT_IN:
+        if module not in _loaded and find_spec(module) is not None:
+            _loaded.add(module)
+            family: Family = import_module(module).FAMILY
+            _registered[family.name] = family
+
+
+def _loaded_from(point: EntryPoint) -> Family:
+    try:
+        family = point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist is not None else "?"
+        raise InputError(
+            f"the family {point.name!r} of the installed package {package} can't be loaded from {point.value}: "
+            f"{type(error).__name__}: {error}. Mend or uninstall that package"
+        ) from error
+    if not isinstance(family, Family):
+        raise InputError(f"the entry point {point.name!r} ({point.value}) must name a Family, found {family!r}")
+    return family

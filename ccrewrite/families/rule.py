@@ -1,0 +1,58 @@
+"""A rule: which sites are rewritten, into what. A frozen dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.sites import Site
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """``include`` and ``exclude`` (globs of site names) narrow one rule; those of ``rewrite`` narrow them all."""
+
+    name: ClassVar[str]
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            globs: str | Sequence[str] = getattr(self, name)
+            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+
+    @property
+    def exact(self) -> bool:
+        """Whether a layer it makes starts out computing the same. Verification compares the outputs for these alone."""
+        return True
+
+    @abstractmethod
+    def takes(self, site: Site) -> bool:
+        """Whether this rule rewrites convolutions of the site's kind."""
+
+    @abstractmethod
+    def sampling(self, site: Site, **factory: Any) -> Sampling:
+        """The geometry to put there; ``factory`` is dtype and device. Raises ``InputError`` for options that can't be."""
+
+    def prepared(self, model: nn.Module, sites: Sequence[Site]) -> Rule:
+        """This rule, ready for those ``sites`` of ``model`` that it takes: it may read their weights, and change its mind."""
+        return self
+
+    def describe(self, site: Site) -> str:
+        """What it would put there, in a few words."""
+        return self.sampling(site, device="meta").describe()
+
+    def install_(self, layer: RewrittenConv, site: Site) -> Callable[[], object]:
+        """Change whatever else of ``layer``, which has its sampling already; returns how to undo that."""
+        return lambda: None
+
+    def admits(self, site: Site) -> bool:
+        """``takes``, narrowed by ``include`` and ``exclude``."""
+        named = any(site.matches(p) for p in self.include) and not any(site.matches(p) for p in self.exclude)
+        return named and self.takes(site)

@@ -1,0 +1,215 @@
+"""What a replacement layer adds to a convolution: a ``Sampling``, the learnable geometry of its kernel.
+
+A sampling turns the call's ``weight`` into the effective kernel on a dense window, ``K_eff = B(geometry) . weight``, and
+convolves with that. It never owns the weight, so it serves a module's convolution and a functional one alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+import torch.overrides
+from torch import _C, Tensor, nn  # pyright: ignore[reportPrivateImportUsage]
+from torch._C._functorch import maybe_current_level
+from torch._guards import detect_fake_mode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from ccrewrite.errors import InputError
+from ccrewrite.ir.calls import FUNCTIONS
+from ccrewrite.ir.geometry import ConvGeometry, Ints, per_axis
+from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
+
+
+class Sampling(nn.Module, ABC):
+    """Learnable geometry of one convolution; called with the arguments of the torch function that it stands for.
+
+    ``sampling(input, weight, bias, stride, padding, dilation, groups)`` in place of ``F.convNd``, and
+    ``sampling(input, weight, bias, stride, padding, output_padding, groups, dilation)`` in place of ``F.conv_transposeNd``.
+
+    While the geometry is untouched and nothing differentiates through it, the plain torch function runs: bitwise equal.
+    Otherwise the effective kernel is built on the window that holds the original extent and ``margin`` samples on both sides.
+
+    Subclasses must give ``movers`` and ``kernel``. The rest of what the package asks of a sampling has defaults, right if slow,
+    that a class overrides where it knows better. docs/writing-a-family.md goes through them.
+    """
+
+    attributes: ClassVar[tuple[str, ...]] = ()
+    """Names of what may be set after construction: ``save`` writes them beside ``options()``."""
+
+    margin: Ints
+    """Samples by which the window exceeds the kernel's original extent, per axis and on both sides."""
+    opaque: bool = False
+    """Whether torch.compile takes what is built of the geometry as operators (``regions.py``), so that layers that are alike
+    are compiled once. ``ccrewrite.lower`` sets it."""
+
+    def __init__(self, geometry: ConvGeometry, *, margin: int | Sequence[int] = 0) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.kernel_size = geometry.kernel_size
+        self.dilation = geometry.dilation
+        self.transposed = geometry.transposed
+        self.margin = per_axis(margin, geometry.ndim, "margin")
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel_size)
+
+    @property
+    def window(self) -> Ints:
+        """Size of the effective kernel, per axis."""
+        sizes = zip(self.kernel_size, self.dilation, self.margin, strict=True)
+        return tuple(d * (k - 1) + 1 + 2 * m for k, d, m in sizes)
+
+    @property
+    def taps(self) -> Ints:
+        """Shape of one filter's taps: ``weight.shape[2:]``. Another one than ``kernel_size`` where the layer's own weight is
+        not the original's."""
+        return self.kernel_size
+
+    @property
+    def sets(self) -> tuple[int, int]:
+        """Along the weight's first two dimensions, how many channels have a geometry of their own: ``(1, 1)`` where one is
+        everybody's."""
+        return 1, 1
+
+    @classmethod
+    def of(cls, geometry: ConvGeometry, **options: Any) -> Self:
+        """The sampling that starts out as a convolution of this geometry; ``options`` are the class's own, and
+        ``dtype``, ``device``."""
+        return cls(geometry, **options)
+
+    def options(self) -> dict[str, Any]:
+        """What ``of`` must be given, besides geometry, ``dtype`` and ``device``, to make this sampling again: numbers, strings,
+        None, and lists of those. ``save`` writes it. Raises ``InputError`` where the class takes options and doesn't say them.
+        """
+        known = ("self", "geometry", "dtype", "device")
+        untold = [name for name in inspect.signature(type(self).__init__).parameters if name not in known]
+        if untold:
+            raise InputError(
+                f"{type(self).__name__} takes the options {', '.join(untold)}; to be saved, it must say theirs in options()"
+            )
+        return {}
+
+    @abstractmethod
+    def movers(self) -> list[Tensor]:
+        """The tensors that are all zero as long as the layer computes what the plain convolution computes.
+
+        An empty list: the layer never equals a plain convolution on this grid.
+        """
+
+    @abstractmethod
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Effective kernel, ``(*weight.shape[:2], *window)``, for ``weight`` of shape ``(out, in/groups, *kernel_size)``
+        (transposed: ``(in, out/groups, *kernel_size)``)."""
+
+    def at_start(self) -> bool:
+        """Whether the plain convolution computes the same. Reads values."""
+        movers = self.movers()
+        return bool(movers) and not any(bool(mover.any()) for mover in movers)
+
+    def describe(self) -> str:
+        """What was added, in one line for a plan's table."""
+        added = sum(p.numel() for p in self.parameters())
+        window = "x".join(map(str, self.window))
+        return f"{type(self).__name__.removesuffix('Sampling')}, {added} parameters added, window {window}"
+
+    def runs_plain(self) -> bool:
+        """Whether a call made now may run the plain convolution: geometry at its start, and no gradient wanted for it.
+
+        Only where values can be read: never while a graph is being traced, for what it would bake in may change later.
+        """
+        movers = self.movers()
+        if not movers or not readable(movers):
+            return False
+        if torch.is_grad_enabled() and (movers[0].requires_grad or any(p.requires_grad for p in self.parameters())):
+            return False
+        return not _any(movers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Flat, so that `model.to(memory_format=...)` leaves it alone: torch means the pictures' formats for every tensor of
+        # four or five axes, and raises where the number is the wrong one of the two.
+        return super()._apply(lambda t: fn(t.flatten()).view(t.shape), recurse)
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        if self.runs_plain():
+            return self._torch(input, weight, bias, *arguments, **named)
+        call = bind(self.transposed, self.ndim, arguments, named)
+        self.check_dilation(call["dilation"])
+        return self._moved(input, weight, bias, call)
+
+    def _torch(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
+        """The plain convolution: torch's function, or, under a mode that may be `Reroute`, the operator."""
+        if not torch.overrides._len_torch_function_stack():  # pyright: ignore
+            return FUNCTIONS[self.transposed, self.ndim](input, weight, bias, *arguments, **named)
+        call = bind(self.transposed, self.ndim, arguments, named)
+        functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS
+        return functions[self.ndim - 1](input, weight, bias, **call)
+
+    def check_dilation(self, dilation: Ints) -> None:
+        """Raise where a call's dilation is another one than this geometry's."""
+        if dilation != self.dilation:
+            raise InputError(
+                f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
+                "revert and rewrite the model if its dilation changed"
+            )
+
+    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        """The convolution wherever the geometry is."""
+        kernel = self.kernel(weight)
+        return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
+
+    def _plain(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
+        if any(low != high for low, high in pads):
+            input = F.pad(input, [p for pair in reversed(pads) for p in pair])
+            pads = ((0, 0),) * self.ndim
+        padding = tuple(low for low, _ in pads)
+        ones = (1,) * self.ndim
+        return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, ones, call["groups"])
+
+    def _transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        stride, padding, extra = call["stride"], call["padding"], call["output_padding"]
+        function = TRANSPOSED[self.ndim - 1]
+        wide = tuple(p + m for p, m in zip(padding, self.margin, strict=True))
+        if all(e < s for e, s in zip(extra, stride, strict=True)):
+            return function(input, kernel, bias, stride, wide, extra, call["groups"])
+        # An output padding that only the dilation allowed (the window has none): the full output, then crop or extend.
+        zeros = (0,) * self.ndim
+        full = function(input, kernel, None, stride, zeros, zeros, call["groups"])
+        cropped = F.pad(full, [n for w, e in zip(reversed(wide), reversed(extra), strict=True) for n in (-w, e - w)])
+        return cropped if bias is None else cropped + bias.view(-1, *(1,) * self.ndim)
+
+    def _pads(self, padding: Any) -> tuple[tuple[int, int], ...]:
+        # Only the padding matters to `pads`; the rest of the geometry is this sampling's own.
+        ones, zeros = (1,) * self.ndim, (0,) * self.ndim
+        padding = zeros if padding == "valid" else padding
+        return ConvGeometry(1, 1, self.kernel_size, ones, padding, self.dilation, 1, zeros).pads
+
+
+def readable(tensors: Sequence[Tensor]) -> bool:
+    """Whether the values of ``tensors`` may be read now: real ones, outside every tracer, export, compilation, capture and
+    transform (vmap, forward-mode derivatives)."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    for t in tensors:
+        if (type(t) is not nn.Parameter and type(t) is not Tensor) or t.is_meta:
+            return False
+    # All that traces operators is a mode; other modes (a FLOP counter) only look on.
+    if _C._len_torch_dispatch_stack() and (detect_fake_mode(tensors) is not None or get_proxy_mode() is not None):
+        return False
+    if maybe_current_level() is not None or forward_ad._current_level >= 0:
+        return False
+    return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _any(tensors: Sequence[Tensor]) -> bool:
+    """Whether any value is not zero."""
+    if tensors[0].is_cuda:
+        tensors = [torch.cat([t.flatten() for t in tensors])]  # so that the device is waited for once
+    return any(t.count_nonzero().item() for t in tensors)

@@ -1,0 +1,1 @@
+"""The layers that folding leaves where torch's own don't do."""

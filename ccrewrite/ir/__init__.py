@@ -1,0 +1,1 @@
+"""What is known of a run: geometries, convolution calls, sites."""

@@ -1,0 +1,152 @@
+"""The words of a plan: ``Site``, ``Decision``, ``Plan``, and the codes that say why a site was left alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from tabulate import tabulate
+
+from ccrewrite.ir.geometry import ConvGeometry
+
+REASONS: dict[str, str] = {
+    "plain": "an undilated convolution of stride 1: its sampling grid has nothing to learn",
+    "large": "a large dense kernel: the rule that makes those sparse is not exact, and off unless asked for",
+    "not-selected": "left out by include, exclude or kinds",
+    "no-rule": "no rule in `rules` takes it",
+    "never-called": "registered, but the example inputs don't reach it",
+    "already-rewritten": "a layer of ccrewrite's already",
+    "complex-dtype": "complex weights",
+    "scripted": "inside a TorchScript module, whose code can't be changed from Python",
+    "quantized": "a quantized convolution: its integer weights have no gradient",
+    "opaque": "called by native code, not from Python",
+    "shared-weight": "a functional call on the weight of a convolution module that is called too",
+    "several-calls": "a convolution class whose own forward makes several different convolutions",
+    "ambiguous-call": "its weight is computed, and another call below the same module looks the same",
+    "name-taken": "its class has an attribute called `sampling`, where the geometry would go",
+    "verification-failed": "the outputs changed when it was rewritten, so it was put back",
+}
+"""Code -> what it means, in general; a decision's message gives the values. docs/reasons.md has a section for each."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a site. ``code`` is the name of the rule that rewrites it, or a key of ``REASONS``."""
+
+    rewritten: bool
+    code: str
+    message: str
+
+
+UNDECIDED = Decision(False, "undecided", "")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A convolution of the model: all the calls with one weight and geometry.
+
+    ``name`` is the module's path, or for a functional call that of its weight (``"up.kernel"``) or of the module whose forward
+    calls it and the function (``"up:conv1d"``). ``calls`` counts them in one run; ``input_shapes`` and ``output_shapes`` are
+    theirs. ``module`` is the path of the calling module; ``weight`` the name of the parameter or buffer, None if computed.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    form: Literal["module", "functional"]
+    layer: str
+    geometry: ConvGeometry
+    calls: int
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_shapes: tuple[tuple[int, ...], ...]
+    module: str
+    weight: str | None
+    dtype: torch.dtype
+    device: torch.device
+    decision: Decision = UNDECIDED
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """See ``ConvGeometry.kinds``."""
+        return self.geometry.kinds
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a glob (``fnmatch``) hits the name, an alias, or a module that contains the site."""
+        for name in (self.name, *self.aliases):
+            parts = name.split(".")
+            if any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1)):
+                return True
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
+        return asdict(self) | {"kinds": self.kinds} | plain
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every convolution site of a run with its decision, in the order of the run. ``print`` it, or take ``to_json()``.
+
+    ``how`` says how the run was captured ("export", "observed" or "graph"), ``note`` why export was not used.
+    """
+
+    sites: tuple[Site, ...]
+    rules: tuple[Any, ...]
+    how: str
+    note: str = ""
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __getitem__(self, name: str) -> Site:
+        """The site of this name or alias."""
+        for site in self.sites:
+            if name == site.name or name in site.aliases:
+                return site
+        raise KeyError(f"no site is called {name!r}; the plan has {', '.join(s.name for s in self.sites) or 'none'}")
+
+    @property
+    def rewritten(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.decision.rewritten)
+
+    def summary(self) -> str:
+        """One line: how many sites, how many rewritten, the others by code."""
+        codes = Counter(s.decision.code for s in self.sites if not s.decision.rewritten)
+        others = ", ".join(f"{n} {code}" for code, n in codes.most_common())
+        return f"{len(self.sites)} sites: {len(self.rewritten)} rewritten" + (f"; left alone: {others}" if others else "")
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table's cells, by column."""
+        return [
+            {
+                "site": s.name,
+                "layer": s.layer,
+                "kinds": " ".join(s.kinds),
+                "geometry": s.geometry.describe(),
+                "calls": str(s.calls),
+                "decision": s.decision.code,
+                "": s.decision.message,
+            }
+            for s in self.sites
+        ]
+
+    def to_json(self) -> str:
+        """The whole plan as a JSON document: ``{"how", "note", "rules", "sites"}``."""
+        rules = [{"rule": rule.name, **asdict(rule)} for rule in self.rules]
+        return json.dumps(
+            {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}, indent=2
+        )
+
+    def __str__(self) -> str:
+        table = tabulate(self.rows(), headers="keys", disable_numparse=True) if self.sites else ""
+        return "\n".join(filter(None, (table, self.summary())))
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.summary()}</p>{tabulate(self.rows(), headers='keys', tablefmt='html', disable_numparse=True)}"

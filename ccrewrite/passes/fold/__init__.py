@@ -1,0 +1,1 @@
+"""Rewritten model -> plain layers."""

@@ -1,0 +1,131 @@
+"""Batch norms in evaluation mode folded into the convolutions before them, in place; each one answered.
+
+The exported graph says which calls there are: a convolution that is called twice, or whose output goes elsewhere too, has no
+norm of its own to take in (torch's own fusion of such a one is wrong: pytorch #104593).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from ccrewrite.families.adopt import TORCH_LAYERS
+from ccrewrite.folded.cuts import FOLDED
+from ccrewrite.folded.sparse import SPARSE
+from ccrewrite.ir.capture import Inputs, Program, capture
+
+NORMS: dict[str, str] = {
+    "folded": "its scale and shift are in the convolution before it; an identity is left",
+    "no-convolution": "what comes before it is no convolution layer with a weight of its own",
+    "several-calls": "it, or the convolution before it, is called more than once",
+    "several-users": "the convolution's output is used elsewhere too",
+    "shared-weight": "the convolution's weight is another module's as well",
+    "no-statistics": "it normalises by the batch at hand",
+    "hooked": "a forward hook sees what is between them",
+    "not-exported": "torch.export refuses the model, so nothing says what comes before it",
+    "never-called": "the example inputs don't reach it",
+    "verification-failed": "the outputs changed when norms were folded, so none was",
+}
+"""Code -> what became of a batch norm."""
+PLAIN = (*TORCH_LAYERS, *FOLDED.values(), *SPARSE.values())
+
+
+@dataclass(frozen=True)
+class FoldedNorm:
+    """What became of one batch norm. ``code`` is a key of ``NORMS``; ``conv`` the path of the convolution before it."""
+
+    name: str
+    code: str
+    conv: str = ""
+
+
+@torch.no_grad()
+def fold_norms_(model: nn.Module, inputs: Inputs) -> tuple[FoldedNorm, ...]:
+    """Fold what can be folded of ``model``'s batch norms, in place."""
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    if not norms:
+        return ()
+    program = capture(model, inputs)
+    if program.how != "export" or program.graph is None:
+        return tuple(FoldedNorm(name, "not-exported") for name in norms)
+    calls = _norm_calls(model, program.graph)
+    return tuple(_answer_(model, program, name, norm, calls.get(id(norm), [])) for name, norm in norms.items())
+
+
+def _norm_calls(model: nn.Module, graph: fx.GraphModule) -> dict[int, list[fx.Node]]:
+    """``id`` of each batch norm -> the nodes that call it."""
+    found: dict[int, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and "batch_norm" in str(node.target):
+            found.setdefault(id(_owner(model, node)), []).append(node)
+    return found
+
+
+def _owner(model: nn.Module, node: fx.Node) -> nn.Module:
+    """The module whose forward makes this node."""
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack", {})
+    return model.get_submodule(re.sub(r"@\d+", "", next(reversed(stack.values()))[0]) if stack else "")
+
+
+def _answer_(model: nn.Module, program: Program, name: str, norm: _BatchNorm, nodes: list[fx.Node]) -> FoldedNorm:
+    if not nodes:
+        return FoldedNorm(name, "never-called")
+    source = cast(fx.Node, nodes[0].args[0])
+    # Not always the convolution itself: a folded layer may crop what it gives.
+    conv = _owner(model, source) if source.op == "call_function" else None
+    call = next((c for c in program.calls if model.get_submodule(c.module) is conv), None)
+    if call is None or type(conv) not in PLAIN or "weight" not in cast(nn.Module, conv)._parameters:
+        return FoldedNorm(name, "no-convolution")
+    conv = cast(_ConvNd, conv)
+    code = _obstacle(model, program, norm, conv, nodes, source)
+    if not code:
+        _fold_into_(conv, norm)
+        for path, module in list(model.named_modules(remove_duplicate=False)):
+            if module is norm:
+                owner, _, attribute = path.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, nn.Identity().train(norm.training))
+    return FoldedNorm(name, code or "folded", call.module)
+
+
+def _obstacle(
+    model: nn.Module, program: Program, norm: _BatchNorm, conv: _ConvNd, nodes: list[fx.Node], source: fx.Node
+) -> str:
+    modules = [model.get_submodule(c.module) for c in program.calls]
+    if len(nodes) > 1 or sum(m is conv for m in modules) > 1:
+        return "several-calls"
+    if len(source.users) > 1:
+        return "several-users"
+    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    if parametrize.is_parametrized(conv) or any(owners[id(p)] > 1 for p in (conv.weight, conv.bias) if p is not None):
+        return "shared-weight"
+    if norm.running_mean is None or norm.running_var is None:
+        return "no-statistics"
+    if any((conv._forward_hooks, conv._forward_pre_hooks, norm._forward_hooks, norm._forward_pre_hooks)):
+        return "hooked"
+    return ""
+
+
+def _fold_into_(conv: _ConvNd, norm: _BatchNorm) -> None:
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = (variance + norm.eps).rsqrt()
+    scale = scale * norm.weight if norm.affine else scale
+    shift = (norm.bias if norm.affine else 0) - mean * scale
+    weight = conv.weight.to(scale.dtype)
+    if conv.transposed:  # (in, out/groups, ...)
+        groups, each = conv.groups, conv.out_channels // conv.groups
+        scaled = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, each, *(1,) * (weight.dim() - 2))
+        scaled = scaled.flatten(0, 1)
+    else:
+        scaled = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+    shift = shift if conv.bias is None else shift + conv.bias * scale
+    trains = conv.weight.requires_grad
+    conv.weight = nn.Parameter(scaled.to(conv.weight.dtype), requires_grad=trains)
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=trains)

@@ -1,0 +1,1 @@
+"""Internal sizes: which are free, which change together, how they are set."""

@@ -1,0 +1,150 @@
+"""Run a rewritten model at other internal sizes: ``resized`` for a while, ``resize_`` to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch.utils._pytree import tree_leaves
+
+from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, paths, require_sites, scale_groups
+from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
+
+Shapes = tuple[Any, ...]
+"""What a call's sizes depend on: the shapes of its tensors, and its other arguments."""
+
+
+_found: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], ScaleGroups]] = WeakKeyDictionary()
+"""Scale groups by model, its CC sites and the shapes of its inputs: what finding them cost is paid once."""
+
+
+class Resizing(ChoosesSizes):
+    """Forward pre-hook of a model that gives its CC sites the output sizes of ``settings`` for the inputs at hand.
+
+    The sizes depend on the inputs' shapes: what is pinned, and how large the native sizes are. So they are found once for each
+    combination of shapes that the model is called with, and kept.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = dict(settings)
+        # Sites left out give what is wanted by themselves.
+        self.known: dict[Shapes, dict[str, Ints]] = {}
+        self.current: Shapes | None = None
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = _shapes((args, kwargs))
+        if shapes != self.current and samplings_of(model):  # none: the model was reverted
+            self.apply(model, shapes, Inputs(args, kwargs))
+
+    def apply(self, model: nn.Module, shapes: Shapes, inputs: Inputs) -> None:
+        if shapes not in self.known:
+            if torch.compiler.is_compiling() or detect_fake_mode(inputs.tensors()) is not None:
+                shown = ", ".join("x".join(map(str, t.shape)) for t in inputs.tensors())
+                raise InputError(
+                    f"the internal sizes for inputs of shape {shown} can't be found while the model is traced: call it once "
+                    "with such inputs before, or pass them as example_inputs"
+                )
+            self.known[shapes] = _groups(model, shapes, inputs).changes(self.settings)
+        for name, sampling in samplings_of(model).items():
+            sampling.scale = None
+            sampling.output_size = self.known[shapes].get(name)
+        self.current = shapes
+
+
+def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = None) -> nn.Module:
+    """Set the output sizes of CC sites of a rewritten model, from now on; returns ``model``.
+
+    ``settings`` maps the name of a scale group, the name of a site, or a glob of module paths (everything below) to the output
+    size over the native one: a number, or one per spatial axis. ``{"layer3": 0.8, "layer4": (0.8, 0.9)}``: layer 3 works at 0.8
+    of the height and width it had, layer 4 at 0.8 and 0.9 of its own, whatever layer 3 does. The sites of a scale group go
+    together. Sites nobody asks for follow as the original's arithmetic makes them, and those that something pins stay: in
+    a U-Net, each up-layer returns to the size of its skip. ``None`` or ``{}`` undoes.
+
+    The sizes are found when the model is called, or at once where ``example_inputs`` are given: ``scale_groups``, once for a
+    model and shapes of its inputs.
+
+    Raises ``InputError`` where the model has no CC site or a site can't have that size (it says what pins it), and
+    ``SelectionError`` for a key that hits nothing. The former at the model's call where there are no ``example_inputs``.
+
+    >>> import ccrewrite, torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1))
+    >>> x = torch.randn(1, 3, 32, 32)
+    >>> model = resize_(ccrewrite.rewrite(model, x).model, {"0": (0.8, 1.2)}, x)
+    >>> model[0](x).shape, model(x).shape
+    (torch.Size([1, 8, 12, 18]), torch.Size([1, 8, 1, 1]))
+    """
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, Resizing):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+            for sampling in samplings_of(model).values():
+                sampling.output_size = None
+    if settings:
+        require_sites(model)
+        _require_hits(model, settings)
+        resizing = Resizing(settings)
+        if example_inputs is not None:
+            inputs = Inputs.of(example_inputs)
+            resizing.apply(model, _shapes((inputs.args, inputs.kwargs)), inputs)
+        model.register_forward_pre_hook(cast(Any, resizing), with_kwargs=True)
+    return model
+
+
+@contextmanager
+def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) -> Generator[nn.Module]:
+    """Inside, ``model`` has the output sizes of ``settings``; afterwards those it had. Arguments and errors as ``resize_``'s.
+
+    The sizes inside are those of ``settings`` alone; what ``resize_`` or an outer ``resized`` had set counts again afterwards.
+
+    >>> import ccrewrite, torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1))
+    >>> x = torch.randn(1, 3, 32, 32)
+    >>> model = ccrewrite.rewrite(model, x).model
+    >>> with resized(model, {"0": 0.5}):
+    ...     assert model(x).shape == (1, 8, 1, 1)
+    ...     print(model[0](x).shape)
+    torch.Size([1, 8, 8, 8])
+    """
+    samplings: list[CCSampling] = list(samplings_of(model).values())
+    before = [(s, s.output_size, s.scale) for s in samplings]
+    outer = [h for h in model._forward_pre_hooks.values() if isinstance(h, Resizing)]
+    try:
+        yield resize_(model, settings, example_inputs)
+    finally:
+        resize_(model, None)
+        for resizing in outer:
+            model.register_forward_pre_hook(cast(Any, resizing), with_kwargs=True)
+        for sampling, output_size, scale in before:
+            sampling.output_size, sampling.scale = None, None
+            sampling.output_size, sampling.scale = output_size, scale
+
+
+def _require_hits(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Group names are paths of sites or of modules around them, so a key that hits none can be told without a run."""
+    sites = samplings_of(model)
+    for key in settings:
+        if not any(fnmatchcase(path, key) for site in sites for path in paths(site)):
+            raise SelectionError(f"{key!r} hits no CC site or module that holds one; the sites are {', '.join(sites)}")
+
+
+def _groups(model: nn.Module, shapes: Shapes, inputs: Inputs) -> ScaleGroups:
+    of_model = _found.setdefault(model, {})
+    key = (shapes, *samplings_of(model))
+    if key not in of_model:
+        of_model[key] = scale_groups(model, inputs)
+    return of_model[key]
+
+
+def _shapes(values: Any) -> Shapes:
+    leaves = (tuple(v.shape) if isinstance(v, Tensor) else v for v in tree_leaves(values))
+    return tuple(v for v in leaves if isinstance(v, (tuple, int, float, str, bool)))

@@ -1,0 +1,248 @@
+"""Which CC sites must change their output sizes together, which can't, and what the others then do.
+
+``observe_sizes`` runs the model on symbolic sizes and ``Ties`` solves what it relied on. What comes out of that is a
+conjecture in both directions (code may turn a size into a number and back), so each one is tried on fake tensors: a group is
+free only if the model runs with it at other sizes and its outputs keep their shapes, and pinned only if it doesn't.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, overload
+
+import sympy
+from tabulate import tabulate
+from torch import nn
+
+from ccrewrite.errors import InputError, ModelRunError, SelectionError
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.passes.scales.sizes import Expr, SizeRun, observe_sizes, samplings_of
+from ccrewrite.passes.scales.ties import Ties, number
+from ccrewrite.passes.scales.trials import Pin, Trials, scaled
+
+Setting = float | Sequence[float]
+Settings = Mapping[str, Setting]
+"""Group name, site name or glob of module paths -> output size over native size, one number or one per axis."""
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Sites whose output sizes are chosen together. ``native`` has each site's size as it is; ``pins`` one entry for each
+    axis, None where the axis is free; ``relations`` each site's sizes as expressions of those that can be chosen, ``n``."""
+
+    name: str
+    sites: tuple[str, ...]
+    native: tuple[Ints, ...]
+    pins: tuple[Pin | None, ...]
+    relations: tuple[str, ...]
+
+    @property
+    def free_axes(self) -> tuple[int, ...]:
+        return tuple(axis for axis, pin in enumerate(self.pins) if pin is None)
+
+    @property
+    def free(self) -> bool:
+        """Whether every axis is free."""
+        return not any(self.pins)
+
+
+class ScaleGroups(Sequence[ScaleGroup]):
+    """The scale groups of a model for inputs of one shape, in the order of the run. ``print`` it, or take ``to_json()``."""
+
+    def __init__(self, run: SizeRun, ties: Ties, pins: Mapping[Expr, Pin]) -> None:
+        self._run, self._ties, self._pins = run, ties, dict(pins)
+        self._groups = tuple(self._named())
+
+    @overload
+    def __getitem__(self, key: int | str) -> ScaleGroup: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[ScaleGroup, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> ScaleGroup | tuple[ScaleGroup, ...]:
+        """By position, by group name, or by the name of one of the group's sites."""
+        if not isinstance(key, str):
+            return self._groups[key]
+        for group in self._groups:
+            if key == group.name or key in group.sites:
+                return group
+        raise KeyError(f"no scale group or site is called {key!r}; there are {', '.join(g.name for g in self)}")
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def free(self) -> tuple[ScaleGroup, ...]:
+        """The groups with every axis free."""
+        return tuple(g for g in self if g.free)
+
+    def sizes(self, settings: Settings) -> dict[str, Ints]:
+        """Output size of every site under ``settings``: those asked for and their group by the ratio, pinned ones native, the
+        others as the original's arithmetic makes them from what they now get (the first site of a group decides).
+
+        A site that is called for different sizes is left out: it follows. Raises ``SelectionError`` for a key that hits no
+        site, ``InputError`` for a ratio that can't be.
+        """
+        return self._values(self._resolve(settings), "symbols")
+
+    def changes(self, settings: Settings) -> dict[str, Ints]:
+        """``sizes``, of those sites alone that would not have them by themselves."""
+        known = self._resolve(settings)
+        natural = self._values(known, "natural")
+        return {n: size for n, size in self._values(known, "symbols").items() if size != natural[n]}
+
+    def _values(self, known: Mapping[Expr, int], what: str) -> dict[str, Ints]:
+        sites = {n: sizes for n, sizes in self._run.sites.items() if sizes.one_size}
+        return {n: tuple(number(e, known) for e in getattr(sizes, what)) for n, sizes in sites.items()}
+
+    def _resolve(self, settings: Settings) -> dict[Expr, int]:
+        """Values of all symbols under ``settings``."""
+        asked: dict[Expr, tuple[float, str]] = {}
+        for key, setting in settings.items():
+            for site in self._hit(key):
+                symbols = self._run.sites[site].symbols
+                for axis, (symbol, ratio) in enumerate(zip(symbols, _ratios(key, setting, len(symbols)), strict=True)):
+                    for root in self._ties.size(symbol).free_symbols:
+                        self._ask(asked, root, ratio, f"{key!r} (site {site}, axis {axis})")
+        chosen = {root: scaled(self._run.values[root], ratio) for root, (ratio, _) in asked.items()}
+        return self._ties.resolve(chosen, self._pins)
+
+    def _ask(self, asked: dict[Expr, tuple[float, str]], root: Expr, ratio: float, who: str) -> None:
+        pin, before = self._pins.get(root), asked.get(root)
+        if pin and scaled(self._run.values[root], ratio) != self._run.values[root]:
+            raise InputError(
+                f"{who} can't be resized by {ratio}: it is pinned by {pin}. print(ccrewrite.scale_groups(...)) shows all"
+            )
+        if before and before[0] != ratio:
+            raise InputError(f"{who} asks for {ratio} of a size that {before[1]} sets to {before[0]}: they must be equal")
+        asked[root] = ratio, who
+
+    def _hit(self, key: str) -> list[str]:
+        """The sites that a key of the settings means."""
+        for group in self:
+            if key == group.name:
+                return list(group.sites)
+        sites = [s for s in self._run.sites if any(fnmatchcase(p, key) for p in paths(s))]
+        if not sites:
+            known = ", ".join(g.name for g in self)
+            raise SelectionError(f"{key!r} hits no group, site or module; the scale groups are {known}")
+        return sites
+
+    def _named(self) -> Iterator[ScaleGroup]:
+        components = self._components()
+        for sites in components:
+            prefix = _common(sites)
+            own = prefix and all(s in sites for s in self._run.sites if prefix in paths(s))
+            name = prefix if own else sites[0]
+            first = self._run.sites[sites[0]]
+            pins = tuple(self._pin(self._ties.size(s)) for s in first.symbols)
+            relations = tuple(self._relations(sites))
+            yield ScaleGroup(name, tuple(sites), tuple(self._run.sites[s].native for s in sites), pins, relations)
+
+    def _components(self) -> list[list[str]]:
+        """Sites that share roots, directly or through others."""
+        components: list[tuple[list[str], set[Expr]]] = []
+        for name, sizes in self._run.sites.items():
+            roots = {r for s in sizes.symbols for r in self._ties.size(s).free_symbols}
+            meeting = [c for c in components if c[1] & roots]
+            components = [c for c in components if not c[1] & roots]
+            components.append(([n for c in meeting for n in c[0]] + [name], roots.union(*(c[1] for c in meeting))))
+        order = list(self._run.sites)
+        return sorted((sorted(c, key=order.index) for c, _ in components), key=lambda c: order.index(c[0]))
+
+    def _pin(self, expression: Expr) -> Pin | None:
+        return next((self._pins[r] for r in expression.free_symbols if r in self._pins), None)
+
+    def _relations(self, sites: Sequence[str]) -> Iterator[str]:
+        """Each site's sizes as expressions of the group's roots: ``n0 x n1``, ``2*n0 x 2*n1``."""
+        sizes = [[self._ties.size(s) for s in self._run.sites[site].symbols] for site in sites]
+        roots = dict.fromkeys(r for site in sizes for e in site for r in self._ties.roots if r in e.free_symbols)
+        names = {r: sympy.Symbol(f"n{i}" if len(roots) > 1 else "n") for i, r in enumerate(roots)}
+        for site in sizes:
+            yield " x ".join(str(e.xreplace(names)) for e in site)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table's cells, by column."""
+        return [
+            {
+                "group": g.name if i == 0 else "",
+                "site": site,
+                "native": "x".join(map(str, g.native[i])),
+                "size": g.relations[i],
+                "axes": (" ".join("pinned" if p else "free" for p in g.pins) if any(g.pins) else "free") if i == 0 else "",
+                "pinned by": "; ".join(dict.fromkeys(str(p.where) for p in g.pins if p)) if i == 0 else "",
+            }
+            for g in self
+            for i, site in enumerate(g.sites)
+        ]
+
+    def to_json(self) -> str:
+        """``{"groups": [{"name", "sites", "native", "pins", "relations", "free_axes"}]}``."""
+        return json.dumps({"groups": [{**asdict(g), "free_axes": g.free_axes} for g in self]}, indent=2)
+
+    def __str__(self) -> str:
+        return f"{tabulate(self.rows(), headers='keys', disable_numparse=True)}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.summary()}</p>{tabulate(self.rows(), headers='keys', tablefmt='html', disable_numparse=True)}"
+
+    def summary(self) -> str:
+        """One line: how many groups, how many of them free."""
+        return f"{len(self)} scale groups, {len(self.free)} free"
+
+
+def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
+    """The groups of CC sites of a rewritten model whose output sizes must change together, and which of them can.
+
+    A site's output size is free to choose unless something downstream relies on it: an addition or a concatenation ties it to
+    another site's or to the input's, a flatten before a linear layer, a position embedding or the shape of the model's outputs
+    pins it. No values are computed: the model runs on fake tensors, some runs for each group.
+
+    Raises ``InputError`` where the model has no CC site, ``ModelRunError`` where it can't run on fake tensors.
+
+    >>> import ccrewrite, torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    >>> x = torch.randn(1, 3, 32, 32)
+    >>> groups = scale_groups(ccrewrite.rewrite(model, x).model, x)
+    >>> [(g.name, g.native, g.free) for g in groups]
+    [('0', ((15, 15),), True)]
+    """
+    inputs = Inputs.of(example_inputs)
+    require_sites(model)
+    try:
+        run = observe_sizes(model, inputs)
+    except Exception as error:
+        raise ModelRunError(
+            f"{type(model).__name__} can't be followed on fake tensors ({type(error).__name__}: {error}), so its scale groups "
+            "are unknown. Check that model(*example_inputs) runs, and that no TorchScript or NumPy code sees its tensors"
+        ) from error
+    ties = Ties.of(run)
+    return ScaleGroups(run, ties, Trials(model, inputs, run, ties).pins())
+
+
+def require_sites(model: nn.Module) -> None:
+    if not samplings_of(model):
+        raise InputError(
+            f"this {type(model).__name__} has no CC site, so no size can be chosen: rewrite it first, "
+            "model = ccrewrite.rewrite(model, inputs).model"
+        )
+
+
+def _ratios(key: str, setting: Setting, ndim: int) -> tuple[float, ...]:
+    ratios = tuple(setting) if isinstance(setting, Sequence) else (setting,)
+    if len(ratios) not in (1, ndim) or not all(0 < r < float("inf") for r in ratios):
+        raise InputError(f"{key!r}: expected one positive ratio, or {ndim} (one per axis), found {setting!r}")
+    return ratios * ndim if len(ratios) == 1 else ratios
+
+
+def paths(site: str) -> list[str]:
+    """The site's name and the paths of the modules around it."""
+    parts = site.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def _common(sites: Sequence[str]) -> str:
+    """The path of the innermost module that contains all sites; a single site's own name."""
+    return next((p for p in reversed(paths(sites[0])) if all(p in paths(s) for s in sites)), "")

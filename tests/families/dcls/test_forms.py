@@ -1,0 +1,122 @@
+"""Every form of a DCLS convolution against the definition: the effective kernel, and torch's convolution with it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ccrewrite.families.dcls.forms import products
+from ccrewrite.families.dcls.forms.operators import FORMS, applicable, dcls_conv
+from ccrewrite.families.dcls.kernel import place
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def reference(x: Tensor, weight: Tensor, positions: Tensor, window: tuple[int, ...], pads: list[tuple[int, int]], groups: int):
+    (out, inner, taps), (ndim, sets, _) = weight.shape, positions.shape
+    grouped = weight.reshape(sets, out // sets, 1, inner, taps).transpose(1, 2).flatten(2, 3)
+    kernel = place(grouped, ("linear",) * ndim, window, [p[:, None] for p in positions], [None] * ndim)
+    kernel = kernel.view(sets, 1, out // sets, inner, *window).transpose(1, 2).reshape(out, inner, *window)
+    return CONV[ndim](F.pad(x, [n for pair in reversed(pads) for n in pair]), kernel, groups=groups)
+
+
+@st.composite
+def cases(draw: st.DrawFn):
+    form = draw(st.sampled_from(sorted(FORMS)))
+    ndim = draw(st.integers(1, 3))
+    out, inner = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    if form == "taps":
+        groups, channels, inner = out, out, 1
+    else:
+        groups, channels = 1, inner
+    window = tuple(draw(st.integers(1, 5)) for _ in range(ndim))
+    pads = [(draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(ndim)]
+    size = [draw(st.integers(max(1, w - low - high), 7)) for w, (low, high) in zip(window, pads, strict=True)]
+    sets = draw(st.sampled_from([1, out])) if form != "shifts" else 1
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    taps = draw(st.integers(1, 5))
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    last = torch.tensor([w - 1.0 for w in window], dtype=torch.float64).view(-1, 1, 1)
+    positions = torch.rand(ndim, sets, taps, dtype=torch.float64, generator=generator) * last
+    # Some on samples, borders included: there the derivative is the mean of both sides.
+    on_sample = torch.rand(positions.shape, generator=generator) < 0.4
+    positions = torch.where(on_sample, positions.round(), positions)
+    return form, groups, drawn(draw(st.integers(1, 2)), channels, *size), drawn(out, inner, taps), positions, window, pads
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_outputs_and_gradients_are_those_of_the_effective_kernel(case):
+    form, groups, x, weight, positions, window, pads = case
+    given_ = [t.clone().requires_grad_() for t in (x, weight, positions)]
+    expected = reference(*given_, window, pads, groups)
+    out = dcls_conv(*given_, form, window, pads)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    gradient = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    found, wanted = (torch.autograd.grad(y, given_, gradient) for y in (out, expected))
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_only_wanted_gradients_are_computed(form):
+    x, weight = torch.randn(1, 3, 6, 6), torch.randn(3, 1 if form == "taps" else 3, 4)
+    positions = torch.rand(2, 1, 4) * 2
+    given_ = [x, weight, positions]
+    for wanted in range(3):
+        for i, t in enumerate(given_):
+            t.requires_grad_(i == wanted)
+        (gradient,) = torch.autograd.grad(dcls_conv(*given_, form, (3, 3), [(1, 1), (1, 1)]).sum(), given_[wanted])
+        assert gradient.shape == given_[wanted].shape
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_the_operators_are_declared_right(form):
+    x = torch.randn(1, 2, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 1 if form == "taps" else 2, 3, dtype=torch.float64, requires_grad=True)
+    positions = (torch.rand(1, 1, 3, dtype=torch.float64) * 2).requires_grad_()
+    torch.library.opcheck(torch.ops.ccrewrite.dcls_conv.default, (x, weight, positions, form, [3], [1, 1]))
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_half_precision_and_autocast(form):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 9, 9, generator=generator)
+    weight = torch.randn(4, 1 if form == "taps" else 4, 5, generator=generator) / 4
+    positions = torch.rand(2, 1, 5, generator=generator) * 4
+    expected = dcls_conv(x, weight, positions, form, (5, 5), [(2, 2), (2, 2)])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = dcls_conv(x, weight, positions, form, (5, 5), [(2, 2), (2, 2)])
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - expected).abs().max() < 0.05 * math.sqrt(5) * expected.abs().max()
+
+
+def test_which_forms_apply():
+    assert applicable(1, (8, 4, 3, 3), (8, 1), (1, 1)) == ("products",)
+    assert applicable(1, (8, 4, 3, 3), (1, 1), (2, 1)) == ()
+    assert applicable(2, (8, 4, 3, 3), (1, 1), (1, 1)) == ()
+    assert applicable(8, (8, 1, 3, 3), (1, 1), (1, 1)) == ("taps",)
+    assert applicable(4, (8, 1, 3, 3), (8, 1), (1, 1)) == ()
+    assert applicable(1, (8, 4, 3, 3), (8, 4), (1, 1)) == ()
+
+
+@pytest.mark.parametrize("sets", [1, 4])
+@pytest.mark.parametrize("size", [(7, 6), (9,), (4, 5, 3)])
+def test_products_read_with_bounds_checks_as_on_a_gpu(monkeypatch, sets, size):
+    window, pads = (4,) * len(size), [(2, 1), (0, 1), (1, 3)][: len(size)]
+    pads[-1] = (2, 2)  # wide enough for the shortest axis
+    mixed = torch.randn(3, 4, 2, *size)
+    positions = torch.rand(len(size), sets, 3) * 3
+    padded = products.moved_sum(mixed, positions, window, pads)
+    monkeypatch.setattr(products, "copies", lambda device: False)
+    assert torch.equal(products.moved_sum(mixed, positions, window, pads), padded)

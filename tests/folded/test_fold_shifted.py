@@ -1,0 +1,64 @@
+"""Folding taps that lie far apart into a 1x1 convolution and shifted sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ccrewrite
+from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
+from ccrewrite.passes.fold.fold import fold
+
+DCLS = {nn.Conv1d: DclsConv1d, nn.Conv2d: DclsConv2d, nn.Conv3d: DclsConv3d}
+CASES = {
+    "shifts first": (nn.Conv2d, (64, 64, 3), {"dilation": 6, "padding": 6}, (2, 64, 15, 14)),
+    "products first": (nn.Conv2d, (256, 64, 3), {"dilation": 6, "padding": 6}, (1, 256, 9, 15)),
+    "stride": (nn.Conv2d, (64, 64, 3), {"dilation": (6, 5), "padding": 4, "stride": (2, 3)}, (2, 64, 17, 16)),
+    "circular, same": (nn.Conv1d, (64, 64, 5), {"dilation": 16, "padding": "same", "padding_mode": "circular"}, (2, 64, 70)),
+    "no batch": (nn.Conv1d, (256, 64, 5), {"dilation": 16}, (256, 90)),
+    "no bias": (nn.Conv3d, (128, 64, 2), {"dilation": 7, "bias": False}, (1, 128, 8, 9, 8)),
+}
+
+
+def rewritten(case: str, **options_of_sampling: object) -> tuple[nn.Module, torch.Tensor]:
+    kind, args, options, shape = CASES[case]
+    torch.manual_seed(0)
+    conv, x = kind(*args, **options, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    model = DCLS[kind].from_conv(conv, **options_of_sampling)
+    with torch.no_grad():
+        model.sampling.offset.uniform_(-1.5, 1.5)
+        model.sampling.offset[..., 0] = model.sampling.offset[..., 0].round()
+    return model, x
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_outputs(case):
+    model, x = rewritten(case)
+    folded = fold(model, x)
+    assert folded["(root)"].code == "shifted"
+    assert folded.check.ok
+    torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
+    assert isinstance(folded.model, CASES[case][0])
+    assert folded.model.shifts_first == (case not in ("products first", "no batch"))
+
+
+def test_with_a_reach_of_more_than_the_extent():
+    model, x = rewritten("shifts first", reach=2)
+    folded = fold(model, x)
+    assert folded["(root)"].code == "shifted"
+    torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [{"interpolation": "gaussian"}, {"sharing": "in"}])
+def test_others_become_a_dense_kernel(rule):
+    model, x = rewritten("shifts first", **rule)
+    assert fold(model, x)["(root)"].code == "convolution"
+
+
+def test_small_windows_stay_one_convolution():
+    x = torch.randn(1, 64, 9, 9)
+    model = ccrewrite.rewrite(nn.Conv2d(64, 64, 3, dilation=2), x).model
+    with torch.no_grad():
+        model.sampling.offset.uniform_(-0.5, 0.5)
+    assert fold(model, x)["(root)"].code == "convolution"

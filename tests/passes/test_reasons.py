@@ -1,0 +1,250 @@
+"""Every reason code is given by some model, is true of it, and has its section in docs/reasons.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.ao.nn.quantized as quantized
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ccrewrite
+from ccrewrite.ir.sites import REASONS
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.:DeprecationWarning",
+    "ignore:.*quantiz:DeprecationWarning",
+    "ignore:.*quantiz:UserWarning",
+    "ignore:.*reduce_range:UserWarning",
+)
+Case = tuple[nn.Module, Any, str, dict[str, Any]]
+
+
+def pictures() -> Tensor:
+    return torch.randn(1, 4, 17, 17)
+
+
+def plain() -> Case:
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
+
+
+def one_tap() -> Case:
+    return nn.Sequential(nn.Conv2d(4, 4, 1, dilation=3), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
+
+
+def large() -> Case:
+    return nn.Sequential(nn.Conv2d(4, 4, 7), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
+
+
+def not_selected() -> Case:
+    return nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {"include": "1"}
+
+
+def no_rule() -> Case:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2))
+    return model, pictures(), "0", {"rules": ["strided-to-cc"]}
+
+
+def never_called() -> Case:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2))
+    model[0].spare = nn.Conv2d(4, 4, 3, dilation=2)
+    return model, pictures(), "0.spare", {}
+
+
+def already_rewritten() -> Case:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2))
+    return ccrewrite.rewrite(model, pictures(), include="0").model, pictures(), "0", {}
+
+
+def complex_dtype() -> Case:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Conv1d(1, 2, 3, stride=2)
+            self.conv = nn.Conv1d(2, 2, 3, dilation=2, dtype=torch.complex64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.down(x).to(torch.complex64)).abs()
+
+    return Complex(), torch.randn(1, 1, 21), "conv", {}
+
+
+def scripted() -> Case:
+    model = nn.Sequential(torch.jit.script(nn.Conv2d(4, 4, 3, dilation=2)), nn.Conv2d(4, 4, 3, stride=2))
+    return model, pictures(), "0", {}
+
+
+def traced() -> Case:
+    layer = torch.jit.trace(nn.Conv2d(4, 4, 3, dilation=2), torch.randn(1, 4, 9, 9))
+    return nn.Sequential(layer, nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
+
+
+def quantized_layer() -> Case:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Conv2d(4, 4, 3, stride=2)
+            self.int8 = quantized.Conv2d(4, 4, 3, dilation=2)
+            self.int8.scale = 0.1
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = torch.quantize_per_tensor(self.down(x), 0.1, 64, torch.quint8)
+            return self.int8(q).dequantize()
+
+    return Mixed(), pictures(), "int8", {}
+
+
+def opaque() -> Case:
+    def dilated(x: Tensor, kernel: Tensor) -> Tensor:
+        return torch.conv2d(x, kernel, dilation=2)
+
+    compiled = torch.jit.script(dilated)
+
+    class Native(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return compiled(self.conv(x), self.kernel)
+
+    return Native(), pictures(), "(root)", {"how": "observe"}
+
+
+def shared_weight() -> Case:
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(self.conv(x), self.conv.weight, dilation=2, padding=2)
+
+    return Shares(), pictures(), "conv#2", {}
+
+
+def several_calls() -> Case:
+    class Twice(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + F.conv2d(x, self.weight, None, 1, 3, 3)
+
+    return nn.Sequential(Twice(4, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
+
+
+def ambiguous_call() -> Case:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.kernel.tanh(), dilation=2)
+
+    class Gates(Gate):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Gate()
+            self.down = nn.Conv2d(4, 4, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[..., 1:] + self.inner(x)[..., 1:] + self.down(x).mean()
+
+    return Gates(), pictures(), ":conv2d", {}
+
+
+def name_taken() -> Case:
+    class Sampler(nn.Conv2d):
+        sampling = "nearest"
+
+    return nn.Sequential(Sampler(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
+
+
+def verification_failed() -> Case:
+    class LooksAtTheType(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.good = nn.Conv2d(4, 4, 3, stride=2)
+            self.bad = nn.Conv2d(4, 4, 3, dilation=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.bad(self.good(x))
+            return x if type(self.bad) is nn.Conv2d else x * 1.01
+
+    return LooksAtTheType(), pictures(), "bad", {}
+
+
+TRIGGERS: dict[str, list[Callable[[], Case]]] = {
+    "plain": [plain, one_tap],
+    "large": [large],
+    "not-selected": [not_selected],
+    "no-rule": [no_rule],
+    "never-called": [never_called],
+    "already-rewritten": [already_rewritten],
+    "complex-dtype": [complex_dtype],
+    "scripted": [scripted, traced],
+    "quantized": [quantized_layer],
+    "opaque": [opaque],
+    "shared-weight": [shared_weight],
+    "several-calls": [several_calls],
+    "ambiguous-call": [ambiguous_call],
+    "name-taken": [name_taken],
+    "verification-failed": [verification_failed],
+}
+
+
+def test_every_code_has_a_trigger() -> None:
+    assert TRIGGERS.keys() == REASONS.keys()
+
+
+@pytest.mark.parametrize(("code", "trigger"), [(code, t) for code, ts in TRIGGERS.items() for t in ts])
+def test_the_code_is_given(code: str, trigger: Callable[[], Case]) -> None:
+    model, inputs, name, options = trigger()
+    expected = model.eval()(inputs)
+    classes = {n: type(m) for n, m in model.named_modules()}
+    if code != "verification-failed":  # known before anything is touched
+        site = ccrewrite.plan(model, inputs, **options)[name]
+        assert (site.decision.rewritten, site.decision.code) == (False, code)
+        assert site.decision.message
+    result = ccrewrite.rewrite_(model, inputs, **options)
+    site = result.plan[name]
+    assert (site.decision.rewritten, site.decision.code) == (False, code)
+    assert result.check.ok
+    # The refused site is as it was; the model has another that is rewritten, and computes what it did.
+    module = name.partition("#")[0]
+    module = "" if module.startswith((":", "(root)")) else module
+    assert type(model.get_submodule(module)) is classes[module] or code in ("shared-weight", "ambiguous-call")
+    assert result.plan.rewritten
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_every_code_has_its_section() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reasons.md").read_text()
+    assert re.findall(r"^## (\S+)$", text, re.MULTILINE) == list(REASONS)
+
+
+def test_codes_are_stable() -> None:
+    """Tools read them: a code may be added, not renamed."""
+    assert sorted(REASONS) == [
+        "already-rewritten",
+        "ambiguous-call",
+        "complex-dtype",
+        "large",
+        "name-taken",
+        "never-called",
+        "no-rule",
+        "not-selected",
+        "opaque",
+        "plain",
+        "quantized",
+        "scripted",
+        "several-calls",
+        "shared-weight",
+        "verification-failed",
+    ]
