@@ -96,13 +96,13 @@ _HOME = {
 
 _MOVED = {
     "AxisMap": "ir.geometry",
-    "Check": "passes.verify",
+    "Check": "ir.check",
     "ConvGeometry": "ir.geometry",
     "Decision": "ir.sites",
     "ExportError": "errors",
     "InputError": "errors",
     "ModelRunError": "errors",
-    "OutputCheck": "passes.verify",
+    "OutputCheck": "ir.check",
     "Plan": "ir.sites",
     "Result": "api",
     "ScaleEnsemble": "training.ensemble",

@@ -13,6 +13,7 @@ from torch import nn
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
+from ccrewrite.ir.check import Check
 from ccrewrite.ir.sites import Plan
 from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
@@ -20,7 +21,7 @@ from ccrewrite.passes.detect import detect
 from ccrewrite.passes.rules import check_rules
 from ccrewrite.passes.scales.resize import resize_
 from ccrewrite.passes.substitute import copied, revert_, substitute_
-from ccrewrite.passes.verify import Check, compare_outputs, outputs_of
+from ccrewrite.passes.verify import compare_outputs, outputs_of
 
 Rules = Sequence[Rule | str | Mapping[str, Any]] | None
 

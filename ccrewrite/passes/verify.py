@@ -4,79 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.check import OutputCheck
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.preserve import preserved, random_states_kept
 from ccrewrite.ir.sites import Site
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference allowed, relative to the largest magnitude of the original's output."""
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """One output tensor (at ``path``) of the rewritten model against the original's.
-
-    ``max_rel_error`` is relative to the output's largest magnitude. For integer and boolean outputs ``flips`` counts the
-    elements that differ; they have no tolerance.
-    """
-
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-    max_abs_error: float
-    max_rel_error: float
-    flips: int
-    ok: bool
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Check:
-    """What verification found. ``ran`` is False where the model was not run (meta device, ``verify=False``).
-
-    ``outputs`` compares the models as they run without gradients. ``built_error`` is the largest relative difference, over the
-    sites, between the plain convolution and the kernel built from the geometry, as in training: in float64, on a small input.
-    """
-
-    outputs: tuple[OutputCheck, ...]
-    ran: bool
-    note: str = ""
-    built_error: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        return all(o.ok for o in self.outputs)
-
-    @property
-    def max_abs_error(self) -> float:
-        return max((o.max_abs_error for o in self.outputs), default=0.0)
-
-    @property
-    def max_rel_error(self) -> float:
-        return max((o.max_rel_error for o in self.outputs), default=0.0)
-
-    def __str__(self) -> str:
-        if not self.ran:
-            return f"not verified: {self.note}"
-        rows = [
-            (o.path, o.dtype, "x".join(map(str, o.shape)), f"{o.max_abs_error:.1e}", f"{o.max_rel_error:.1e}", o.flips, o.note)
-            for o in self.outputs
-        ]
-        table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", ""))
-        verdict = "outputs are equal" if self.ok else "outputs DIFFER"
-        built = f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64"
-        return "\n".join(filter(None, (table, verdict, built, self.note)))
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:

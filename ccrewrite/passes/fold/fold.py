@@ -18,13 +18,14 @@ from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.reroute import Rerouted, Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.fold.layers import Alternative, alternative, at_start, fold_hosted_, fold_layer_
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.fold.sites import Folded, FoldedSite
 from ccrewrite.passes.substitute import copied
-from ccrewrite.passes.verify import Check, OutputCheck, compare_outputs, culprits, outputs_of
+from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
 
 ROOT = "(root)"
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from tabulate import tabulate
 from torch import nn
 
+from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.passes.fold.norms import FoldedNorm
-from ccrewrite.passes.verify import Check, OutputCheck
 
 FORMS: dict[str, str] = {
     "original": "its geometry is at its start: the original layer or call, with its own weight",
