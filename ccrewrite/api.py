@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
-from ccrewrite.ir.sites import Plan
+from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
+from ccrewrite.ir.sites import Plan, Site
 from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
@@ -27,22 +27,27 @@ Rules = Sequence[Rule | str | Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Outcome[Site]):
     """What ``rewrite`` returns: the rewritten model, the plan as carried out, and the verification."""
 
     model: nn.Module
     plan: Plan
     check: Check
 
-    def to_json(self) -> str:
-        check = {"ok": self.check.ok, **asdict(self.check)}
-        return json.dumps({"plan": json.loads(self.plan.to_json()), "check": check}, indent=2)
+    @property
+    def sites(self) -> tuple[Site, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The plan's."""
+        return self.plan.sites
 
-    def __str__(self) -> str:
-        return f"{self.plan}\n\n{self.check}"
+    def rows(self) -> list[dict[str, str]]:
+        return self.plan.rows()
 
-    def _repr_html_(self) -> str:
-        return f"{self.plan._repr_html_()}<pre>{html.escape(str(self.check))}</pre>"
+    def summary(self) -> str:
+        return self.plan.summary()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data: ``{"plan", "check"}``."""
+        return {"plan": self.plan.to_dict(), "check": self.check.to_dict()}
 
 
 def plan(
@@ -101,7 +106,7 @@ def rewrite(
 
 
 def rewrite_(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     rules: Rules = None,
@@ -112,30 +117,29 @@ def rewrite_(
     how: How = "auto",
 ) -> Result:
     """``rewrite`` in place: ``result.model`` is ``model``. Where it raises, ``model`` is as it was."""
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"rewrite_ changes an nn.Module in place, found {type(model).__name__}; rewrite takes it")
-    inputs = Inputs.of(example_inputs)
-    planned = _plan(model, inputs, rules, Selection(include, exclude, kinds), how)
-    return _rewritten(model, None, planned, inputs, verify)
+    if isinstance(model, ExportedProgram):
+        raise InputError("rewrite_ changes a module in place, found an ExportedProgram; rewrite takes it")
+    module, inputs = model_of(model, "what rewrite_ changes in place"), Inputs.of(example_inputs)
+    planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
+    return _rewritten(module, None, planned, inputs, verify)
 
 
-def revert(model: nn.Module) -> nn.Module:
-    """Put the original layers and calls back, in place, with the weights as they are now; returns ``model``.
+def revert(model: GivenModel) -> nn.Module:
+    """Put the original layers and calls back, in place, with the weights as they are now; returns the model.
 
     What the added geometry had learnt is dropped. Raises ``InputError`` where nothing in ``model`` was rewritten.
     """
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"revert takes the rewritten model (result.model), found {type(model).__name__}")
-    resize_(model, None)
-    if not revert_(model):
-        raise InputError(f"nothing in this {type(model).__name__} was rewritten")
-    return model
+    module = model_of(model, "what revert changes back")
+    resize_(module, None)
+    if not revert_(module):
+        raise InputError(f"nothing in this {type(module).__name__} was rewritten")
+    return module
 
 
-def verify(original: nn.Module, rewritten: nn.Module, example_inputs: Any) -> Check:
+def verify(original: Model, rewritten: Model, example_inputs: Any) -> Check:
     """Compare the outputs of two models, of any structure, on the same inputs and random state, in evaluation mode."""
-    inputs = Inputs.of(example_inputs)
-    return Check(compare_outputs(outputs_of(original, inputs), outputs_of(rewritten, inputs)), ran=True)
+    before, after, inputs = as_module(original), as_module(rewritten), Inputs.of(example_inputs)
+    return Check(compare_outputs(outputs_of(before, inputs), outputs_of(after, inputs)), ran=True)
 
 
 def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, how: How) -> Plan:

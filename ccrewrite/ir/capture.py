@@ -28,10 +28,11 @@ from torch.utils._pytree import tree_leaves
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.ir.calls import CASTS, as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import global_hooks_kept, preserved
 
 log = logging.getLogger(__name__)
-Model = nn.Module | ExportedProgram
+Model = GivenModel | ExportedProgram
 How = Literal["auto", "export", "observe"]
 
 
@@ -109,16 +110,10 @@ class Program:
 
 
 def as_module(model: Model) -> nn.Module:
-    """The module to run and rewrite: the model itself, or an exported program's graph as a module."""
+    """The module to run and rewrite: ``model_of`` what is given, or an exported program's graph as a module."""
     if isinstance(model, ExportedProgram):
         return model.module()
-    if isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return model
-    if isinstance(model, type):
-        raise InputError(
-            f"the model must be an instance, found the class {model.__name__}: call it first, {model.__name__}(...)"
-        )
-    raise InputError(f"the model must be an nn.Module, a GraphModule or an ExportedProgram, found {type(model).__name__}")
+    return model_of(model)
 
 
 def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tabulate import tabulate
 
@@ -49,6 +50,10 @@ class Check:
     @property
     def max_rel_error(self) -> float:
         return max((o.max_rel_error for o in self.outputs), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, ``ok`` included."""
+        return {"ok": self.ok, **asdict(self)}
 
     def __str__(self) -> str:
         if not self.ran:

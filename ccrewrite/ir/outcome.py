@@ -1,4 +1,4 @@
-"""The one shape of what passes return: ``Outcome``, with one answer for each site."""
+"""The one shape of what passes return: ``Outcome``, with one answer for each site; and ``model_of``, which takes its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from tabulate import tabulate
+from torch import nn
 
+from ccrewrite.errors import InputError
 from ccrewrite.ir.check import Check
 
 
@@ -28,15 +30,13 @@ class SiteOutcome(Protocol):
 S = TypeVar("S", bound=SiteOutcome)
 
 
-class Outcome(ABC, Generic[S]):
-    """What a pass did: to iterate over, to index by a site's name, to print, to show in a notebook, to keep as JSON.
+class SiteTable(ABC, Generic[S]):
+    """One answer for each site: to iterate over, to index by a site's name, to print, to show in a notebook, to keep as JSON.
 
-    Subclasses are frozen dataclasses with ``model`` (or ``path``, of a file), ``sites`` and ``check``. They give ``rows`` and
-    ``to_dict``, and may give ``notes``: lines below the table.
+    Subclasses are frozen dataclasses with ``sites``. They give ``rows`` and ``to_dict``, and may give ``notes``.
     """
 
     sites: tuple[S, ...]
-    check: Check
 
     @abstractmethod
     def rows(self) -> list[dict[str, str]]:
@@ -48,7 +48,7 @@ class Outcome(ABC, Generic[S]):
 
     def notes(self) -> list[str]:
         """Lines below the table and the summary."""
-        return [str(self.check)]
+        return []
 
     def __iter__(self) -> Iterator[S]:
         return iter(self.sites)
@@ -57,9 +57,9 @@ class Outcome(ABC, Generic[S]):
         return len(self.sites)
 
     def __getitem__(self, name: str) -> S:
-        """The site of this name."""
+        """The site of this name or alias. Raises ``KeyError`` where there is none."""
         for site in self.sites:
-            if site.name == name:
+            if name == site.name or name in getattr(site, "aliases", ()):
                 return site
         raise KeyError(f"no site is called {name!r}; there are {', '.join(s.name for s in self.sites) or 'none'}")
 
@@ -79,4 +79,39 @@ class Outcome(ABC, Generic[S]):
     def _repr_html_(self) -> str:
         table = tabulate(self.rows(), headers="keys", tablefmt="html", disable_numparse=True) if self.sites else ""
         notes = html.escape("\n".join(filter(None, self.notes())))
-        return f"<p>{html.escape(self.summary())}</p>{table}<pre>{notes}</pre>"
+        return f"<p>{html.escape(self.summary())}</p>{table}" + (f"<pre>{notes}</pre>" if notes else "")
+
+
+class Outcome(SiteTable[S]):
+    """What a pass did. Subclasses have ``model`` (or ``path``, of a file) as well, and ``check``, which is shown below the
+    table."""
+
+    check: Check
+
+    def notes(self) -> list[str]:
+        return [str(self.check)]
+
+
+GivenModel = nn.Module | Outcome[Any]
+"""What may be given where a model is wanted: the model, or the result of a pass, whose ``model`` is meant."""
+
+
+def model_of(given: object, what: str = "the model") -> nn.Module:
+    """The module that is meant by ``given``: itself, or the ``model`` of a result.
+
+    Raises ``InputError`` for anything else; ``what`` is how the message calls it.
+
+    >>> model_of("resnet50", "what fold is given")
+    Traceback (most recent call last):
+    ccrewrite.errors.InputError: what fold is given must be an nn.Module, or a result with a model; found str
+    """
+    if isinstance(given, nn.Module):
+        return given
+    model = getattr(given, "model", None) if isinstance(given, Outcome) else None
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(given, type):
+        found = f"found the class {given.__name__}: call it first, {given.__name__}(...)"
+    else:
+        found = f"found {type(given).__name__}"
+    raise InputError(f"{what} must be an nn.Module, or a result with a model; {found}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from tabulate import tabulate
 
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.outcome import SiteTable
 
 REASONS: dict[str, str] = {
     "plain": "an undilated convolution of stride 1: its sampling grid has nothing to learn",
@@ -74,6 +72,16 @@ class Site:
         """See ``ConvGeometry.kinds``."""
         return self.geometry.kinds
 
+    @property
+    def code(self) -> str:
+        """The decision's."""
+        return self.decision.code
+
+    @property
+    def message(self) -> str:
+        """The decision's."""
+        return self.decision.message
+
     def matches(self, pattern: str) -> bool:
         """Whether a glob (``fnmatch``) hits the name, an alias, or a module that contains the site."""
         for name in (self.name, *self.aliases):
@@ -88,7 +96,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(SiteTable[Site]):
     """Every convolution site of a run with its decision, in the order of the run. ``print`` it, or take ``to_json()``.
 
     ``how`` says how the run was captured ("export", "observed" or "graph"), ``note`` why export was not used.
@@ -99,31 +107,17 @@ class Plan:
     how: str
     note: str = ""
 
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self.sites)
-
-    def __len__(self) -> int:
-        return len(self.sites)
-
-    def __getitem__(self, name: str) -> Site:
-        """The site of this name or alias."""
-        for site in self.sites:
-            if name == site.name or name in site.aliases:
-                return site
-        raise KeyError(f"no site is called {name!r}; the plan has {', '.join(s.name for s in self.sites) or 'none'}")
-
     @property
     def rewritten(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.decision.rewritten)
 
     def summary(self) -> str:
         """One line: how many sites, how many rewritten, the others by code."""
-        codes = Counter(s.decision.code for s in self.sites if not s.decision.rewritten)
+        codes = Counter(s.code for s in self.sites if not s.decision.rewritten)
         others = ", ".join(f"{n} {code}" for code, n in codes.most_common())
         return f"{len(self.sites)} sites: {len(self.rewritten)} rewritten" + (f"; left alone: {others}" if others else "")
 
     def rows(self) -> list[dict[str, str]]:
-        """The table's cells, by column."""
         return [
             {
                 "site": s.name,
@@ -131,22 +125,13 @@ class Plan:
                 "kinds": " ".join(s.kinds),
                 "geometry": s.geometry.describe(),
                 "calls": str(s.calls),
-                "decision": s.decision.code,
-                "": s.decision.message,
+                "decision": s.code,
+                "": s.message,
             }
             for s in self.sites
         ]
 
-    def to_json(self) -> str:
-        """The whole plan as a JSON document: ``{"how", "note", "rules", "sites"}``."""
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data: ``{"how", "note", "rules", "sites"}``."""
         rules = [{"rule": rule.name, **asdict(rule)} for rule in self.rules]
-        return json.dumps(
-            {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}, indent=2
-        )
-
-    def __str__(self) -> str:
-        table = tabulate(self.rows(), headers="keys", disable_numparse=True) if self.sites else ""
-        return "\n".join(filter(None, (table, self.summary())))
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self.summary()}</p>{tabulate(self.rows(), headers='keys', tablefmt='html', disable_numparse=True)}"
+        return {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}

@@ -621,8 +621,6 @@ def test_reverting_what_was_not_rewritten() -> None:
     with pytest.raises(InputError, match="nothing in this Sequential was rewritten"):
         ccrewrite.revert(plain())
     result = ccrewrite.rewrite(plain(), X)
-    with pytest.raises(InputError, match=r"revert takes the rewritten model \(result.model\), found Result"):
-        ccrewrite.revert(result)  # type: ignore[arg-type]
     ccrewrite.revert(result.model)
     with pytest.raises(CcrewriteError, match="nothing in this Sequential was rewritten"):
         ccrewrite.revert(result.model)
@@ -673,3 +671,37 @@ def test_what_is_done_to_all_linear_layers_leaves_the_geometry_alone():
     rewritten.apply(lambda m: nn.init.ones_(m.weight) if isinstance(m, nn.Linear) else None)
     nn.init.ones_(model[2].weight)
     assert ccrewrite.verify(model, rewritten, x).max_abs_error == 0
+
+
+def test_a_result_is_taken_where_its_model_is_meant() -> None:
+    result = ccrewrite.rewrite(plain(), X, include="0")
+    again = ccrewrite.rewrite(result, X)
+    assert [site.code for site in again][:2] == ["already-rewritten", "dilated-to-dcls"]
+    assert ccrewrite.plan(result, X)["0"].code == "already-rewritten"
+    assert ccrewrite.verify(plain(), result, X).ran
+    assert ccrewrite.rewrite_(result, X).model is result.model
+    assert ccrewrite.revert(result) is result.model
+    assert not samplings(result.model)
+
+
+def test_a_plan_where_a_model_is_meant_is_refused() -> None:
+    planned = ccrewrite.plan(plain(), X)
+    with pytest.raises(InputError, match=r"what revert changes back must be an nn\.Module, or a result .* found Plan"):
+        ccrewrite.revert(planned)  # type: ignore[arg-type]
+
+
+def test_a_result_has_the_habits_of_its_plan() -> None:
+    result = ccrewrite.rewrite(plain(), X)
+    assert list(result) == list(result.plan) == list(result.sites)
+    assert len(result) == len(result.plan)
+    assert result["0"] is result.plan["0"]
+    assert (result["0"].code, result["0"].message) == (result["0"].decision.code, result["0"].decision.message)
+    assert result.rows() == result.plan.rows()
+    assert result.summary() == result.plan.summary()
+    assert str(result) == f"{result.plan}\n{result.check}"
+    data = json.loads(result.to_json())
+    assert data["plan"] == json.loads(result.plan.to_json())
+    assert data["check"]["ok"] is True
+    page = result._repr_html_()
+    assert page.startswith(result.plan._repr_html_())
+    assert "outputs are equal" in page

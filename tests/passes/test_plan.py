@@ -177,7 +177,10 @@ def test_options_of_cc_rules_reach_the_layers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rules": ["dilated-to-dclz"]}, "unknown rule 'dilated-to-dclz'; the rules are dilated-to-dcls, strided-to-cc"),
+        (
+            {"rules": ["dilated-to-dclz"]},
+            "unknown rule 'dilated-to-dclz'; the rules are dilated-to-dcls, large-to-dcls, strided-to-cc, ",
+        ),
         ({"rules": [{"sharing": "tap"}]}, "unknown rule None"),
         ({"rules": [{"rule": "strided-to-cc", "sharing": 1}]}, "rule strided-to-cc has no option 'sharing'; its options are"),
         ({"rules": [StridedToCC(reach=3)]}, "reach must be 0 to 2 samples for kernel 'nodes', found 3"),
@@ -199,7 +202,7 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     assert not any(isinstance(m, ccrewrite.nn.Sampling) for m in model.modules())
 
 
-@pytest.mark.filterwarnings("ignore::SelectionWarning")
+@pytest.mark.filterwarnings("ignore::ccrewrite.errors.SelectionWarning")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -250,7 +253,7 @@ def test_sites_say_where_they_are() -> None:
     assert site.input_shapes == ((2, 4, 17, 17), (2, 4, 17, 17), (2, 4, 8, 8))
     assert taken(plan(model, inputs, include="again")) == {"conv"}
     assert taken(plan(model, inputs, include="stages")) == {"conv", "stages.0"}
-    with pytest.raises(KeyError, match=r"no site is called 'conf'; the plan has conv, stages\.0"):
+    with pytest.raises(KeyError, match=r"no site is called 'conf'; there are conv, stages\.0"):
         planned["conf"]
 
 
