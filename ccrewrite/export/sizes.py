@@ -18,7 +18,7 @@ from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.passes.scales.resize import Resizing, resize_
-from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, _ratios, require_sites, scale_groups
+from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import Expr, samplings_of
 from ccrewrite.passes.scales.trials import RATIOS, scaled
 from ccrewrite.passes.substitute import copied
@@ -66,7 +66,7 @@ class Sizes:
         self.given: dict[Expr, Any] = {}
         self.operators: dict[str, Operator] = {}
         if groups is not None:
-            ties, pins = groups._ties, groups._pins
+            ties, pins = groups.ties, groups.pins
             self.chosen = [r for r in ties.roots if (r not in pins if ratios is None else r in ratios)]
             self._find_sites(groups)
             if ratios is None:
@@ -99,11 +99,11 @@ class Sizes:
         if hook is None:
             return cls(model, None, None)
         groups = scale_groups(model, inputs)
-        groups.changes(hook.settings)  # raises where they don't fit
-        return cls(without_sizes(model), groups, _asked(groups, hook.settings))
+        ratios = {root: ratio for root, ratio in groups.ratios(hook.settings).items() if root not in groups.pins}
+        return cls(without_sizes(model), groups, ratios)
 
     def _find_sites(self, groups: ScaleGroups) -> None:
-        ties, pins, run = groups._ties, groups._pins, groups._run
+        ties, pins, run = groups.ties, groups.pins, groups.run
         moving = set(self.chosen)
 
         def moves(expression: Expr) -> bool:
@@ -123,7 +123,7 @@ class Sizes:
             self.sites |= {name, *(owners[r] for r in roots)}
 
     def _inputs(self, groups: ScaleGroups) -> Generator[SizeInput]:
-        run = groups._run
+        run = groups.run
         for group in groups:
             axes = [(n, a, s) for n in group.sites for a, s in enumerate(run.sites[n].symbols) if s in self.chosen]
             if axes:
@@ -132,7 +132,7 @@ class Sizes:
 
     def symbol(self, axis: tuple[str, int]) -> Expr:
         assert self.groups is not None
-        return self.groups._run.sites[axis[0]].symbols[axis[1]]
+        return self.groups.run.sites[axis[0]].symbols[axis[1]]
 
     def keys(self) -> dict[str, Expr]:
         """The names by which the model takes its sizes, in the order of the inputs."""
@@ -143,7 +143,7 @@ class Sizes:
         found: dict[str, int] = {}
         for i, (key, symbol) in enumerate(self.keys().items()):
             assert self.groups is not None
-            native = self.groups._run.values[symbol]
+            native = self.groups.run.values[symbol]
             size = scaled(native, RATIOS[i % len(RATIOS)])
             found[key] = max(2, size if size != native else native + 1)
         return found
@@ -157,7 +157,7 @@ class Sizes:
         for shift in range(2):
             ratios: dict[Expr, float] = {}
             for i, symbol in enumerate(self.chosen):
-                native = groups._run.values[symbol]
+                native = groups.run.values[symbol]
                 ratios[symbol] = scaled(native, RATIOS[(i + shift) % len(RATIOS)]) / native
             settings = {n: s for n in self.sized if (s := self._settings(n, ratios))}
             sizes = groups.sizes(settings)
@@ -166,10 +166,10 @@ class Sizes:
     def _settings(self, site: str, ratios: Mapping[Expr, float]) -> tuple[float, ...] | None:
         """The ratios to ask of a site that has a chosen size; None for others."""
         assert self.groups is not None
-        symbols = self.groups._run.sites[site].symbols
+        symbols = self.groups.run.sites[site].symbols
         if not any(s in ratios for s in symbols):
             return None
-        roots = (next((r for r in self.groups._ties.size(s).free_symbols if r in ratios), None) for s in symbols)
+        roots = (next((r for r in self.groups.ties.size(s).free_symbols if r in ratios), None) for s in symbols)
         return tuple(1.0 if r is None else ratios[r] for r in roots)
 
     # While the model is traced:
@@ -187,12 +187,12 @@ class Sizes:
 
     def _pinned(self) -> set[Expr]:
         assert self.groups is not None
-        ties, run, pins = self.groups._ties, self.groups._run, self.groups._pins
+        ties, run, pins = self.groups.ties, self.groups.run, self.groups.pins
         return {r for n in self.sized for s in run.sites[n].symbols for r in ties.size(s).free_symbols if r in pins}
 
     def see(self, site: str, natural: Sequence[Any]) -> None:
         assert self.groups is not None
-        for symbol, size in zip(self.groups._run.sites[site].symbols, natural, strict=True):
+        for symbol, size in zip(self.groups.run.sites[site].symbols, natural, strict=True):
             self.native.setdefault(symbol, size)
 
     def size(self, site: str, sampling: CCSampling, natural: Sequence[Any]) -> tuple[Any, ...]:
@@ -201,7 +201,7 @@ class Sizes:
             scale = sampling.scale if isinstance(sampling.scale, tuple) else (sampling.scale,) * len(natural)
             scaled = (n if s is None else scaled_size(n, s) for n, s in zip(natural, scale, strict=True))
             return sampling.output_size or tuple(scaled)
-        symbols = self.groups._run.sites[site].symbols
+        symbols = self.groups.run.sites[site].symbols
         for symbol, size in zip(symbols, natural, strict=True):
             if symbol not in self.values:
                 self.values[symbol] = self._value(symbol, size)
@@ -209,7 +209,7 @@ class Sizes:
 
     def _value(self, symbol: Expr, natural: Any) -> Any:
         assert self.groups is not None
-        ties = self.groups._ties
+        ties = self.groups.ties
         if symbol in self.given:
             self.natural[symbol] = natural
             return self.given[symbol]
@@ -217,7 +217,7 @@ class Sizes:
             return scaled_size(self.native[symbol], self.ratios[symbol])
         if symbol in ties.tied:
             return sympy_interp(PythonReferenceAnalysis, self.values, ties.tied[symbol])
-        return self.native[symbol] if symbol in self.native and symbol in self.groups._pins else natural
+        return self.native[symbol] if symbol in self.native and symbol in self.groups.pins else natural
 
     def register(self, operator: Operator) -> str:
         """A name for what one call computes."""
@@ -236,14 +236,3 @@ def without_sizes(model: nn.Module) -> nn.Module:
     for sampling in samplings_of(model).values():
         sampling.output_size = sampling.scale = None
     return model
-
-
-def _asked(groups: ScaleGroups, settings: Settings) -> dict[Expr, float]:
-    """Root -> its ratio to the native size."""
-    found: dict[Expr, float] = {}
-    for key, setting in settings.items():
-        for site in groups._hit(key):
-            symbols = groups._run.sites[site].symbols
-            for symbol, ratio in zip(symbols, _ratios(key, setting, len(symbols)), strict=True):
-                found |= dict.fromkeys(groups._ties.size(symbol).free_symbols - groups._pins.keys(), ratio)
-    return found

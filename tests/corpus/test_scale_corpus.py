@@ -139,13 +139,13 @@ class Case:
     def force(self, group: ScaleGroup, axis: int, pin: Pin) -> None:
         """Set a pinned axis of a group to the size that was tried, in all of its sites, and let the others follow."""
         groups = self.groups
-        roots = groups._ties.size(groups._run.sites[group.sites[0]].symbols[axis]).free_symbols
-        root = next(r for r in roots if groups._pins.get(r) == pin)
+        roots = groups.ties.size(groups.run.sites[group.sites[0]].symbols[axis]).free_symbols
+        root = next(r for r in roots if groups.pins.get(r) == pin)
         # Axes that fail together only have one failure.
-        together = {r: p.tried for r, p in groups._pins.items() if p.failure == pin.failure}
-        known = groups._ties.resolve({**together, root: pin.tried}, groups._pins)
+        together = {r: p.tried for r, p in groups.pins.items() if p.failure == pin.failure}
+        known = groups.ties.resolve({**together, root: pin.tried}, groups.pins)
         for name, sampling in samplings_of(self.model).items():
-            sampling.output_size = tuple(known[s] for s in groups._run.sites[name].symbols)
+            sampling.output_size = tuple(known[s] for s in groups.run.sites[name].symbols)
 
 
 @pytest.fixture(scope="module", params=[*EXTRA, *(n for n in MODELS if n not in WITHOUT_SITES)])

@@ -51,10 +51,14 @@ class ScaleGroup:
 
 
 class ScaleGroups(Sequence[ScaleGroup]):
-    """The scale groups of a model for inputs of one shape, in the order of the run. ``print`` it, or take ``to_json()``."""
+    """The scale groups of a model for inputs of one shape, in the order of the run. ``print`` it, or take ``to_json()``.
+
+    For code that computes with sizes: ``run`` has each site's sizes as symbols, ``ties`` says which symbols are roots and
+    how the others follow from them, ``pins`` which roots keep their size, and why.
+    """
 
     def __init__(self, run: SizeRun, ties: Ties, pins: Mapping[Expr, Pin]) -> None:
-        self._run, self._ties, self._pins = run, ties, dict(pins)
+        self.run, self.ties, self.pins = run, ties, dict(pins)
         self._groups = tuple(self._named())
 
     @overload
@@ -94,24 +98,28 @@ class ScaleGroups(Sequence[ScaleGroup]):
         return {n: size for n, size in self._values(known, "symbols").items() if size != natural[n]}
 
     def _values(self, known: Mapping[Expr, int], what: str) -> dict[str, Ints]:
-        sites = {n: sizes for n, sizes in self._run.sites.items() if sizes.one_size}
+        sites = {n: sizes for n, sizes in self.run.sites.items() if sizes.one_size}
         return {n: tuple(number(e, known) for e in getattr(sizes, what)) for n, sizes in sites.items()}
 
     def _resolve(self, settings: Settings) -> dict[Expr, int]:
         """Values of all symbols under ``settings``."""
+        chosen = {root: scaled(self.run.values[root], ratio) for root, ratio in self.ratios(settings).items()}
+        return self.ties.resolve(chosen, self.pins)
+
+    def ratios(self, settings: Settings) -> dict[Expr, float]:
+        """Root -> what ``settings`` ask of it: its size over the native one. Raises as ``sizes`` does."""
         asked: dict[Expr, tuple[float, str]] = {}
         for key, setting in settings.items():
             for site in self._hit(key):
-                symbols = self._run.sites[site].symbols
+                symbols = self.run.sites[site].symbols
                 for axis, (symbol, ratio) in enumerate(zip(symbols, _ratios(key, setting, len(symbols)), strict=True)):
-                    for root in self._ties.size(symbol).free_symbols:
+                    for root in self.ties.size(symbol).free_symbols:
                         self._ask(asked, root, ratio, f"{key!r} (site {site}, axis {axis})")
-        chosen = {root: scaled(self._run.values[root], ratio) for root, (ratio, _) in asked.items()}
-        return self._ties.resolve(chosen, self._pins)
+        return {root: ratio for root, (ratio, _) in asked.items()}
 
     def _ask(self, asked: dict[Expr, tuple[float, str]], root: Expr, ratio: float, who: str) -> None:
-        pin, before = self._pins.get(root), asked.get(root)
-        if pin and scaled(self._run.values[root], ratio) != self._run.values[root]:
+        pin, before = self.pins.get(root), asked.get(root)
+        if pin and scaled(self.run.values[root], ratio) != self.run.values[root]:
             raise InputError(
                 f"{who} can't be resized by {ratio}: it is pinned by {pin}. print(ccrewrite.scale_groups(...)) shows all"
             )
@@ -124,7 +132,7 @@ class ScaleGroups(Sequence[ScaleGroup]):
         for group in self:
             if key == group.name:
                 return list(group.sites)
-        sites = [s for s in self._run.sites if any(fnmatchcase(p, key) for p in paths(s))]
+        sites = [s for s in self.run.sites if any(fnmatchcase(p, key) for p in paths(s))]
         if not sites:
             known = ", ".join(g.name for g in self)
             raise SelectionError(f"{key!r} hits no group, site or module; the scale groups are {known}")
@@ -134,31 +142,31 @@ class ScaleGroups(Sequence[ScaleGroup]):
         components = self._components()
         for sites in components:
             prefix = _common(sites)
-            own = prefix and all(s in sites for s in self._run.sites if prefix in paths(s))
+            own = prefix and all(s in sites for s in self.run.sites if prefix in paths(s))
             name = prefix if own else sites[0]
-            first = self._run.sites[sites[0]]
-            pins = tuple(self._pin(self._ties.size(s)) for s in first.symbols)
+            first = self.run.sites[sites[0]]
+            pins = tuple(self._pin(self.ties.size(s)) for s in first.symbols)
             relations = tuple(self._relations(sites))
-            yield ScaleGroup(name, tuple(sites), tuple(self._run.sites[s].native for s in sites), pins, relations)
+            yield ScaleGroup(name, tuple(sites), tuple(self.run.sites[s].native for s in sites), pins, relations)
 
     def _components(self) -> list[list[str]]:
         """Sites that share roots, directly or through others."""
         components: list[tuple[list[str], set[Expr]]] = []
-        for name, sizes in self._run.sites.items():
-            roots = {r for s in sizes.symbols for r in self._ties.size(s).free_symbols}
+        for name, sizes in self.run.sites.items():
+            roots = {r for s in sizes.symbols for r in self.ties.size(s).free_symbols}
             meeting = [c for c in components if c[1] & roots]
             components = [c for c in components if not c[1] & roots]
             components.append(([n for c in meeting for n in c[0]] + [name], roots.union(*(c[1] for c in meeting))))
-        order = list(self._run.sites)
+        order = list(self.run.sites)
         return sorted((sorted(c, key=order.index) for c, _ in components), key=lambda c: order.index(c[0]))
 
     def _pin(self, expression: Expr) -> Pin | None:
-        return next((self._pins[r] for r in expression.free_symbols if r in self._pins), None)
+        return next((self.pins[r] for r in expression.free_symbols if r in self.pins), None)
 
     def _relations(self, sites: Sequence[str]) -> Iterator[str]:
         """Each site's sizes as expressions of the group's roots: ``n0 x n1``, ``2*n0 x 2*n1``."""
-        sizes = [[self._ties.size(s) for s in self._run.sites[site].symbols] for site in sites]
-        roots = dict.fromkeys(r for site in sizes for e in site for r in self._ties.roots if r in e.free_symbols)
+        sizes = [[self.ties.size(s) for s in self.run.sites[site].symbols] for site in sites]
+        roots = dict.fromkeys(r for site in sizes for e in site for r in self.ties.roots if r in e.free_symbols)
         names = {r: sympy.Symbol(f"n{i}" if len(roots) > 1 else "n") for i, r in enumerate(roots)}
         for site in sizes:
             yield " x ".join(str(e.xreplace(names)) for e in site)

@@ -267,9 +267,9 @@ def sizes_of(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
 
 def force(model: nn.Module, groups: ScaleGroups, group: ScaleGroup, axis: int, pin: Pin) -> None:
     """Set a pinned axis of a group to the size that was tried, in all of its sites, and let the others follow."""
-    (root,) = groups._ties.size(groups._run.sites[group.sites[0]].symbols[axis]).free_symbols
+    (root,) = groups.ties.size(groups.run.sites[group.sites[0]].symbols[axis]).free_symbols
     # Axes that fail together only have one failure.
-    together = {r: p.tried for r, p in groups._pins.items() if p.failure == pin.failure}
-    known = groups._ties.resolve({**together, root: pin.tried}, groups._pins)
+    together = {r: p.tried for r, p in groups.pins.items() if p.failure == pin.failure}
+    known = groups.ties.resolve({**together, root: pin.tried}, groups.pins)
     for name, sampling in samplings_of(model).items():
-        sampling.output_size = tuple(known[s] for s in groups._run.sites[name].symbols)
+        sampling.output_size = tuple(known[s] for s in groups.run.sites[name].symbols)
