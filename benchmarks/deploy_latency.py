@@ -37,7 +37,7 @@ from torch import nn
 
 import ccrewrite
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.report.latency import Case, Effort, time_cases
+from ccrewrite.ir.timing import Case, Effort, time_cases
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

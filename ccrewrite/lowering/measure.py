@@ -10,23 +10,23 @@ import tempfile
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall
 from ccrewrite.passes.fold.layers import fold_layer_
 from ccrewrite.passes.substitute import copied
 
-ROUNDS = 3
-SECONDS = 0.1
-"""Shortest time of one of the rounds that each form gets, one after the other; the fastest counts."""
+EFFORT = Effort(0, (MIN_ROUNDS, MIN_ROUNDS), 0.03)
+"""A third of a second for each form."""
 
 
 def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
@@ -48,7 +48,7 @@ def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
 
         return both
 
-    return _times({form: step(form) for form in forms})
+    return _times({form: step(form) for form in forms}, site.device)
 
 
 def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[str]) -> dict[str, float]:
@@ -68,15 +68,12 @@ def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[s
 
         return forward
 
-    return _times({form: inference(form) for form in forms})
+    return _times({form: inference(form) for form in forms}, like.device)
 
 
-def _times(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    timers = {form: Timer("run()", globals={"run": run}) for form, run in runs.items()}
-    for timer in timers.values():
-        timer.timeit(2)  # compiles
-    rounds = [{f: t.blocked_autorange(min_run_time=SECONDS).median for f, t in timers.items()} for _ in range(ROUNDS)]
-    return {form: min(r[form] for r in rounds) for form in runs}
+def _times(runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    cases = {form: Case(run, nullcontext, form) for form, run in runs.items()}
+    return {form: timing.median_s for form, timing in time_cases(cases, EFFORT, cuda=device.type == "cuda").items()}
 
 
 def _moved(sampling: DclsSampling, form: str) -> DclsSampling:

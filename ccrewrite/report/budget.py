@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, overload
 
 import torch
 from tabulate import tabulate
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.timing import Case, Effort, time_cases
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.scales.scale_groups import Settings, require_sites
+from ccrewrite.report.cost import flops_of
 
 NATIVE = "native"
 
@@ -82,9 +82,9 @@ class Trade(Sequence[TradePoint]):
     def _repr_html_(self) -> str:
         return f"{self._table('html')}<p>{self.device}, torch {torch.__version__}</p>"
 
-    def _table(self, form: str) -> str:
+    def _table(self, tablefmt: str) -> str:
         rows = [{k: v for k, v in row.items() if k != "score" or self[0].score is not None} for row in self.rows()]
-        return tabulate(rows, headers="keys", tablefmt=form, disable_numparse=True)
+        return tabulate(rows, headers="keys", tablefmt=tablefmt, disable_numparse=True)
 
     def plot(self, path: str | Path) -> None:
         """Draw score over latency (GFLOPs over latency without scores) to ``path``; needs matplotlib.
@@ -121,7 +121,8 @@ def trade(
 
     ``settings`` are those of ``resize_``, by name or in a row. ``evaluate(model)`` is called once for each of them, with the
     model at these sizes and in its own training mode; whatever number it gives is the score. Latencies are measured in
-    evaluation mode without gradients, in rounds: each round calls every setting once, so that a disturbance meets all of them.
+    evaluation mode without gradients, in ``repeats`` rounds: each round calls every setting once, so that a disturbance meets
+    all of them.
 
     Raises what ``resize_`` raises.
 
@@ -141,17 +142,16 @@ def trade(
         raise InputError(f"repeats must be at least 2 to show a spread, found {repeats}")
     every: dict[str, Settings] = {NATIVE: {}, **named}
 
+    def run() -> object:
+        return inputs.run(model)
+
     flops: dict[str, int] = {}
-    times: dict[str, list[float]] = {name: [] for name in every}
     with preserved(model, None), torch.no_grad():  # no guard of values: it would be timed as well
         for name, setting in every.items():
-            with resized(model, setting, inputs), FlopCounterMode(display=False) as counter:
-                inputs.run(model)
-            flops[name] = counter.get_total_flops()
-        for _ in range(repeats):
-            for name, setting in every.items():
-                with resized(model, setting, inputs):
-                    times[name].append(_timed(lambda: inputs.run(model), inputs))
+            with resized(model, setting, inputs):
+                flops[name] = flops_of(run)
+        cases = {name: Case(run, partial(resized, model, setting, inputs), NATIVE) for name, setting in every.items()}
+        times = time_cases(cases, Effort(0, (repeats, repeats), 0), cuda=_on_gpu(inputs))
     scores: dict[str, float | None] = dict.fromkeys(every)
     if evaluate is not None:
         for name, setting in every.items():
@@ -159,20 +159,10 @@ def trade(
                 scores[name] = float(evaluate(model))
     points: list[TradePoint] = []
     for name, setting in every.items():
-        low, median, high = (1e3 * t for t in statistics.quantiles(times[name], n=4))
-        points.append(TradePoint(name, dict(setting), flops[name] / 1e9, median, high - low, scores[name]))
+        t = times[name]
+        spread = t.q3_s - t.q1_s
+        points.append(TradePoint(name, dict(setting), flops[name] / 1e9, 1e3 * t.median_s, 1e3 * spread, scores[name]))
     return Trade(points, _device(inputs))
-
-
-def _timed(call: Callable[[], Any], inputs: Inputs) -> float:
-    on_gpu = any(t.is_cuda for t in inputs.tensors())
-    if on_gpu:
-        torch.cuda.synchronize()
-    start = perf_counter()
-    call()
-    if on_gpu:
-        torch.cuda.synchronize()
-    return perf_counter() - start
 
 
 def _name(setting: Any) -> str:
@@ -182,7 +172,11 @@ def _name(setting: Any) -> str:
     return ", ".join(f"{k} {'x'.join(f'{r:g}' for r in v)}" for k, v in ratios) or NATIVE
 
 
+def _on_gpu(inputs: Inputs) -> bool:
+    return any(t.is_cuda for t in inputs.tensors())
+
+
 def _device(inputs: Inputs) -> str:
-    if any(t.is_cuda for t in inputs.tensors()):
+    if _on_gpu(inputs):
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"

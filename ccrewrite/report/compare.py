@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
+from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups
 from ccrewrite.passes.scales.sizes import samplings_of
 from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
@@ -25,7 +26,6 @@ from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, RE
 from ccrewrite.report.compiling import compile_all, room_for
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory
 from ccrewrite.report.environment import environment
-from ccrewrite.report.latency import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.report.pictures import receptive_field
 from ccrewrite.report.running import evaluating, inference, modes_of, plain_of
 from ccrewrite.report.sites import sites_of

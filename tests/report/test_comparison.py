@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ccrewrite
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.timing import time_cases
 from ccrewrite.report import Comparison, compare, regression
 from ccrewrite.report.compiling import room_for
-from ccrewrite.report.latency import time_cases
 from ccrewrite.report.tables import FORMATS, batches, document, overview, scale_groups, sites, trade
 from ccrewrite.report.variants import batch_of
 
@@ -110,7 +110,7 @@ class Operations(TorchDispatchMode):
 
 def test_with_itself_takes_as_long(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
     """1.00 within the intervals of the model and of its sites, but for one of the eight at most and that by little: a few in a
-    hundred may miss (``test_latency`` counts them). Another model's intervals leave 1.00 out."""
+    hundred may miss (``test_timing`` counts them). Another model's intervals leave 1.00 out."""
     clock = Operations()
     timed = functools.partial(time_cases, clock=lambda: clock.now)
     for place in ("compare", "sites"):

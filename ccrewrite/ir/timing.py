@@ -1,4 +1,4 @@
-"""Wall-clock times of several cases, interleaved in one process, and ratios with an interval.
+"""The one timing harness: wall-clock times of several cases, interleaved in one process, and ratios with an interval.
 
 Every round times every case once, in an order drawn anew, so that whatever slows the machine down for a while slows all of
 them. A ratio is the median of the rounds' own ratios, with a percentile-bootstrap interval over the rounds.

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from ccrewrite.report.latency import MIN_ROUNDS, Case, Effort, time_cases
+from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, time_cases
 
 LONG = Effort(100, (MIN_ROUNDS, 51), 0.0)
 
