@@ -272,7 +272,7 @@ def main() -> None:
         "results": merged(runs),
     }
     arguments.report.mkdir(parents=True, exist_ok=True)
-    (arguments.report / "evidence.json").write_text(json.dumps(report, indent=2) + "\n")
+    (arguments.report / "evidence.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (arguments.report / "evidence.md").write_text(markdown(report))
     print(markdown(report))
 

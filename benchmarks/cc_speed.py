@@ -284,7 +284,7 @@ def main() -> None:
         + "\n"
     )
     arguments.report.mkdir(parents=True, exist_ok=True)
-    (arguments.report / "speed.json").write_text(json.dumps(report, indent=2) + "\n")
+    (arguments.report / "speed.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (arguments.report / "speed.md").write_text(text)
     print(text)
 

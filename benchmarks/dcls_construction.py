@@ -145,7 +145,7 @@ def main() -> None:
         "dense": [dense(v) for v in INTERPOLATION_OF],
     }
     REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "construction.json").write_text(json.dumps(report, indent=1) + "\n")
+    (REPORT / "construction.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (REPORT / "construction.md").write_text(markdown(report))
     print(markdown(report))
 

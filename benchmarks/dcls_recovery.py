@@ -153,7 +153,7 @@ def main() -> None:
         "",
     ]
     REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "recovery.json").write_text(json.dumps(report, indent=1) + "\n")
+    (REPORT / "recovery.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (REPORT / "recovery.md").write_text("\n".join(text))
 
 

@@ -179,7 +179,7 @@ def main() -> None:
         "",
     ]
     REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "sparse.json").write_text(json.dumps(report, indent=1) + "\n")
+    (REPORT / "sparse.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (REPORT / "sparse.md").write_text("\n".join(text))
     print("\n".join(text))
 

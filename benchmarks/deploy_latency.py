@@ -169,7 +169,7 @@ def main() -> None:
         "results": results,
     }
     REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "latency.json").write_text(json.dumps(report, indent=2) + "\n")
+    (REPORT / "latency.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (REPORT / "latency.md").write_text(table(report))
     print(table(report))
 

@@ -155,7 +155,7 @@ def main() -> None:
     }
     text = table(report)
     REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "runtimes.json").write_text(json.dumps(report, indent=1) + "\n")
+    (REPORT / "runtimes.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     (REPORT / "runtimes.md").write_text(f"# Which runtime takes which form\n\n{text}")
     page = ROOT / "docs" / "deploy.md"
     page.write_text(put_between(page.read_text(), f"\n{text}\n"))

@@ -126,7 +126,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/finetune_step.py"
     (options.out / "finetune_step.md").write_text(text := written(results, command))
-    (options.out / "finetune_step.json").write_text(json.dumps({"command": command, "results": results}, indent=1) + "\n")
+    (options.out / "finetune_step.json").write_text(
+        json.dumps({"command": command, "results": results}, separators=(",", ":")) + "\n"
+    )
     print(text)
 
 

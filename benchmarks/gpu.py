@@ -171,7 +171,7 @@ def main() -> int:
 
     def save() -> None:
         asked.out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=1) + "\n")
+        file.write_text(json.dumps(report, separators=(",", ":")) + "\n")
         file.with_suffix(".md").write_text(markdown(report))
 
     timed = partial(gpu_sections.timed, device=device, clock=clock, quick=asked.quick, rates=report["rates"])

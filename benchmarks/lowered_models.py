@@ -206,7 +206,7 @@ def main() -> None:
         print(json.dumps(results[-1]), flush=True)
         # After every model: what is measured is kept.
         (options.out / "lowered_models.json").write_text(
-            json.dumps({"models": results, "compile_s": compiled}, indent=1) + "\n"
+            json.dumps({"models": results, "compile_s": compiled}, separators=(",", ":")) + "\n"
         )
         (options.out / "lowered_models.md").write_text(written(results, compiled, command))
 

@@ -323,7 +323,7 @@ def main() -> None:
         }
         if not options.quick and options.only is None:  # after every case: what is measured is kept
             REPORT.mkdir(parents=True, exist_ok=True)
-            (REPORT / "lowering.json").write_text(json.dumps(report, indent=1) + "\n")
+            (REPORT / "lowering.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
             (REPORT / "lowering.md").write_text(markdown(report))
     print(markdown(report))
 

@@ -115,9 +115,10 @@ def index() -> None:
 HEAD = """# Reports
 
 Generated: `make reports` (the demo) and `make reports-corpus` (the fifteen models of
-[tests/corpus](../tests/corpus/README.md)). Each folder has `report.html` (one file: download it and open it, no network
-needed), `report.md` and `report.json` ([schema](../docs/report-schema.json)). Every report names the command, date, machine and
-versions that made it. What the numbers mean: [docs/reports.md](../docs/reports.md).
+[tests/corpus](../tests/corpus/README.md)). Each folder has `report.md` and `report.json`
+([schema](../docs/report-schema.json)); the demo's has `report.html` too (one file: download it and open it, no network needed).
+The other pages are not kept in git: `make reports-corpus` makes them anew, and `make reports` from the data that is here. Every
+report names the command, date, machine and versions that made it. What the numbers mean: [docs/reports.md](../docs/reports.md).
 
 Ratios are over the original, with a 99 % interval. "Once moved" is inference after the geometry has left its start; until then
 the plain convolution runs. "Folded" is moved geometry (the demo's as trained, the others' at random) in plain layers again,

@@ -131,7 +131,7 @@ def main() -> None:
         "peak growth: rewrite of 117 GB of weights on the meta device": meta,
     }
     REPORT.mkdir(parents=True, exist_ok=True)
-    (REPORT / "rewrite_cost.json").write_text(json.dumps(report, indent=2) + "\n")
+    (REPORT / "rewrite_cost.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     rows = [[k, f"{v['median']:.3f}", f"{v['q1']:.3f} to {v['q3']:.3f}"] for k, v in report["ratios"].items()]
     rows += [[f"{k} (s)", f"{v['median']:.3f}", f"{v['q1']:.3f} to {v['q3']:.3f}"] for k, v in report["seconds"].items()]
     rows += [[k if "share" in k else f"{k} (MB)", f"{v:.3f}", ""] for k, v in report["megabytes"].items()]

@@ -172,7 +172,7 @@ def run(name: str, title: str, claims: Sequence[Claim]) -> None:
         "results": found,
     }
     asked.report.mkdir(parents=True, exist_ok=True)
-    (asked.report / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (asked.report / f"{name}.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     text = markdown(name, report, {claim.name: claim.digits for claim in claims})
     (asked.report / f"{name}.md").write_text(text)
     draw(report).savefig(asked.report / f"{name}.png", dpi=80)

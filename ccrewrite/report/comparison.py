@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +67,8 @@ class Comparison:
         return f"nothing was rewritten ({calls})"
 
     def to_json(self) -> str:
-        """One line for each list of numbers: a report is read and compared as text, too."""
-        text = json.dumps(self.data, indent=1, allow_nan=False)
-        return re.sub(r"\[[-\d.,e+\s]*\]", lambda found: " ".join(found[0].split()), text)
+        """``data`` as a JSON document, without white space: reports of large models are long."""
+        return json.dumps(self.data, separators=(",", ":"), allow_nan=False)
 
     def to_markdown(self) -> str:
         from ccrewrite.report.tables import document
