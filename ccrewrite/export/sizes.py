@@ -13,8 +13,8 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.cc.resample import scaled_size
 from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.passes.scales.resize import Resizing, resize_

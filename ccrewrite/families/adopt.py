@@ -99,6 +99,12 @@ class RewrittenConvTranspose(RewrittenConv):
         return self.sampling(input, layer.weight, layer.bias, *arguments)
 
 
+MIXINS: dict[type[Sampling], tuple[type[RewrittenConv], type[RewrittenConv]]] = {
+    Sampling: (RewrittenConv, RewrittenConvTranspose)
+}
+"""Sampling class -> what its layers are made with, a convolution's and a transposed one's; its subclasses' too."""
+
+
 def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -> RewrittenConv:
     """Make ``layer``, a torch convolution, one that uses ``sampling``. In place.
 
@@ -161,7 +167,8 @@ def _layer_class(sampling_class: type[Sampling], torch_class: type[_ConvNd]) -> 
     if known is not None:
         return known
     name = sampling_class.__name__.removesuffix("Sampling") + torch_class.__name__
-    mixin = RewrittenConvTranspose if issubclass(torch_class, _ConvTransposeNd) else RewrittenConv
+    mixins = next(MIXINS[kind] for kind in sampling_class.__mro__ if kind in MIXINS)
+    mixin = mixins[issubclass(torch_class, _ConvTransposeNd)]
     names = {"sampling_class": sampling_class, "__module__": sampling_class.__module__}
     return type(name, (mixin, torch_class), names, replaces=torch_class)  # pyright: ignore[reportCallIssue]
 

@@ -78,6 +78,11 @@ class Sampling(nn.Module, ABC):
         everybody's."""
         return 1, 1
 
+    @property
+    def resized(self) -> bool:
+        """Whether calls are asked for another size or grid than the convolution's own (``ResizableSampling``)."""
+        return False
+
     @classmethod
     def of(cls, geometry: ConvGeometry, **options: Any) -> Self:
         """The sampling that starts out as a convolution of this geometry; ``options`` are the class's own, and

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ccrewrite.families.cc.sampling import CCSampling, nyquist_penalty
     from ccrewrite.families.dcls.layers import DclsConv1d, DclsConv2d, DclsConv3d
     from ccrewrite.families.dcls.sampling import DclsSampling, share_positions
+    from ccrewrite.families.resizable import ResizableSampling
     from ccrewrite.families.sampling import Sampling
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "DclsConv2d",
     "DclsConv3d",
     "DclsSampling",
+    "ResizableSampling",
     "RewrittenConv",
     "Sampling",
     "nyquist_penalty",
@@ -51,6 +53,7 @@ _HOME = {
     "DclsConv2d": "dcls.layers",
     "DclsConv3d": "dcls.layers",
     "DclsSampling": "dcls.sampling",
+    "ResizableSampling": "resizable",
     "RewrittenConv": "adopt",
     "Sampling": "sampling",
     "nyquist_penalty": "cc.sampling",

@@ -15,11 +15,10 @@ from torch.fx.experimental.symbolic_shapes import has_static_value, statically_k
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.cc.profile import Along, factor
-from ccrewrite.families.cc.resample import Line, extend, largest, pad, resample
+from ccrewrite.families.cc.resample import Line, extend, pad, resample
+from ccrewrite.families.resizable import Scales, largest
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED, full_precision
-
-Scales = float | tuple[float, ...]
 
 
 @torch.fx.wrap

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.adopt import RewrittenConv, RewrittenConvTranspose
-from ccrewrite.families.cc.sampling import CCSampling, Scales
-from ccrewrite.families.reroute import Rerouted
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.resizable import ResizableConv, ResizableConvTranspose, ResizableLayer
+from ccrewrite.ir.geometry import ConvGeometry
 
 OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment")
 
 
-class CCLayer(RewrittenConv):
+class CCLayer(ResizableLayer):
     """What the CC layers of all dimensions have in common; use ``CCConv2d`` and its like.
 
     ``output_size``, ``scale`` and ``alignment`` are those of ``layer.sampling`` (``CCSampling``).
@@ -38,75 +36,13 @@ class CCLayer(RewrittenConv):
         if sampling is not None:  # torch's own constructor calls this before there is one
             cast(CCSampling, sampling).reset_parameters()
 
-    @property
-    def _cc(self) -> CCSampling:
-        return cast(CCSampling, self._modules["sampling"])
 
-    @property
-    def output_size(self) -> Ints | None:
-        """Output size asked for, per spatial axis; None: not asked for."""
-        return self._cc.output_size
-
-    @output_size.setter
-    def output_size(self, size: int | Sequence[int] | None) -> None:
-        self._cc.output_size = size
-
-    @property
-    def scale(self) -> Scales | None:
-        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
-        return self._cc.scale
-
-    @scale.setter
-    def scale(self, scale: float | Sequence[float] | None) -> None:
-        self._cc.scale = scale
-
-    @property
-    def alignment(self) -> str:
-        """ "native" or "centred"."""
-        return self._cc.alignment
-
-    @alignment.setter
-    def alignment(self, alignment: str) -> None:
-        self._cc.alignment = alignment
-
-
-class CCConv(CCLayer):
+class CCConv(CCLayer, ResizableConv):
     """The convolutions; use ``CCConv1d``, ``CCConv2d``, ``CCConv3d``."""
 
-    def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
-        if output_size is None or isinstance(self, Rerouted):
-            return super().forward(input)
-        layer = cast(_ConvNd, self)
-        return self._resized(input, layer.weight, layer.bias, output_size)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(self, Rerouted) or not self._cc.resized:
-            return super()._conv_forward(input, weight, bias)
-        return self._resized(input, weight, bias, None)
-
-    def _resized(self, input: Tensor, weight: Tensor, bias: Tensor | None, size: int | Sequence[int] | None) -> Tensor:
-        layer = cast(_ConvNd, self)
-        arguments = layer.stride, layer.padding, layer.dilation, layer.groups
-        return self.sampling(input, weight, bias, *arguments, output_size=size, padding_mode=layer.padding_mode)
-
-
-class CCConvTranspose(CCLayer, RewrittenConvTranspose):
+class CCConvTranspose(CCLayer, ResizableConvTranspose):
     """The transposed convolutions; use ``CCConvTranspose1d``, ``CCConvTranspose2d``, ``CCConvTranspose3d``."""
-
-    def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
-        layer = cast(_ConvTransposeNd, self)
-        if output_size is None or isinstance(self, Rerouted):
-            return super().forward(input, cast(Any, output_size))
-        ndim = len(layer.kernel_size)
-        size = list(output_size) if isinstance(output_size, Sequence) else [output_size] * ndim
-        size = size[2:] if len(size) == ndim + 2 else size
-        geometry = ConvGeometry.from_module(layer)
-        least = geometry.output_size(tuple(input.shape[-ndim:]))
-        least = [n - e for n, e in zip(least, geometry.output_padding, strict=True)]
-        if all(low <= n < low + s for n, low, s in zip(size, least, geometry.stride, strict=True)):
-            return super().forward(input, size)
-        arguments = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
-        return self.sampling(input, layer.weight, layer.bias, *arguments, output_size=size)
 
 
 class CCConv1d(CCConv, nn.Conv1d, replaces=nn.Conv1d):

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,35 +31,12 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value, statically_known_true
 
 from ccrewrite.families.cc.profile import Along, gain, profile
+from ccrewrite.families.resizable import fraction_of, largest, scaled_size
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.operators import full_precision
 
 BLOCK = 512
 """Samples of an axis from which it is resampled block by block: a matrix of all its outputs would be mostly zeros."""
-
-
-def scaled_size(native: int, scale: float) -> int:
-    """``max(1, round(native * scale))`` in integer arithmetic, symbolic sizes included.
-
-    >>> scaled_size(28, 0.75), scaled_size(5, 0.5), scaled_size(3, 0.1)
-    (21, 2, 1)
-    """
-    ratio = _fraction(scale)
-    p, q = ratio.numerator, ratio.denominator
-    even = (p * native // q) % 2  # a half goes to the even neighbour, as in Python's round
-    size = (2 * p * native + q - 1 + even) // (2 * q)
-    return size if statically_known_true(size >= 1) else largest(1, size)
-
-
-def _fraction(scale: float) -> Fraction:
-    return Fraction(scale).limit_denominator(10**6)
-
-
-def largest(a: int, b: int) -> int:
-    """``max`` that leaves symbolic sizes open."""
-    if torch.compiler.is_dynamo_compiling():
-        return max(a, b)  # which it knows in every version
-    return cast(int, torch.sym_max(a, b))
 
 
 class Line(NamedTuple):
@@ -123,7 +99,7 @@ class Line(NamedTuple):
         else:
             asked = scaled_size(native, scale)
             stretch = native if scale < 1 else asked
-            ratio = _fraction(scale)
+            ratio = fraction_of(scale)
             reach = -(-twice * stretch // (2 * asked))
             if not has_static_value(native):  # rounding to asked >= 1 makes rho at most 3/2 of 1 / scale
                 reach = -(-twice // 2) if scale > 1 else -(-3 * twice * ratio.denominator // (4 * ratio.numerator))

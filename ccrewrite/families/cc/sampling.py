@@ -9,8 +9,6 @@ untouched weight.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,19 +17,17 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.families.cc import functions as cc_functions
 from ccrewrite.families.cc import separable
-from ccrewrite.families.cc.functions import Scales
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
 from ccrewrite.families.cc.profile import BASES, SUPPORT, Along, profile
-from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.resizable import ResizableSampling, Scales
 from ccrewrite.ir.geometry import ConvGeometry, Ints
-from ccrewrite.ir.operators import bind, full_precision
+from ccrewrite.ir.operators import full_precision
 
 KERNELS = {"nodes": 16, "mlp": 64}
 """What the continuous kernel is made of -> the width of its networks."""
-ALIGNMENTS = ("native", "centred")
 
 
-class CCSampling(Sampling):
+class CCSampling(ResizableSampling):
     """Continuous kernel of one convolution: a shift and a residual per axis over the nodes that the weight gives.
 
     Args:
@@ -49,16 +45,13 @@ class CCSampling(Sampling):
     The residual's inner layers learn once its last layer has moved. With "mlp": ``network``, one ``FilterNetwork`` per axis,
     and no shift.
 
-    ``output_size`` (an int, or one per spatial axis) or ``scale`` (a ratio to the native output size, or one per axis) ask for
-    another output size, of every call from then on; None, the start, is the native size. ``rescaled`` (False at the start) says
-    that another size is due to another resolution of the input: the taps then keep their distance in the picture, not in
-    samples, also where they come closer than a sample. These and ``alignment`` are plain attributes: copied and pickled with
-    the layer, not part of its ``state_dict``.
+    ``output_size``, ``scale`` and ``rescaled`` ask for another size than the native one: see ``ResizableSampling``. Rescaled,
+    the taps keep their distance in the picture also where they come closer than a sample.
 
     Raises ``InputError`` for options out of their range.
     """
 
-    attributes = ("output_size", "scale", "rescaled")
+    attributes = ("output_size", "scale", "rescaled")  # the alignment is one of the options
 
     shift: nn.Parameter | None
 
@@ -89,10 +82,7 @@ class CCSampling(Sampling):
         margin = (reach,) * geometry.ndim
         super().__init__(geometry, margin=margin)
         self.basis = basis
-        self._output_size: Ints | None = None
-        self._scale: Scales | None = None
         self.alignment = alignment
-        self.rescaled = False
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
         grid = zip(self.kernel_size, self.dilation, strict=True)
         if mlp:
@@ -114,48 +104,6 @@ class CCSampling(Sampling):
         for axis in self._axes():
             axis.reset_parameters()
 
-    @property
-    def output_size(self) -> Ints | None:
-        """Output size asked for, per spatial axis; None: not asked for."""
-        return self._output_size
-
-    @output_size.setter
-    def output_size(self, size: int | Sequence[int] | None) -> None:
-        if size is not None:
-            size = _sizes(size, self.ndim)
-            if self._scale is not None:
-                raise InputError(f"output_size and scale can't both be set: scale is {self._scale}; set it to None first")
-        self._output_size = size
-
-    @property
-    def scale(self) -> Scales | None:
-        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
-        return self._scale
-
-    @scale.setter
-    def scale(self, scale: float | Sequence[float] | None) -> None:
-        if scale is not None:
-            scale = tuple(scale) if isinstance(scale, Sequence) else scale
-            values = scale if isinstance(scale, tuple) else (scale,) * self.ndim
-            if len(values) != self.ndim or not all(math.isfinite(v) and v >= 1e-3 for v in values):
-                raise InputError(f"scale must be one number of at least 0.001, or {self.ndim} (one per axis), found {scale!r}")
-            if self._output_size is not None:
-                raise InputError(
-                    f"output_size and scale can't both be set: output_size is {self._output_size}; set it to None first"
-                )
-        self._scale = scale
-
-    @property
-    def alignment(self) -> str:
-        """ "native" or "centred"."""
-        return self._alignment
-
-    @alignment.setter
-    def alignment(self, alignment: str) -> None:
-        if alignment not in ALIGNMENTS:
-            raise InputError(f"alignment must be 'native' or 'centred', found {alignment!r}")
-        self._alignment = alignment
-
     def movers(self) -> list[Tensor]:
         shift = self.shift
         if shift is None:
@@ -170,33 +118,12 @@ class CCSampling(Sampling):
     def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         return separable.cc_separated(input, weight, bias, self._along(), self.margin, call)
 
-    def forward(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *arguments: Any,
-        output_size: int | Sequence[int] | None = None,
-        padding_mode: str = "zeros",
-        **named: Any,
+    def _at_size(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
-        """The convolution, at the size that ``output_size`` says, or else the attributes. ``padding_mode`` (torch's) is for a
-        resized convolution, whose input must then not be padded yet."""
-        if output_size is None and not self.resized:
-            return super().forward(input, weight, bias, *arguments, **named)
-        asked: Ints | None = self._output_size if output_size is None else _sizes(output_size, self.ndim)
-        scale = self._scale if output_size is None else None
-        call = bind(self.transposed, self.ndim, arguments, named)
-        self.check_dilation(call["dilation"])
-        call["padding_mode"] = padding_mode
-        asks = (call, asked, scale, self._alignment, self.rescaled)
+        asks = (call, asked, scale, self.alignment, self.rescaled)
         # By their module: symbolic_trace makes leaves of the names there, not of ones imported here.
         return cc_functions.cc_resized(input, weight, bias, self._along(), self.margin, *asks, self.runs_plain())
-
-    @property
-    def resized(self) -> bool:
-        """Whether calls are asked for another size or grid than the convolution's own."""
-        return self._output_size is not None or self._scale is not None or self._alignment != "native"
 
     def fit_error(self, weight: Tensor) -> float:
         """How far the native kernel is from ``weight`` on its grid: largest difference over the largest weight."""
@@ -235,20 +162,9 @@ class CCSampling(Sampling):
         )
 
     def extra_repr(self) -> str:
-        asked = f", output_size={self._output_size}" if self._output_size is not None else ""
-        asked += f", scale={self._scale}" if self._scale is not None else ""
-        asked += f", alignment={self._alignment}" if self._alignment != "native" else ""
         shape = f"basis={self.basis}" if self.shift is not None else "kernel=mlp"
-        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, {shape}, transposed={self.transposed}{asked}"
-
-
-def _sizes(size: int | Sequence[int], ndim: int) -> Ints:
-    sizes: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size,) * ndim
-    if len(sizes) != ndim:
-        raise InputError(f"output_size must be an int or {ndim} of them (one per spatial axis), found {size!r}")
-    if any(isinstance(n, float) or n < 1 for n in sizes):
-        raise InputError(f"output_size must be integers of at least 1, found {size!r}; for a ratio set scale")
-    return sizes
+        own = f"kernel_size={self.kernel_size}, dilation={self.dilation}, {shape}, transposed={self.transposed}"
+        return ", ".join(filter(None, (own, super().extra_repr())))
 
 
 def nyquist_penalty(model: nn.Module) -> Tensor:

@@ -16,7 +16,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, host_, release_, torch_layer, unhost_
-from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
@@ -145,7 +144,7 @@ def fold_hosted_(host: nn.Module, key: str) -> Answer:
 
 def asks_for_size(sampling: Sampling) -> bool:
     """Whether it computes something else than a convolution."""
-    return isinstance(sampling, CCSampling) and sampling.resized
+    return sampling.resized
 
 
 def at_start(sampling: Sampling) -> bool:

@@ -1,4 +1,4 @@
-"""CC layers at another output size, folded: exported at the input size at hand, everything but the input's way computed."""
+"""Layers at another output size, folded: exported at the input size at hand, everything but the input's way computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_any, tree_map_only
 
 from ccrewrite.families.adopt import RewrittenConv
-from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.families.reroute import Rerouted
 from ccrewrite.folded.cuts import ResizedConv
 from ccrewrite.ir.capture import Inputs
@@ -33,7 +32,7 @@ def settle_sizes_(model: nn.Module, inputs: Inputs) -> None:
 
 def resized_shapes(model: nn.Module, inputs: Inputs) -> Shapes:
     """What the layers that ask for a size are called with."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, RewrittenConv) and _asks(m)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, RewrittenConv) and m.sampling.resized}
     seen: dict[str, list[Any]] = {name: [] for name in layers}
     handles = [m.register_forward_pre_hook(_recorder(seen[n]), with_kwargs=True) for n, m in layers.items()]
     if layers:
@@ -57,10 +56,6 @@ def _recorder(calls: list[Any]) -> Any:
         calls.append(tuple(args[0].shape) if plain else None)
 
     return record
-
-
-def _asks(layer: RewrittenConv) -> bool:
-    return isinstance(layer.sampling, CCSampling) and layer.sampling.resized
 
 
 def resized_layer(layer: RewrittenConv, shape: Sequence[int]) -> ResizedConv | None:

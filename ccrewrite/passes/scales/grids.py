@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.families.reroute import Rerouted
+from ccrewrite.families.resizable import ResizableSampling
 from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, per_axis
 
@@ -102,9 +102,9 @@ class Follower:
         known = self.grids.get(node)
         return (None,) * len(shape_of(node)) if known is None else known
 
-    def sampling_calls(self) -> dict[fx.Node, tuple[str, fx.Node, CCSampling]]:
+    def sampling_calls(self) -> dict[fx.Node, tuple[str, fx.Node, ResizableSampling]]:
         """The nodes of each call of a CC sampling, which may be products with matrices -> its path, last node and itself."""
-        samplings = {n: m for n, m in self.model.named_modules() if isinstance(m, CCSampling)}
+        samplings = {n: m for n, m in self.model.named_modules() if isinstance(m, ResizableSampling)}
         calls: dict[str, list[fx.Node]] = {}
         for node in self.graph.nodes:
             path = next((p for p in reversed(_stack(node)) if p.split("@")[0] in samplings), None)
@@ -112,7 +112,7 @@ class Follower:
                 calls.setdefault(path, []).append(node)
         return {n: (p.split("@")[0], nodes[-1], samplings[p.split("@")[0]]) for p, nodes in calls.items() for n in nodes}
 
-    def follow_sampling(self, path: str, last: fx.Node, sampling: CCSampling) -> Grids:
+    def follow_sampling(self, path: str, last: fx.Node, sampling: ResizableSampling) -> Grids:
         inside = {n for n, (p, end, _) in self.calls.items() if p == path and end is last}
         outside = (s for n in self.graph.nodes if n in inside for s in n.all_input_nodes if s not in inside)
         source = next(s for s in outside if any(self.of(s)[-sampling.ndim :]))
@@ -120,16 +120,11 @@ class Follower:
         if not sampling.resized and geometry.padding_mode != "zeros":  # its layer has padded the input
             geometry = replace(geometry, padding=(0,) * geometry.ndim)
         sizes, asked = ([int(n) for n in shape_of(n)[-sampling.ndim :]] for n in (source, last))
-        native = geometry.output_size(sizes)
-        pairs: list[tuple[Fraction, Fraction]] = []
-        for axis in range(sampling.ndim):
-            resized = geometry.axis_map(axis).resized(native[axis], asked[axis])
-            centred = sampling.alignment == "centred"
-            pairs.append((resized.step, resized.centred_origin(sizes[axis], asked[axis]) if centred else resized.origin))
-        return self.windowed(last, source, pairs)
+        maps = [sampling.axis_map(geometry, a, size, asked[a]) for a, size in enumerate(sizes)]
+        return self.windowed(last, source, maps)
 
 
-def _geometry(model: nn.Module, path: str, sampling: CCSampling) -> ConvGeometry:
+def _geometry(model: nn.Module, path: str, sampling: ResizableSampling) -> ConvGeometry:
     """Of the convolution that a sampling stands for: its layer's, or that of the call which is routed to it."""
     if path.endswith("sampling"):
         layer = model.get_submodule(path.removesuffix("sampling").removesuffix("."))

@@ -14,7 +14,7 @@ from torch._guards import detect_fake_mode
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import InputError, SelectionError
-from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.resizable import ResizableSampling
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, paths, require_sites, scale_groups
@@ -115,7 +115,7 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
     ...     print(model[0](x).shape)
     torch.Size([1, 8, 8, 8])
     """
-    samplings: list[CCSampling] = list(samplings_of(model).values())
+    samplings: list[ResizableSampling] = list(samplings_of(model).values())
     before = [(s, s.output_size, s.scale) for s in samplings]
     outer = [h for h in model._forward_pre_hooks.values() if isinstance(h, Resizing)]
     try:

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._pytree import tree_map
 
-from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.resizable import ResizableSampling
 from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.capture import _module_stack as module_stack
@@ -109,9 +109,9 @@ class ChoosesSizes:
     """A forward pre-hook that chooses output sizes: out of the way while they are studied."""
 
 
-def samplings_of(model: nn.Module) -> dict[str, CCSampling]:
+def samplings_of(model: nn.Module) -> dict[str, ResizableSampling]:
     """The CC samplings of ``model`` by site name: the layer's path, or that of the sampling of a functional call."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, CCSampling)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, ResizableSampling)}
     return {n.removesuffix("sampling").removesuffix(".") or "(root)": m for n, m in found.items()}
 
 
@@ -203,7 +203,7 @@ def _quiet() -> Generator[None]:
             logger.disabled = disabled
 
 
-def _sized_forward(sampling: CCSampling, name: str, sizes: Callable[..., tuple[Any, ...]]) -> Callable[..., Tensor]:
+def _sized_forward(sampling: ResizableSampling, name: str, sizes: Callable[..., tuple[Any, ...]]) -> Callable[..., Tensor]:
     function, ndim = FUNCTIONS[sampling.transposed, sampling.ndim], sampling.ndim
 
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
