@@ -11,12 +11,13 @@ from torch import nn
 
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.names import patterns_of
 from ccrewrite.ir.sites import Site
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """``include`` and ``exclude`` (globs of site names) narrow one rule; those of ``rewrite`` narrow them all."""
+    """``include`` and ``exclude`` (names, globs or ``re:...`` of sites) narrow one rule, ``rewrite``'s own narrow them all."""
 
     name: ClassVar[str]
     include: tuple[str, ...] = ("*",)
@@ -24,8 +25,7 @@ class Rule(ABC):
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
-            globs: str | Sequence[str] = getattr(self, name)
-            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+            object.__setattr__(self, name, patterns_of(getattr(self, name), f"rule {self.name}: {name}"))
 
     @property
     def exact(self) -> bool:

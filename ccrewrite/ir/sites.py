@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.names import hits
 from ccrewrite.ir.outcome import SiteTable
 
 REASONS: dict[str, str] = {
@@ -83,12 +83,8 @@ class Site:
         return self.decision.message
 
     def matches(self, pattern: str) -> bool:
-        """Whether a glob (``fnmatch``) hits the name, an alias, or a module that contains the site."""
-        for name in (self.name, *self.aliases):
-            parts = name.split(".")
-            if any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1)):
-                return True
-        return False
+        """Whether a name, glob or ``re:...`` hits this site under its name or an alias (``ccrewrite.ir.names``)."""
+        return hits(pattern, (self.name, *self.aliases))
 
     def to_dict(self) -> dict[str, Any]:
         plain = {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import nn
 
 from ccrewrite.errors import InputError, SelectionError, SelectionWarning
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import LARGE
+from ccrewrite.ir.names import patterns_of
 from ccrewrite.ir.sites import UNDECIDED, Decision, Site
 from ccrewrite.passes.rules import rule_for
 
@@ -20,19 +22,22 @@ Patterns = str | Sequence[str] | Callable[[Site], bool] | None
 
 @dataclass(frozen=True)
 class Selection:
-    """Which sites the rules may touch. ``include`` and ``exclude`` are globs of site names (a glob that hits a module takes
-    what is below it) or a predicate on the site; ``kinds`` keeps sites that have one of these kinds."""
+    """Which sites the rules may touch. ``include`` and ``exclude`` are patterns of site names (``ccrewrite.ir.names``) or a
+    predicate on the site; ``kinds`` keeps sites that have one of these kinds.
+
+    Raises ``InputError`` for values of other types, unknown kinds, and what is no regular expression after ``re:``.
+    """
 
     include: Patterns = None
     exclude: Patterns = None
     kinds: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.kinds, str):
-            object.__setattr__(self, "kinds", (self.kinds,))
-        for kind in self.kinds or ():
-            if kind not in KINDS:
-                raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        for name, value in (("include", self.include), ("exclude", self.exclude)):
+            if value is not None and not callable(value):
+                object.__setattr__(self, name, patterns_of(value, name))
+        if self.kinds is not None:
+            object.__setattr__(self, "kinds", _kinds(self.kinds))
 
     def left_out_by(self, site: Site) -> str | None:
         """What leaves ``site`` out, in words; None where it is selected."""
@@ -47,7 +52,7 @@ class Selection:
     def check(self, sites: Sequence[Site]) -> None:
         """Raise ``SelectionError`` where nothing is selected; warn of each glob that hits no site."""
         for patterns in (self.include, self.exclude):
-            for pattern in _globs(patterns):
+            for pattern in _patterns(patterns):
                 if sites and not any(site.matches(pattern) for site in sites):
                     warnings.warn(
                         f"{pattern!r} hits no convolution", SelectionWarning, stacklevel=5
@@ -88,15 +93,23 @@ def _decision(site: Site, rules: Sequence[Rule], selection: Selection) -> Decisi
     return Decision(False, "no-rule", f"{' '.join(site.kinds)}, and rules are {', '.join(r.name for r in rules) or 'empty'}")
 
 
-def _globs(patterns: Patterns) -> tuple[str, ...]:
-    if patterns is None or callable(patterns):
-        return ()
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _kinds(given: object) -> tuple[str, ...]:
+    kinds: object = (given,) if isinstance(given, str) else given
+    if not isinstance(kinds, Sequence):
+        raise InputError(f"kinds takes some of {', '.join(KINDS)}, found {given!r}")
+    for kind in cast("Sequence[Any]", kinds):
+        if kind not in KINDS:
+            raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    return tuple(cast("Sequence[str]", kinds))
+
+
+def _patterns(given: Patterns) -> tuple[str, ...]:
+    return () if given is None or callable(given) else tuple(given)
 
 
 def _hit(patterns: Patterns, site: Site) -> bool:
-    return bool(patterns(site)) if callable(patterns) else any(site.matches(p) for p in _globs(patterns))
+    return bool(patterns(site)) if callable(patterns) else any(site.matches(p) for p in _patterns(patterns))
 
 
-def _shown(value: Patterns | Sequence[str]) -> str:
-    return getattr(value, "__name__", repr(value)) if callable(value) else ",".join(_globs(value))
+def _shown(value: Patterns) -> str:
+    return getattr(value, "__name__", repr(value)) if callable(value) else ",".join(_patterns(value))

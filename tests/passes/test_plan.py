@@ -67,6 +67,8 @@ def test_the_default_plan() -> None:
         ({"include": "body.[01]"}, {"body.0", "body.1"}),
         ({"include": ["stem", "*.up"]}, {"stem", "head.up"}),
         ({"include": ("*",)}, ALL),
+        ({"include": r"re:.*\.\d"}, {"body.0", "body.1"}),
+        ({"exclude": ["re:body.*", "stem"]}, {"head.up"}),
         ({"exclude": "body"}, {"stem", "head.up"}),
         ({"exclude": ["stem", "head.*"]}, {"body.0", "body.1"}),
         ({"include": "body", "exclude": "body.1"}, {"body.0"}),
@@ -89,6 +91,19 @@ def test_selection(options: dict[str, Any], expected: set[str]) -> None:
             assert site.decision.code == "not-selected"
             (word,) = (w for w in ("include", "exclude", "kinds") if w in site.decision.message)
             assert word in options
+
+
+@pytest.mark.parametrize(("option", "expected"), [("include", {"d.a[0]"}), ("exclude", {"d.b"})])
+def test_a_name_with_brackets_is_hit_by_itself(option: str, expected: set[str]) -> None:
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.d = nn.ModuleDict({key: nn.Conv2d(4, 4, 3, dilation=2) for key in ("a[0]", "b")})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.d["b"](self.d["a[0]"](x))
+
+    assert taken(plan(Keyed(), X, **{option: "d.a[0]"})) == expected
 
 
 def test_a_message_says_what_left_a_site_out() -> None:
@@ -191,6 +206,11 @@ def test_options_of_cc_rules_reach_the_layers() -> None:
         ({"rules": [DilatedToDcls(reach=-1)]}, "reach must be at least 0 samples, found -1"),
         ({"rules": [StridedToCC(basis="spline")]}, "basis must be one of .* found 'spline'"),
         ({"rules": [StridedToCC(hidden=0)]}, "hidden must be at least 1, found 0"),
+        ({"include": 0}, "include takes names, globs or .* found 0"),
+        ({"exclude": ["stem", 1]}, "exclude takes names, globs or .* found .'stem', 1."),
+        ({"include": "re:["}, "'re:.' is no regular expression"),
+        ({"rules": [{"rule": "strided-to-cc", "include": 3}]}, "rule strided-to-cc: include takes names, .* found 3"),
+        ({"kinds": 3}, "kinds takes some of dilated, .* found 3"),
         ({"kinds": ["dilated", "slanted"]}, "unknown kind 'slanted'; the kinds are dilated, strided, transposed, large, plain"),
     ],
 )
