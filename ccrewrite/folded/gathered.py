@@ -3,7 +3,7 @@
     out[o, y] = sum_t (weight_t . x)[o, stride * y - pad + p[o, t]]
 
 For taps whose positions the input channels share and that lie far apart in a large window, which a dense kernel would fill with
-zeros. Compiled, with stride 1, the sums are those of ``ccrewrite.families.dcls.forms.products``.
+zeros. Compiled, with stride 1, the sums are those of ``ccrewrite.gathering.moved``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.dcls.forms import products
-from ccrewrite.families.dcls.forms.corners import Corners, Pads, pad, row_strides
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.folded.cuts import Fusing
+from ccrewrite.gathering.corners import Corners, Pads, pad, row_strides
+from ccrewrite.gathering.moved import channel_rows, moved_sum
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 
 GATHER_COST = 75
@@ -83,8 +83,8 @@ def gathered_conv(
         pads = [(0, 0)] * ndim
     size = batched.shape[2:]
     if fused and not any(s > 1 for s in stride):
-        mixed = torch.mm(weight, products.rows(batched)).view(taps, out, batched.shape[0], *size)
-        total = products.moved_sum(mixed, positions, window, pads)
+        mixed = torch.mm(weight, channel_rows(batched)).view(taps, out, batched.shape[0], *size)
+        total = moved_sum(mixed, positions, window, pads)
     else:
         mixed = (weight @ batched.flatten(2)).view(-1, taps, out, *size)
         total = gathered_sum(mixed, positions, window, pads, stride)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.dcls.forms import operators, taps
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.folded.cuts import Cut, FoldedConv, Fusing, laid_out, used
+from ccrewrite.gathering.rows import sum_of_cells
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.operators import autocast
 
 PAYS = 3.0
 """From how many cells of a dense kernel for each one visited they are visited alone, where nothing is measured. Between 1.5 and
@@ -40,10 +41,10 @@ class SparseConv(Fusing, FoldedConv):
         if not self.fused():
             return super()._conv_forward(input, weight, bias)
         layer, ndim = cast(_ConvNd, self), len(self.cuts)
-        input, weight = operators.autocast(input, weight)
+        input, weight = autocast(input, weight)
         batched = input if input.dim() == ndim + 2 else input[None]
         batched, pads = laid_out(batched, self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode)
-        out = taps.sparse(batched, weight, self.cells, [c.step for c in self.cuts], pads)
+        out = sum_of_cells(batched, weight, self.cells, [c.step for c in self.cuts], pads)
         out = out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * ndim)
         return out if input.dim() == ndim + 2 else out[0]
 

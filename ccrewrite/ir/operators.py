@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.geometry import per_axis
@@ -33,3 +34,11 @@ def bind(transposed: bool, ndim: int, arguments: tuple[Any, ...], named: dict[st
 def full_precision(device: torch.device) -> torch.autocast:
     """Kernels and matrices are built without autocast (which knows no meta device)."""
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
+def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the type that a convolution under autocast takes."""
+    if not torch.is_autocast_enabled(input.device.type):
+        return input, weight
+    dtype = torch.get_autocast_dtype(input.device.type)
+    return input.to(dtype), weight.to(dtype)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ccrewrite import families
+from ccrewrite import families, folded, gathering
 from ccrewrite.families.regions import EXPANSIONS
 
 try:
@@ -38,10 +38,11 @@ def options() -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """Of the code of forms and regions: changes with it."""
+    """Of the code of all layers: changes with it."""
     code = hashlib.sha256()
-    for file in sorted(Path(families.__path__[0]).rglob("*.py")):
-        code.update(file.read_bytes())
+    for room in (families, folded, gathering):
+        for file in sorted(Path(room.__path__[0]).rglob("*.py")):
+            code.update(file.read_bytes())
     return code.hexdigest()
 
 

@@ -27,8 +27,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ccrewrite.families.dcls.forms import products
-
 CAPABILITY = (9, 0)
 PROPERTIES = SimpleNamespace(
     name="Fake H100",
@@ -118,7 +116,7 @@ def fake_cuda() -> Iterator[None]:
 def source(function: Callable[..., Any], inputs: Sequence[Tensor]) -> str:
     """The module that Inductor writes for ``function`` of CUDA tensors like ``inputs`` (on the CPU): kernels, and ``call``."""
     # On the CPU, for fake CUDA tensors run into what isn't linked; forms are told that they aren't there.
-    with mock.patch.object(products, "copies", return_value=False):
+    with mock.patch("ccrewrite.gathering.moved.copies", return_value=False):
         traced = make_fx(function, decomposition_table=select_decomp_table(), tracing_mode="fake")(*inputs)
     for node in traced.graph.nodes:
         if "device" in node.kwargs:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccrewrite.families.dcls.forms import taps
 from ccrewrite.families.dcls.forms.operators import FORMS, backward_of, forward_of
+from ccrewrite.gathering.rows import sum_of_cells
 
 pytest.importorskip("triton", reason="not part of torch's CPU build: make gpu-code")
 
@@ -63,7 +63,7 @@ def sparse(batch: int, channels: int, size: int, window: int, cells: int) -> Cas
     weight = torch.zeros(channels, window**2).scatter_(1, visited, torch.randn(channels, cells))
 
     def forward(x: Tensor, weight: Tensor, visited: Tensor) -> tuple[Tensor, ...]:
-        return (taps.sparse(x, weight, visited, (1, 1), pads),)
+        return (sum_of_cells(x, weight, visited, (1, 1), pads),)
 
     given = torch.randn(batch, channels, size, size), weight.view(channels, 1, window, window), visited.to(torch.int32)
     return Case(forward, given)

@@ -26,7 +26,7 @@ from ccrewrite.families.dcls.kernel import Axis, positions_of, widths_of
 from ccrewrite.families.interpolation import INTERPOLATIONS, MIN_WIDTH, SCRATCH_WIDTH, sharp_width
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry, Ints
-from ccrewrite.ir.operators import bind
+from ccrewrite.ir.operators import autocast, bind
 
 SHARINGS = ("tap", "group", "out", "in", "full")
 POSITION_INITS = ("normal", "uniform")
@@ -199,7 +199,7 @@ class DclsSampling(Sampling):
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
         opaque = self.opaque and regions.called()
         if form == "bands" and opaque:
-            tensors = *operators.autocast(input, weight), *self.parameters()
+            tensors = *autocast(input, weight), *self.parameters()
             out = regions.region("dcls_bands", tensors, self.coded, (*call["stride"], *(n for pair in pads for n in pair)))
             return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
         if form == "bands":

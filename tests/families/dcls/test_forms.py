@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ccrewrite.families.dcls.forms import products
 from ccrewrite.families.dcls.forms.operators import FORMS, applicable, dcls_conv
 from ccrewrite.families.dcls.kernel import place
 
@@ -108,15 +107,3 @@ def test_which_forms_apply():
     assert applicable(8, (8, 1, 3, 3), (1, 1), (1, 1)) == ("taps",)
     assert applicable(4, (8, 1, 3, 3), (8, 1), (1, 1)) == ()
     assert applicable(1, (8, 4, 3, 3), (8, 4), (1, 1)) == ()
-
-
-@pytest.mark.parametrize("sets", [1, 4])
-@pytest.mark.parametrize("size", [(7, 6), (9,), (4, 5, 3)])
-def test_products_read_with_bounds_checks_as_on_a_gpu(monkeypatch, sets, size):
-    window, pads = (4,) * len(size), [(2, 1), (0, 1), (1, 3)][: len(size)]
-    pads[-1] = (2, 2)  # wide enough for the shortest axis
-    mixed = torch.randn(3, 4, 2, *size)
-    positions = torch.rand(len(size), sets, 3) * 3
-    padded = products.moved_sum(mixed, positions, window, pads)
-    monkeypatch.setattr(products, "copies", lambda device: False)
-    assert torch.equal(products.moved_sum(mixed, positions, window, pads), padded)

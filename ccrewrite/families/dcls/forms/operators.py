@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ccrewrite.families.dcls.forms import products, shifts, taps
 from ccrewrite.families.regions import EXPANSIONS
+from ccrewrite.ir.operators import autocast
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -64,14 +65,6 @@ def dcls_conv(
     input, weight = autocast(input, weight)
     flat = [n for pair in pads for n in pair]
     return torch.ops.ccrewrite.dcls_conv(input, weight, positions, form, list(window), flat)[0]
-
-
-def autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as a convolution under autocast takes them."""
-    if not torch.is_autocast_enabled(input.device.type):
-        return input, weight
-    dtype = torch.get_autocast_dtype(input.device.type)
-    return input.to(dtype), weight.to(dtype)
 
 
 @torch.library.custom_op("ccrewrite::dcls_conv", mutates_args=())

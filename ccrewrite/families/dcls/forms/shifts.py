@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ccrewrite.families.dcls.forms import products
-from ccrewrite.families.dcls.forms.corners import Corners, Pads, pad, row_strides, span, stored, unpadded
+from ccrewrite.gathering.corners import Corners, Pads, beside, gather, pad, row_strides, span, stored, unpadded
 
 
 def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[int], pads: Pads) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def forward(input: Tensor, weight: Tensor, positions: Tensor, window: Sequence[i
     index = corners.flat_index([corner for corner, _ in terms], strides)
     coefficients = stored([coefficient for _, coefficient in terms])
     for (corner, _), coefficient in zip(terms, coefficients, strict=True):
-        term = torch.ops.aten._unsafe_index.Tensor(windows, [index[corner]]) * coefficient.view(-1, *(1,) * (2 + len(outputs)))
+        term = gather(windows, [index[corner]]) * beside(coefficient, 2 + len(outputs))
         total = term if total is None else total + term
     assert total is not None
     columns = unpadded(total.to(input.dtype)).view(weight.shape[2] * inner, -1)

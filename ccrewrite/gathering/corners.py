@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Pads = Sequence[tuple[int, int]]
+gather = torch.ops.aten._unsafe_index.Tensor
+"""Indexing without a check of bounds: every index is known to be inside."""
 Corner = tuple[str, ...]
 """A sample next to a position: per axis the name of one of ``Corners``' first three fields."""
 
@@ -121,3 +123,8 @@ def span(window: Sequence[int], strides: Sequence[int]) -> int:
 def row_strides(sizes: Sequence[int]) -> list[int]:
     """Strides of contiguous data of these sizes."""
     return [math.prod(sizes[a + 1 :]) for a in range(len(sizes))]
+
+
+def beside(x: Tensor, ndim: int) -> Tensor:
+    """``x`` with ``ndim`` further axes of size 1."""
+    return x.view(*x.shape, *(1,) * ndim)
