@@ -13,12 +13,13 @@ The DCLS forms are normalised over the window's cells ``s = 0 .. size-1`` (arXiv
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-INTERPOLATIONS = ("linear", "gaussian", "triangle")
+Interpolation = Literal["linear", "gaussian", "triangle"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MIN_WIDTH = {"gaussian": 0.01, "triangle": 1.0}
 """Below them a gaussian is a nearest-neighbour step in any dtype, and a triangle no longer reaches the next sample."""
 SCRATCH_WIDTH = {"gaussian": 0.5, "triangle": 1.0}

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
 
 Scales = float | tuple[float, ...]
-ALIGNMENTS = ("native", "centred")
+Alignment = Literal["native", "centred"]
 
 
 class ResizableSampling(Sampling):
@@ -86,7 +86,7 @@ class ResizableSampling(Sampling):
 
     @alignment.setter
     def alignment(self, alignment: str) -> None:
-        if alignment not in ALIGNMENTS:
+        if alignment not in get_args(Alignment):
             raise InputError(f"alignment must be 'native' or 'centred', found {alignment!r}")
         self._alignment = alignment
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.names import patterns_of
+from ccrewrite.ir.options import check_options
 from ccrewrite.ir.sites import Site
 
 
@@ -24,8 +25,14 @@ class Rule(ABC):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        owner = f"rule {self.name}"
         for name in ("include", "exclude"):
-            object.__setattr__(self, name, patterns_of(getattr(self, name), f"rule {self.name}: {name}"))
+            object.__setattr__(self, name, patterns_of(getattr(self, name), f"{owner}: {name}"))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # of a TOML file
+                object.__setattr__(self, field.name, tuple(cast("list[Any]", value)))
+        check_options(owner, type(self), {field.name: getattr(self, field.name) for field in fields(self)})
 
     @property
     def exact(self) -> bool:

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from ccrewrite.families import regions
 from ccrewrite.families.interpolation import KeepInside, hat, keys_cubic
 from ccrewrite.families.regions import REGIONS, Region
 
-BASES = {"linear": hat, "cubic": keys_cubic}
+Basis = Literal["linear", "cubic"]
+BASES: dict[str, Callable[[Tensor], Tensor]] = {"linear": hat, "cubic": keys_cubic}
 SUPPORT = 2
 """Half-width of ``phi``, in samples: that of the cubic basis and of the residual's window."""
 MAX_SHIFT = 0.5

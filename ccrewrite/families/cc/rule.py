@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.cc.profile import Basis
+from ccrewrite.families.cc.sampling import CCSampling, Kernel, network_width_and_reach
+from ccrewrite.families.resizable import Alignment
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.sites import Site
@@ -17,11 +19,15 @@ class StridedToCC(Rule):
     ``CCSampling``'s; ``kernel="mlp"`` and ``alignment="centred"`` are not exact."""
 
     name: ClassVar[str] = "strided-to-cc"
-    kernel: str = "nodes"
-    basis: str = "cubic"
+    kernel: Kernel = "nodes"
+    basis: Basis = "cubic"
     hidden: int | None = None
     reach: int | None = None
-    alignment: str = "native"
+    alignment: Alignment = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        network_width_and_reach(f"rule {self.name}", self.kernel, self.hidden, self.reach)
 
     @property
     def exact(self) -> bool:

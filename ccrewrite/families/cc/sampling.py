@@ -9,7 +9,7 @@ untouched weight.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.cc import functions as cc_functions
 from ccrewrite.families.cc import separable
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
-from ccrewrite.families.cc.profile import BASES, SUPPORT, Along, profile
-from ccrewrite.families.resizable import ResizableSampling, Scales
+from ccrewrite.families.cc.profile import SUPPORT, Along, Basis, profile
+from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
+from ccrewrite.ir.options import check_options
 
-KERNELS = {"nodes": 16, "mlp": 64}
+Kernel = Literal["nodes", "mlp"]
+HIDDEN: dict[Kernel, int] = {"nodes": 16, "mlp": 64}
 """What the continuous kernel is made of -> the width of its networks."""
 
 
@@ -59,26 +61,19 @@ class CCSampling(ResizableSampling):
         self,
         geometry: ConvGeometry,
         *,
-        kernel: str = "nodes",
-        basis: str = "cubic",
+        kernel: Kernel = "nodes",
+        basis: Basis = "cubic",
         hidden: int | None = None,
         reach: int | None = None,
-        alignment: str = "native",
+        alignment: Alignment = "native",
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
-        if basis not in BASES:
-            raise InputError(f"basis must be one of {', '.join(BASES)}, found {basis!r}")
-        if kernel not in KERNELS:
-            raise InputError(f"kernel must be one of {', '.join(KERNELS)}, found {kernel!r}")
-        hidden = KERNELS[kernel] if hidden is None else hidden
-        if hidden < 1:
-            raise InputError(f"hidden must be at least 1, found {hidden}")
+        owner = type(self).__name__
+        options = {"kernel": kernel, "basis": basis, "hidden": hidden, "reach": reach, "alignment": alignment}
+        check_options(owner, CCSampling, options)
+        hidden, reach = network_width_and_reach(owner, kernel, hidden, reach)
         mlp = kernel == "mlp"
-        most = 0 if mlp else SUPPORT
-        reach = most if reach is None else reach
-        if not 0 <= reach <= most:
-            raise InputError(f"reach must be 0 to {most} samples for kernel {kernel!r}, found {reach}")
         margin = (reach,) * geometry.ndim
         super().__init__(geometry, margin=margin)
         self.basis = basis
@@ -165,6 +160,18 @@ class CCSampling(ResizableSampling):
         shape = f"basis={self.basis}" if self.shift is not None else "kernel=mlp"
         own = f"kernel_size={self.kernel_size}, dilation={self.dilation}, {shape}, transposed={self.transposed}"
         return ", ".join(filter(None, (own, super().extra_repr())))
+
+
+def network_width_and_reach(owner: str, kernel: Kernel, hidden: int | None, reach: int | None) -> tuple[int, int]:
+    """``hidden`` and ``reach``, the kernel's own where they are None. Raises ``InputError`` where they are out of range."""
+    hidden = HIDDEN[kernel] if hidden is None else hidden
+    if hidden < 1:
+        raise InputError(f"{owner}: hidden must be at least 1, found {hidden}")
+    most = 0 if kernel == "mlp" else SUPPORT
+    reach = most if reach is None else reach
+    if not 0 <= reach <= most:
+        raise InputError(f"{owner}: reach must be 0 to {most} samples for kernel {kernel!r}, found {reach}")
+    return hidden, reach
 
 
 def nyquist_penalty(model: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ The positions themselves are in ``ccrewrite.families.dcls.sampling``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -14,8 +14,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
-from ccrewrite.families.dcls.sampling import DclsSampling, one_of
+from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.ir.geometry import ConvGeometry, per_axis
+from ccrewrite.ir.options import check_options
 
 
 class DclsConv(RewrittenConv):
@@ -40,11 +41,11 @@ class DclsConv(RewrittenConv):
         *,
         elements: int | None = None,
         window: int | Sequence[int] | None = None,
-        weight_init: str = "kaiming",
+        weight_init: Literal["kaiming", "trunc_normal"] = "kaiming",
         **options: Any,
     ) -> None:
         ndim = int(self.torch_class.__name__[-2])
-        one_of("weight_init", weight_init, ("kaiming", "trunc_normal"))
+        check_options(type(self).__name__, DclsConv, {"weight_init": weight_init})
         self.weight_init = weight_init
         if (elements is None) != (window is None) or (elements is None) == (kernel_size is None):
             raise InputError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,14 @@ from ccrewrite.families.dcls import kernel as placement
 from ccrewrite.families.dcls.forms import bands as shifting
 from ccrewrite.families.dcls.forms import operators
 from ccrewrite.families.dcls.kernel import Axis, positions_of, widths_of
-from ccrewrite.families.interpolation import INTERPOLATIONS, MIN_WIDTH, SCRATCH_WIDTH, sharp_width
+from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
+from ccrewrite.ir.options import check_options
 
-SHARINGS = ("tap", "group", "out", "in", "full")
-POSITION_INITS = ("normal", "uniform")
+Sharing = Literal["tap", "group", "out", "in", "full"]
+SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
 
 
 class DclsSampling(Sampling):
@@ -72,24 +73,22 @@ class DclsSampling(Sampling):
         self,
         geometry: ConvGeometry,
         *,
-        interpolation: str = "linear",
-        sharing: str = "auto",
+        interpolation: Interpolation = "linear",
+        sharing: Literal["auto", Sharing] = "auto",
         reach: int = 0,
         axes: Sequence[int] | None = None,
         width: float | None = None,
         elements: int | None = None,
-        position_init: str = "normal",
+        position_init: Literal["normal", "uniform"] = "normal",
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
-        g = geometry
+        g, owner = geometry, type(self).__name__
+        options = {"interpolation": interpolation, "sharing": sharing, "reach": reach, "axes": axes, "width": width}
+        check_options(owner, DclsSampling, options | {"elements": elements, "position_init": position_init})
+        check_reach(owner, reach)
         if sharing == "auto":
             sharing = "full" if g.depthwise else "tap"
-        one_of("sharing", sharing, ("auto", *SHARINGS))
-        one_of("interpolation", interpolation, INTERPOLATIONS)
-        one_of("position_init", position_init, POSITION_INITS)
-        if reach < 0:
-            raise InputError(f"reach must be at least 0 samples, found {reach}")
         if g.transposed:
             raise InputError("DCLS samples the input of a convolution; for a transposed one use a CC layer")
         if elements is not None and (elements < 1 or set(g.dilation) != {1}):
@@ -279,10 +278,10 @@ def _start_width(interpolation: str, width: float | None, elements: int | None, 
     return float(width)
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises ``InputError`` for a ``value`` that is none of ``allowed``."""
-    if value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
+def check_reach(owner: str, reach: int) -> None:
+    """Raises ``InputError`` where ``reach`` is negative."""
+    if reach < 0:
+        raise InputError(f"{owner}: reach must be at least 0 samples, found {reach}")
 
 
 def _same(name: str, expected: Any, found: Any, index: int) -> None:

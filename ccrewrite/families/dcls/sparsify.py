@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv, has_own_forward
 from ccrewrite.families.dcls import fit
 from ccrewrite.families.dcls.sampling import DclsSampling
-from ccrewrite.families.interpolation import INTERPOLATIONS
+from ccrewrite.families.interpolation import Interpolation
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
@@ -70,8 +70,8 @@ class LargeToDcls(Rule):
     elements: int | None = None
     budget: float | None = None
     window: int | None = None
-    sharing: str = "auto"
-    interpolation: str = "gaussian"
+    sharing: Literal["auto", "tap", "full"] = "auto"
+    interpolation: Interpolation = "gaussian"
     steps: int = 150
 
     def __post_init__(self) -> None:
@@ -84,12 +84,6 @@ class LargeToDcls(Rule):
             raise InputError(f"elements must be at least 1, found {self.elements}")
         if self.budget is not None and not 0 < self.budget < 1:
             raise InputError(f"budget is a fraction of the parameters, between 0 and 1; found {self.budget}")
-        for name, value, allowed in (
-            ("sharing", self.sharing, ("auto", "tap", "full")),
-            ("interpolation", self.interpolation, INTERPOLATIONS),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
 
     @property
     def found(self) -> dict[str, Sparse] | None:

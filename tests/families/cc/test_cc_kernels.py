@@ -150,7 +150,7 @@ def test_the_penalty_is_on_what_samples_cannot_carry() -> None:
 
 
 def test_unknown_kernels_are_named() -> None:
-    with pytest.raises(InputError, match="nodes, mlp"):
+    with pytest.raises(InputError, match="kernel must be one of 'nodes', 'mlp', found 'spline'"):
         CCConv2d(1, 1, 3, kernel="spline")
     with pytest.raises(InputError, match="hidden"):
         CCConv2d(1, 1, 3, kernel="mlp", hidden=0)
