@@ -27,7 +27,8 @@ class Family:
     """All that the package knows of one kind of learnable layer.
 
     Args:
-        name: a word, e.g. "dcls": how reports and plans call it.
+        name: a word, e.g. "dcls".
+        title: how reports call it, e.g. "DCLS"; by default its name.
         samplings: its ``Sampling`` classes. ``save`` writes their class names, so these must be unique.
         layers: classes of its layers, for building them from scratch (subclasses of ``ccrewrite.nn.RewrittenConv``). May be
             left out: rewriting makes what it needs.
@@ -44,6 +45,10 @@ class Family:
     layers: tuple[type[RewrittenConv], ...] = ()
     rules: tuple[type[Rule], ...] = ()
     default_rules: tuple[Rule, ...] = ()
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
 
 
 _registered: dict[str, Family] = {}
@@ -110,6 +115,15 @@ def family_of(sampling: Sampling) -> Family:
         f"no family is registered for a {type(sampling).__name__}; ccrewrite.register_family makes it known "
         "(docs/writing-a-family.md)"
     )
+
+
+def title_of(sampling: Sampling) -> str:
+    """How reports call what ``sampling`` makes of a convolution: its family's title. Where no family is registered for it, its
+    class's name."""
+    for family in families():
+        if type(sampling) in family.samplings:
+            return family.title
+    return type(sampling).__name__.removesuffix("Sampling")
 
 
 def _load_built_in() -> None:

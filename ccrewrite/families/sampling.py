@@ -21,12 +21,13 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.learnable import Learnable
 from ccrewrite.ir.calls import FUNCTIONS
 from ccrewrite.ir.geometry import ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
 
 
-class Sampling(nn.Module, ABC):
+class Sampling(Learnable, ABC):
     """Learnable geometry of one convolution; called with the arguments of the torch function that it stands for.
 
     ``sampling(input, weight, bias, stride, padding, dilation, groups)`` in place of ``F.convNd``, and

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     )
     from ccrewrite.families.cc.sampling import CCSampling, nyquist_penalty
     from ccrewrite.families.dcls.layers import DclsConv1d, DclsConv2d, DclsConv3d
+    from ccrewrite.families.dcls.losses import repulsive_loss
     from ccrewrite.families.dcls.sampling import DclsSampling, share_positions
+    from ccrewrite.families.dcls.widths import WidthSchedule
     from ccrewrite.families.resizable import ResizableSampling
     from ccrewrite.families.sampling import Sampling
 
@@ -37,7 +39,9 @@ __all__ = [
     "ResizableSampling",
     "RewrittenConv",
     "Sampling",
+    "WidthSchedule",
     "nyquist_penalty",
+    "repulsive_loss",
     "share_positions",
 ]
 
@@ -56,7 +60,9 @@ _HOME = {
     "ResizableSampling": "resizable",
     "RewrittenConv": "adopt",
     "Sampling": "sampling",
+    "WidthSchedule": "dcls.widths",
     "nyquist_penalty": "cc.sampling",
+    "repulsive_loss": "dcls.losses",
     "share_positions": "dcls.sampling",
 }
 """Name -> the module of ``ccrewrite.families`` that has it. Imported when it is first used: a family may be missing."""

@@ -1,14 +1,22 @@
 """What training layers with learned geometry needs: parameter groups, losses, schedules, distillation, snapping. For any model
-and any training loop; ``ccrewrite.finetune`` is a loop that uses them."""
+and any training loop; ``ccrewrite.finetune`` is a loop that uses them.
 
-from ccrewrite.families.cc.sampling import nyquist_penalty
-from ccrewrite.training.distillation import Distillation
-from ccrewrite.training.groups import param_groups
-from ccrewrite.training.losses import repulsive_loss
-from ccrewrite.training.observe import Movement, Recorder
-from ccrewrite.training.positions import Snapped, clamp_positions, snap, snapped
-from ccrewrite.training.schedules import FreezeSchedule, WidthSchedule
-from ccrewrite.training.sharded import gathered
+Names are imported when they are first used: those of one family's layers alone come from ``ccrewrite.nn``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccrewrite.nn import WidthSchedule, nyquist_penalty, repulsive_loss
+    from ccrewrite.training.distillation import Distillation
+    from ccrewrite.training.groups import param_groups
+    from ccrewrite.training.observe import Movement, Recorder
+    from ccrewrite.training.positions import Snapped, clamp_positions, snap, snapped
+    from ccrewrite.training.schedules import FreezeSchedule
+    from ccrewrite.training.sharded import gathered
 
 __all__ = [
     "Distillation",
@@ -25,3 +33,32 @@ __all__ = [
     "snap",
     "snapped",
 ]
+
+_HOME = {
+    "Distillation": "training.distillation",
+    "FreezeSchedule": "training.schedules",
+    "Movement": "training.observe",
+    "Recorder": "training.observe",
+    "Snapped": "training.positions",
+    "WidthSchedule": "nn",
+    "clamp_positions": "training.positions",
+    "gathered": "training.sharded",
+    "nyquist_penalty": "nn",
+    "param_groups": "training.groups",
+    "repulsive_loss": "nn",
+    "snap": "training.positions",
+    "snapped": "training.positions",
+}
+"""Name -> the module of ``ccrewrite`` that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"ccrewrite.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

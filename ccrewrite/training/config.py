@@ -29,11 +29,11 @@ class FinetuneConfig:
     epochs: int = 10
     """Passes over the training data."""
     lr: float = 1e-3
-    """Learning rate of weights and of what CC layers add, at its highest."""
+    """Learning rate at its highest, of weights and, unless a family says otherwise, of geometry."""
     weight_decay: float = 0.01
     """Of weights; vectors and geometry are never decayed (``param_groups``)."""
     position_lr_scale: float = 5.0
-    """Learning rate of positions and widths, over ``lr``."""
+    """Learning rate of the group "positions" (positions and widths of DCLS layers), over ``lr``."""
     schedule: str = "cosine"
     """Of the learning rate after the warm-up: "cosine" (down to 0 at the last step) or "constant"."""
     warmup: float = 0.05

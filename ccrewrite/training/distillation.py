@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.outcome import GivenModel, model_of
 
 
 class Distilled(NamedTuple):
@@ -56,13 +57,14 @@ class Distillation:
 
     def __init__(
         self,
-        model: nn.Module,
-        original: nn.Module,
+        model: GivenModel,
+        original: GivenModel,
         *,
         features: Sequence[str] = (),
         temperature: float | None = 2.0,
         dim: int = 1,
     ) -> None:
+        model, original = model_of(model), model_of(original, "the original")
         if model is original:
             raise InputError("a model can't be distilled from itself; pass the original as it was before the rewrite")
         if temperature is not None and not temperature > 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.training.recalibrate import Setting, Statistics, load_statistics_, recalibrate, statistics
 
@@ -30,14 +31,14 @@ class ScaleEnsemble(nn.Module):
     >>> import ccrewrite
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     >>> x = torch.randn(8, 1, 20, 20)
-    >>> ensemble = ScaleEnsemble(ccrewrite.rewrite(model.eval(), x).model, [{}, {"0": 0.8}])
+    >>> ensemble = ScaleEnsemble(ccrewrite.rewrite(model.eval(), x), [{}, {"0": 0.8}])
     >>> ensemble.recalibrate([x]).eval()(x).shape
     torch.Size([8, 2])
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GivenModel,
         settings: Sequence[Setting],
         *,
         average: Callable[[Tensor], Tensor] | None = None,
@@ -45,7 +46,7 @@ class ScaleEnsemble(nn.Module):
         super().__init__()
         if not settings:
             raise InputError("ScaleEnsemble needs at least one setting; {} is the native size")
-        self.model = model
+        self.model = model_of(model)
         self.settings = [dict(s) for s in settings]
         self.average = average
         self._recalibrated: list[Statistics] | None = None

@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.training.batches import Batches
 from ccrewrite.training.compiled import compiled
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def finetune(
-    model: nn.Module,
+    model: GivenModel,
     train_data: Any,
     loss: Callable[[Any, Any], Tensor],
     *,
     validation: Any = None,
-    original: nn.Module | None = None,
+    original: GivenModel | None = None,
     config: FinetuneConfig | None = None,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW,
     schedules: Sequence[Schedule] = (),
@@ -48,7 +49,8 @@ def finetune(
     which it is ``loss(model(**batch), batch)``. The loss is a scalar, the mean over the batch.
 
     Args:
-        model: ``rewrite(...).model``. It ends in the training flags that it came with, on the device it was trained on.
+        model: what ``rewrite`` returned, or its ``model``. That ends in the training flags that it came with, on the device it
+            was trained on.
         train_data: a ``DataLoader``, or for one process any collection of batches. A batch of it is a batch of the whole run,
             of which each process takes its share: the numbers don't depend on how many there are.
         validation: data of the same form; its mean loss is computed after each epoch.
@@ -69,21 +71,22 @@ def finetune(
     for data, a loss or a folder that can't be used, a model without trainable geometry, and once a loss is not finite.
 
     >>> import ccrewrite
+    >>> from torch import nn
     >>> images, classes = torch.randn(32, 1, 8, 8), torch.randint(3, (32,))
     >>> model = nn.Sequential(nn.Conv2d(1, 3, 3, dilation=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> batches = list(zip(images.split(8), classes.split(8)))
     >>> result = ccrewrite.rewrite(model, images)
-    >>> history = finetune(result.model, batches, nn.functional.cross_entropy, config=FinetuneConfig(epochs=2))
+    >>> history = finetune(result, batches, nn.functional.cross_entropy, config=FinetuneConfig(epochs=2))
     >>> len(history.losses)
     8
     """
     config = config or FinetuneConfig()
-    if (
-        not any(p.requires_grad for m in model.modules() if isinstance(m, Sampling) for p in m.parameters())
-        and require_geometry
-    ):
+    model = model_of(model, "the model to train")
+    original = None if original is None else model_of(original, "the original")
+    geometry = [p for m in model.modules() if isinstance(m, Sampling) for p in m.parameters()]
+    if require_geometry and not any(p.requires_grad for p in geometry):
         raise InputError(
-            "the model has no trainable geometry: pass rewrite(...).model with its samplings unfrozen, or "
+            "the model has no trainable geometry: pass what rewrite returned, with its samplings unfrozen, or "
             "require_geometry=False to train a model without"
         )
     if config.patience is not None and (validation is None or out is None):

@@ -7,53 +7,59 @@ from typing import Any
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.outcome import GivenModel, model_of
+
+ORDER = ("weights", "vectors", "positions", "geometry")
+"""Of the groups; others follow. An optimizer's state is stored by number, so that checkpoints rely on it."""
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float = 0.0, *, position_lr_scale: float = 5.0, decay_vectors: bool = False
+    model: GivenModel,
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    position_lr_scale: float | None = None,
+    decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of any model as optimizer groups, each parameter once (shared ones too).
 
     - "weights": ``lr``, ``weight_decay``;
     - "vectors" (biases, norm scales; with ``decay_vectors`` they are among the weights): ``lr``, no decay;
-    - "positions" (``offset`` and ``widening`` of DCLS layers): ``position_lr_scale * lr``, no decay, for decay would pull taps
-      back to where they started. 5 is the authors' scale (arXiv 2112.03740, appendix; 100 in their spiking nets);
-    - "geometry" (what CC layers add): ``lr``, no decay.
+    - what samplings add, in the groups and at the scales of ``lr`` that these ask for (``Sampling.parameter_group``,
+      ``lr_scale``), without decay, which would pull it back to where it started. Of DCLS layers, ``offset`` and ``widening``:
+      "positions", at 5 times ``lr``, the authors' scale (arXiv 2112.03740, appendix; 100 in their spiking nets). What CC layers
+      add: "geometry", at ``lr``.
 
-    Learning-rate schedulers of torch keep the ratio. Groups without parameters are left out. Raises ``InputError`` where
-    nothing is trainable or a rate is negative.
+    ``position_lr_scale`` is another scale for the group "positions". Learning-rate schedulers of torch keep the ratio. Groups
+    without parameters are left out. Raises ``InputError`` where nothing is trainable or a rate is negative.
 
     >>> from ccrewrite.nn import DclsConv2d
     >>> model = nn.Sequential(DclsConv2d(3, 8, 3, dilation=2), nn.BatchNorm2d(8))
     >>> [(g["name"], g["lr"], g["weight_decay"]) for g in param_groups(model, lr=0.1, weight_decay=0.05)]
     [('weights', 0.1, 0.05), ('vectors', 0.1, 0.0), ('positions', 0.5, 0.0)]
     """
+    model = model_of(model)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("position_lr_scale", position_lr_scale)):
-        if value < 0:
+        if value is not None and value < 0:
             raise InputError(f"{name} must be at least 0, found {value}")
-    samplings = [m for m in model.modules() if isinstance(m, Sampling)]
-    positions = {id(p) for s in samplings if isinstance(s, DclsSampling) for p in s.parameters()}
-    geometry = {id(p) for s in samplings for p in s.parameters()} - positions
-    groups: dict[str, dict[str, Any]] = {
-        "weights": {"lr": lr, "weight_decay": weight_decay},
-        "vectors": {"lr": lr, "weight_decay": 0.0},
-        "positions": {"lr": position_lr_scale * lr, "weight_decay": 0.0},
-        "geometry": {"lr": lr, "weight_decay": 0.0},
-    }
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    owners = {id(p): sampling for sampling in model.modules() if isinstance(sampling, Sampling) for p in sampling.parameters()}
     for parameter in model.parameters():
+        sampling = owners.get(id(parameter))
         if not parameter.requires_grad:
             continue
-        if id(parameter) in positions:
-            name = "positions"
-        elif id(parameter) in geometry:
-            name = "geometry"
+        if sampling is None:
+            key = ("vectors" if parameter.ndim < 2 and not decay_vectors else "weights"), 1.0
+        elif sampling.parameter_group == "positions" and position_lr_scale is not None:
+            key = "positions", position_lr_scale
         else:
-            name = "vectors" if parameter.ndim < 2 and not decay_vectors else "weights"
-        members[name].append(parameter)
-    found = [{"name": name, "params": members[name], **options} for name, options in groups.items() if members[name]]
-    if not found:
+            key = sampling.parameter_group, sampling.lr_scale
+        groups.setdefault(key, []).append(parameter)
+    if not groups:
         raise InputError("the model has no parameter that requires a gradient; nothing to optimize")
-    return found
+    in_order = sorted(groups, key=lambda key: ORDER.index(key[0]) if key[0] in ORDER else len(ORDER))
+    return [
+        {"name": n, "params": groups[n, scale], "lr": scale * lr, "weight_decay": weight_decay if n == "weights" else 0.0}
+        for n, scale in in_order
+    ]

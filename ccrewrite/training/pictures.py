@@ -1,8 +1,9 @@
 """Pictures of what a ``Recorder`` recorded; needs matplotlib (extra ``report``).
 
-Of a DCLS layer, the ways of its taps through the window: from the hollow circles, where they started, to the dots. Layers whose
-taps move along one axis are drawn over the steps, those with three along the last two. Of a CC layer, for each axis, the
-continuous kernels of its taps: dashed at the start, solid now.
+How a site is drawn depends on what was recorded of it (``Recording.kind``). Positions (DCLS layers): the ways of taps through
+the window, from the hollow circles, where they started, to the dots. Layers whose taps move along one axis are drawn over the
+steps, those with three along the last two. Profiles (CC layers): for each axis, the continuous kernels of the taps, dashed at
+the start, solid now. Values (others): over the steps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ccrewrite.errors import InputError
-from ccrewrite.training.observe import FINENESS, Recorder
+from ccrewrite.families.learnable import FINENESS
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.training.observe import Recorder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,17 +27,17 @@ if TYPE_CHECKING:
 
 PANELS = 12
 """At most; of more sites, those that moved most."""
-SHOWN_TAPS = 300
-"""Of one layer; of more, those of evenly spaced channels."""
+SHOWN = 300
+"""Taps or values of one layer; of more, those of evenly spaced channels, or evenly spaced values."""
 COLUMNS, SIZE = 4, 3.0
 """Panels in a row, and a panel's width and height in inches."""
 
 Panel = tuple[str, int | None]
-"""A site, and of a CC layer the axis."""
+"""A site, and of profiles the axis."""
 
 
 def draw(recorder: Recorder, path: str | os.PathLike[str] | None = None, *, sites: Sequence[str] | None = None) -> Figure:
-    """One panel for each DCLS layer and for each axis of each CC layer, at the last step recorded; saved to ``path``.
+    """One panel for each site (of profiles for each axis), at the last step recorded; saved to ``path``.
 
     ``sites``: which, by name; None: at most ``PANELS`` panels, of those that moved most. Raises ``InputError`` for an unknown
     site and where matplotlib is missing.
@@ -88,31 +91,32 @@ def _panels(recorder: Recorder, sites: Sequence[str] | None) -> list[Panel]:
     order = list(sites) if sites is not None else sorted(moved, key=lambda site: -moved[site])
     panels: list[Panel] = []
     for site in order:
-        panels += [(site, None)] if site in recorder.positions else [(site, a) for a in range(len(recorder.profiles[site][0]))]
+        first = recorder.recordings[site][0]
+        panels += [(site, axis) for axis in range(len(first.tensors))] if first.kind == "profiles" else [(site, None)]
     chosen = panels if sites is not None else panels[:PANELS]
     return chosen if sites is not None else sorted(chosen, key=lambda panel: list(moved).index(panel[0]))
 
 
 def _draw(recorder: Recorder, places: dict[Panel, Axes], record: int) -> None:
+    steps = recorder.steps
     for (site, axis), axes in places.items():
+        found = recorder.recordings[site][: record + 1]
         axes.clear()
-        if axis is None:
-            _taps(axes, recorder, site, record)
+        if axis is not None:
+            _profiles(axes, found[0].tensors[axis], found[-1].tensors[axis])
+        elif found[0].kind == "positions":
+            _positions(axes, torch.stack([_some(r.tensors[0]) for r in found]), found[0].window, steps)
         else:
-            _kernels(axes, recorder.profiles[site][0][axis], recorder.profiles[site][record][axis])
+            _over_steps(axes, torch.stack([_spaced(r.tensors) for r in found]), steps)
         axes.set_title(site if axis is None else f"{site}, axis {axis}", fontsize=9)
         axes.tick_params(labelsize=7)
-    next(iter(places.values())).figure.suptitle(f"step {recorder.steps[record]}", fontsize=10)
+    next(iter(places.values())).figure.suptitle(f"step {steps[record]}", fontsize=10)
 
 
-def _taps(axes: Axes, recorder: Recorder, site: str, record: int) -> None:
-    ways = torch.stack([_some(p) for p in recorder.positions[site][: record + 1]])  # (records, axes, taps)
-    window = [recorder.windows[site][a] for a in recorder.axes[site]]
+def _positions(axes: Axes, ways: Tensor, window: Ints, steps: Sequence[int]) -> None:
+    """``ways``: (records, axes, taps)."""
     if ways.shape[1] == 1:
-        steps = recorder.steps[: record + 1]
-        axes.plot(steps, ways[:, 0], color="tab:blue", linewidth=0.8)
-        axes.plot([0] * ways.shape[2], ways[0, 0], "o", markerfacecolor="none", color="0.6", markersize=4)
-        axes.set_xlim(-0.02 * recorder.steps[-1], 1.02 * max(recorder.steps[-1], 1))
+        _over_steps(axes, ways[:, 0], steps)
         axes.set_ylim(-window[0] / 2, window[0] / 2)
         return
     y, x = ways[:, -2], ways[:, -1]
@@ -125,15 +129,28 @@ def _taps(axes: Axes, recorder: Recorder, site: str, record: int) -> None:
     axes.grid(linewidth=0.3)
 
 
+def _over_steps(axes: Axes, values: Tensor, steps: Sequence[int]) -> None:
+    """``values``: (records, values)."""
+    axes.plot(steps[: len(values)], values, color="tab:blue", linewidth=0.8)
+    axes.plot([0] * values.shape[1], values[0], "o", markerfacecolor="none", color="0.6", markersize=4)
+    axes.set_xlim(-0.02 * steps[-1], 1.02 * max(steps[-1], 1))
+
+
 def _some(positions: Tensor) -> Tensor:
     """(axes, A, B, *taps) -> (axes, taps of some channels)."""
     sets = positions.flatten(3).flatten(1, 2)
-    shown = max(1, min(sets.shape[1], SHOWN_TAPS // sets.shape[2]))
+    shown = max(1, min(sets.shape[1], SHOWN // sets.shape[2]))
     chosen = torch.linspace(0, sets.shape[1] - 1, shown).round().long()
     return sets[:, chosen].flatten(1)
 
 
-def _kernels(axes: Axes, first: Tensor, now: Tensor) -> None:
+def _spaced(tensors: Sequence[Tensor]) -> Tensor:
+    """Some of all values."""
+    values = torch.cat([t.flatten() for t in tensors])
+    return values[torch.linspace(0, len(values) - 1, min(len(values), SHOWN)).round().long()]
+
+
+def _profiles(axes: Axes, first: Tensor, now: Tensor) -> None:
     half = (first.shape[1] - 1) / (2 * FINENESS)
     places = np.linspace(-half, half, first.shape[1])
     for tap, (start, value) in enumerate(zip(first, now, strict=True)):

@@ -1,7 +1,8 @@
-"""Learned positions: written back inside the window, or rounded to samples."""
+"""Geometry written back inside its bounds, or rounded to samples."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,10 +14,8 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
-from ccrewrite.families.cc.profile import MAX_SHIFT
-from ccrewrite.families.cc.sampling import CCSampling
-from ccrewrite.families.dcls.sampling import DclsSampling
-from ccrewrite.families.interpolation import MIN_WIDTH
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.outcome import GivenModel, model_of
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,11 @@ class Snapped:
 
 
 @torch.no_grad()
-def clamp_positions(model: nn.Module) -> None:
+def clamp_positions(model: GivenModel) -> None:
     """Write geometry that an optimizer's momentum carried past its bounds back onto them. In place, each process its share.
 
-    Positions of DCLS layers stay in their window, widths above the narrowest, shifts of CC layers within half a sample.
+    Positions of DCLS layers stay in their window, widths above the narrowest, shifts of CC layers within half a sample; others
+    as their ``Sampling.clamp_`` says.
 
     Training needs no such call: layers sample within the bounds whatever their parameters say, and what is beyond is never
     pushed further. But that depends on the sign of each gradient that arrives, so a batch in several parts, one after the
@@ -46,40 +46,18 @@ def clamp_positions(model: nn.Module) -> None:
     >>> layer.sampling.offset.item()
     2.0
     """
-    for sampling in model.modules():
-        if isinstance(sampling, DclsSampling):
-            placed = [sampling.placement[axis] for axis in sampling.axes]
-            starts = torch.stack([axis.start(sampling.taps, sampling.offset) for axis in placed])
-            ends = starts.new_tensor([axis.size - 1 for axis in placed])[:, None] - starts
-            shape = (len(placed), 1, 1, *sampling.taps)
-            _clamp(sampling.offset, -starts.view(shape), ends.view(shape))
-            if sampling.widening is not None:
-                narrowest = math.log(MIN_WIDTH[sampling.interpolation] / sampling.width)
-                _clamp(sampling.widening, starts.new_tensor(narrowest), starts.new_tensor(math.inf))
-        elif isinstance(sampling, CCSampling) and sampling.shift is not None:
-            bound = torch.tensor(MAX_SHIFT, dtype=sampling.shift.dtype, device=sampling.shift.device)
-            _clamp(sampling.shift, -bound, bound)
-
-
-def _clamp(parameter: Tensor, low: Tensor, high: Tensor) -> None:
-    """Within bounds that broadcast. What is inside keeps its last bit."""
-    if hasattr(parameter, "to_local"):  # sharded: this process's part of the bounds, without asking the others
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        shares = cast(DTensor, parameter)
-        where = shares.device_mesh, shares.placements
-        whole = (bound.expand(shares.shape).contiguous() for bound in (low, high))
-        low, high = (distribute_tensor(bound, *where, src_data_rank=None).to_local() for bound in whole)
-        parameter = shares.to_local()
-    parameter.clamp_(low, high)
+    for sampling in model_of(model).modules():
+        if isinstance(sampling, Sampling):
+            sampling.clamp_()
 
 
 @torch.no_grad()
-def snap(model: nn.Module, *, width: float | None = None) -> dict[str, Snapped]:
-    """Round the positions of all DCLS layers to samples, in place; the error this makes, by layer name.
+def snap(model: GivenModel, *, width: float | None = None) -> dict[str, Snapped]:
+    """Round all positions of taps to samples (of DCLS layers, and of other samplings whose ``parameter_group`` is "positions"),
+    in place; the error this makes, by layer name.
 
     ``width``: make Gaussians this sharp as well (0.1 samples: a tap holds its one sample alone), triangles at least 1; None
-    leaves the widths. Raises ``InputError`` where the model has no DCLS layer.
+    leaves the widths. Raises ``InputError`` where the model has no such layer.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=1, window=5)
@@ -87,27 +65,20 @@ def snap(model: nn.Module, *, width: float | None = None) -> dict[str, Snapped]:
     >>> snap(layer)[""].moved, layer.sampling.positions().item()
     (0.25, 1.0)
     """
-    found = _samplings(model)
+    model = model_of(model)
+    found = _positioned(model)
     if not found:
-        raise InputError("the model has no DCLS layer; nothing to snap")
-    before = {name: (sampling.cells(), _kernel(model, name)) for name, sampling in found}
-    for name, sampling in found:
-        _move(sampling, [c.round() for c in before[name][0]])
-        if width is not None and sampling.widening is not None:
-            sharp = max(width, MIN_WIDTH[sampling.interpolation])
-            sampling.widening.data.fill_(math.log(sharp / sampling.width))
-    report: dict[str, Snapped] = {}
-    for name, (cells, kernel) in before.items():
-        moved = max(float((c.round() - c).abs().max()) for c in cells)
-        error = None
-        if kernel is not None:
-            error = float((cast(Tensor, _kernel(model, name)) - kernel).norm() / kernel.norm().clamp_min(1e-30))
-        report[name] = Snapped(moved, error)
-    return report
+        raise InputError("no layer of the model has positions of taps; nothing to snap")
+    before = {name: _kernel(model, name) for name in found}
+    # Of copies, for layers may share positions: the first one's move is the others' as well.
+    moved = {name: copy.deepcopy(sampling).snap_(math.inf) for name, sampling in found.items()}
+    for sampling in found.values():
+        sampling.snap_(math.inf, width=width)
+    return {name: Snapped(moved[name], _change(kernel, _kernel(model, name))) for name, kernel in before.items()}
 
 
 @contextmanager
-def snapped(model: nn.Module, *, width: float | None = None) -> Generator[dict[str, Snapped]]:
+def snapped(model: GivenModel, *, width: float | None = None) -> Generator[dict[str, Snapped]]:
     """Evaluate with rounded positions, as the authors' spiking nets do: ``snap`` inside, what was learned outside.
 
     >>> from ccrewrite.nn import DclsConv1d
@@ -115,7 +86,8 @@ def snapped(model: nn.Module, *, width: float | None = None) -> Generator[dict[s
     >>> with snapped(layer):
     ...     assert layer.sampling.positions() == layer.sampling.positions().round()
     """
-    learned = [(p, p.detach().clone()) for _, sampling in _samplings(model) for p in sampling.parameters()]
+    model = model_of(model)
+    learned = [(p, p.detach().clone()) for sampling in _positioned(model).values() for p in sampling.parameters()]
     try:
         yield snap(model, width=width)
     finally:
@@ -124,9 +96,9 @@ def snapped(model: nn.Module, *, width: float | None = None) -> Generator[dict[s
                 parameter.copy_(value)
 
 
-def _samplings(model: nn.Module) -> list[tuple[str, DclsSampling]]:
-    named = [(name, m) for name, m in model.named_modules() if isinstance(m, DclsSampling)]
-    return [(name.removesuffix("sampling").removesuffix("."), m) for name, m in named]
+def _positioned(model: nn.Module) -> dict[str, Sampling]:
+    named = ((name, m) for name, m in model.named_modules() if isinstance(m, Sampling) and m.parameter_group == "positions")
+    return {name.removesuffix("sampling").removesuffix("."): m for name, m in named}
 
 
 def _kernel(model: nn.Module, name: str) -> Tensor | None:
@@ -134,8 +106,5 @@ def _kernel(model: nn.Module, name: str) -> Tensor | None:
     return layer.sampling.kernel(cast(Tensor, layer.weight)) if isinstance(layer, RewrittenConv) else None
 
 
-def _move(sampling: DclsSampling, cells: list[Tensor]) -> None:
-    """Put the taps at ``cells``, in samples from the window's first one."""
-    for offset, axis in zip(sampling.offset, sampling.axes, strict=True):
-        start = sampling.placement[axis].start(sampling.taps, sampling.offset)
-        offset.copy_((cells[axis] - start).view(offset.shape))
+def _change(before: Tensor | None, after: Tensor | None) -> float | None:
+    return None if before is None or after is None else float((after - before).norm() / before.norm().clamp_min(1e-30))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.passes.scales.resize import resized
 
 Setting = Mapping[str, Any]
@@ -23,14 +24,15 @@ Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
 """Of each batch norm by name: running mean, running variance, batches tracked."""
 
 
-def statistics(model: nn.Module) -> Statistics:
+def statistics(model: GivenModel) -> Statistics:
     """A copy of the running statistics of every batch norm of ``model`` (instance norms that track them too)."""
-    return {name: tuple(cast(Tensor, b).clone() for b in _buffers(norm)) for name, norm in _norms(model).items()}  # pyright: ignore
+    norms = _norms(model_of(model))
+    return {name: tuple(cast(Tensor, b).clone() for b in _buffers(norm)) for name, norm in norms.items()}  # pyright: ignore
 
 
-def load_statistics_(model: nn.Module, values: Statistics) -> None:
+def load_statistics_(model: GivenModel, values: Statistics) -> None:
     """Put ``values`` in place of ``model``'s running statistics. In place. Raises ``InputError`` where the norms differ."""
-    norms = _norms(model)
+    norms = _norms(model_of(model))
     if norms.keys() != values.keys():
         raise InputError(f"statistics of {sorted(values)} don't fit a model whose batch norms are {sorted(norms)}")
     with torch.no_grad():
@@ -40,7 +42,7 @@ def load_statistics_(model: nn.Module, values: Statistics) -> None:
 
 
 def recalibrate(
-    model: nn.Module,
+    model: GivenModel,
     batches: Iterable[Any],
     settings: Sequence[Setting] | None = None,
     *,
@@ -66,6 +68,7 @@ def recalibrate(
     >>> torch.equal(found["1"][0], model[1].running_mean), model.training
     (True, False)
     """
+    model = model_of(model)
     if not _norms(model):
         raise InputError("recalibrate found no batch norm with running statistics in the model; nothing needs recalibration")
     if settings is None:

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.outcome import GivenModel, model_of
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Generator[None]:
+def gathered(model: GivenModel) -> Generator[None]:
     """Inside, the parameters of ``model``'s samplings are whole tensors, also where FSDP2 (``fully_shard``) keeps a share of
     them in each process. Gradients reach the shares. A call on all processes alike, for it communicates; where nothing is
     sharded it does nothing.
@@ -27,7 +28,7 @@ def gathered(model: nn.Module) -> Generator[None]:
     """
     whole: dict[int, Tensor] = {}
     shares: list[tuple[nn.Module, str, Any]] = []
-    for sampling in model.modules():
+    for sampling in model_of(model).modules():
         if isinstance(sampling, Sampling):
             for module in sampling.modules():
                 shares += [(module, name, p) for name, p in module._parameters.items() if hasattr(p, "full_tensor")]

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ccrewrite import nn as layers
 from ccrewrite.errors import InputError
-from ccrewrite.families.cc.sampling import nyquist_penalty
 from ccrewrite.training.batches import Share, inputs_and_target
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation
-from ccrewrite.training.losses import repulsive_loss
 from ccrewrite.training.positions import clamp_positions
 from ccrewrite.training.schedules import FreezeSchedule
 from ccrewrite.training.sharded import gathered
@@ -133,9 +132,9 @@ class Steps:
         if self.config.repulsion or self.config.smoothness:
             with gathered(self.model):
                 if self.config.repulsion:
-                    found["repulsion"] = self.config.repulsion * repulsive_loss(self.model).square()
+                    found["repulsion"] = self.config.repulsion * layers.repulsive_loss(self.model).square()
                 if self.config.smoothness:
-                    found["smoothness"] = self.config.smoothness * nyquist_penalty(self.model)
+                    found["smoothness"] = self.config.smoothness * layers.nyquist_penalty(self.model)
         return found
 
     @torch.no_grad()

@@ -31,18 +31,21 @@ def trained(tmp_path: Path | None = None, epochs: int = 4, every: int = 2) -> tu
 def test_records_what_the_layers_have() -> None:
     model, recorder = trained()
     assert recorder.steps == [0, 2, 4]
-    assert list(recorder.positions) == ["3"]
-    assert list(recorder.profiles) == ["0", "4"]
+    assert {name: found[0].kind for name, found in recorder.recordings.items()} == {
+        "0": "profiles",
+        "3": "positions",
+        "4": "profiles",
+    }
     sampling = model[3].sampling
-    assert torch.equal(recorder.positions["3"][-1], sampling.positions().detach())
-    assert (recorder.positions["3"][0].abs() - torch.tensor([2.0, 0.0, 2.0])).abs().min() == 0
+    assert torch.equal(recorder.recordings["3"][-1].tensors[0], sampling.positions().detach())
+    assert (recorder.recordings["3"][0].tensors[0].abs() - torch.tensor([2.0, 0.0, 2.0])).abs().min() == 0
     # The continuous kernel at whole samples is what the layer convolves with.
-    vertical = recorder.profiles["0"][-1][0]
+    vertical = recorder.recordings["0"][-1].tensors[0]
     assert vertical.shape == (3, 41)
     unit = torch.zeros(6, 1, 3, 3)
     unit[:, :, 1, 1] = 1
     kernel = model[0].sampling.kernel(unit)[0, 0]
-    horizontal = recorder.profiles["0"][-1][1]
+    horizontal = recorder.recordings["0"][-1].tensors[1]
     assert torch.allclose(torch.outer(vertical[1, 4:37:8], horizontal[1, 4:37:8])[1:4, 1:4], kernel[2:5, 2:5], atol=1e-5)
 
 

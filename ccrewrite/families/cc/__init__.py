@@ -14,6 +14,7 @@ from ccrewrite.families.family import Family
 
 FAMILY = Family(
     name="cc",
+    title="CC",
     samplings=(CCSampling,),
     layers=(CCConv1d, CCConv2d, CCConv3d, CCConvTranspose1d, CCConvTranspose2d, CCConvTranspose3d),
     rules=(StridedToCC, TransposedToCC),

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.cc import curves, separable
 from ccrewrite.families.cc import functions as cc_functions
-from ccrewrite.families.cc import separable
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
-from ccrewrite.families.cc.profile import SUPPORT, Along, Basis, profile
+from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, Basis, profile
+from ccrewrite.families.learnable import Recording, clamp_between_
 from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
 from ccrewrite.ir.options import check_options
+from ccrewrite.ir.outcome import GivenModel, model_of
 
 Kernel = Literal["nodes", "mlp"]
 HIDDEN: dict[Kernel, int] = {"nodes": 16, "mlp": 64}
@@ -107,6 +109,26 @@ class CCSampling(ResizableSampling):
         last = (axis._modules["last"] for axis in self._modules["residual"]._modules.values())  # pyright: ignore
         return [shift, *(p for layer in last for p in layer._parameters.values())]  # pyright: ignore
 
+    def clamp_(self) -> None:
+        if self.shift is not None:
+            bound = torch.tensor(MAX_SHIFT, dtype=self.shift.dtype, device=self.shift.device)
+            clamp_between_(self.shift, -bound, bound)
+
+    @torch.no_grad()
+    def snap_(self, tol: float, *, width: float | None = None) -> float:
+        if self.shift is None:
+            return 0.0
+        near = self.shift.abs() <= tol
+        moved = float((self.shift.abs() * near).max())
+        self.shift.masked_fill_(near, 0)
+        return moved
+
+    def recording(self) -> Recording:
+        return curves.recording(self._along(), self.kernel_size)
+
+    def picture(self) -> dict[str, Any]:
+        return curves.picture(self._along(), self.kernel_size)
+
     def kernel(self, weight: Tensor) -> Tensor:
         return cc_functions.cc_kernel(weight, self._along(), self.dilation, self.margin)
 
@@ -174,12 +196,12 @@ def network_width_and_reach(owner: str, kernel: Kernel, hidden: int | None, reac
     return hidden, reach
 
 
-def nyquist_penalty(model: nn.Module) -> Tensor:
+def nyquist_penalty(model: GivenModel) -> Tensor:
     """``CCSampling.nyquist_penalty`` summed over the CC layers of ``model``, to be added to a loss.
 
     Raises ``InputError`` where there is none.
     """
-    found = [module.nyquist_penalty() for module in model.modules() if isinstance(module, CCSampling)]
+    found = [module.nyquist_penalty() for module in model_of(model).modules() if isinstance(module, CCSampling)]
     if not found:
         raise InputError("nyquist_penalty found no CC layer in the model; rewrite it first")
     return torch.stack(found).sum()

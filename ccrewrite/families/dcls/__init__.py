@@ -8,6 +8,7 @@ from ccrewrite.families.family import Family
 
 FAMILY = Family(
     name="dcls",
+    title="DCLS",
     samplings=(DclsSampling,),
     layers=(DclsConv1d, DclsConv2d, DclsConv3d),
     rules=(DilatedToDcls, LargeToDcls),

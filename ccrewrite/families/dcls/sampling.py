@@ -22,9 +22,9 @@ from ccrewrite.families import regions
 from ccrewrite.families.dcls import kernel as placement
 from ccrewrite.families.dcls.forms import bands as shifting
 from ccrewrite.families.dcls.forms import operators
-from ccrewrite.families.dcls.kernel import Axis, positions_of, widths_of
+from ccrewrite.families.dcls.kernel import Axis, positions_of
+from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
-from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
 from ccrewrite.ir.options import check_options
@@ -33,7 +33,7 @@ Sharing = Literal["tap", "group", "out", "in", "full"]
 SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
 
 
-class DclsSampling(Sampling):
+class DclsSampling(TapPositions):
     """Learnable positions of one convolution's taps.
 
     Args:
@@ -64,8 +64,6 @@ class DclsSampling(Sampling):
 
     attributes = ("starts_exact",)
 
-    offset: nn.Parameter
-    widening: nn.Parameter | None
     form: str | None
     """How the convolution is evaluated, one of ``forms``; None: ``default_form``. ``ccrewrite.lower`` sets it."""
 
@@ -169,20 +167,6 @@ class DclsSampling(Sampling):
                 nn.init.uniform_(offset, -half, half)
         if self.widening is not None:
             nn.init.zeros_(self.widening)
-
-    def cells(self) -> list[Tensor]:
-        """Where the taps are on each axis, ``(A, B, prod(taps))`` in samples from the window's first cell, inside it."""
-        return positions_of(self.placement, self.taps, self.offset)
-
-    def positions(self) -> Tensor:
-        """Where the taps are: ``(len(axes), A, B, *taps)``, in samples from the window's centre, inside the window."""
-        found = self.cells()
-        return torch.stack([found[a] - (self.window[a] - 1) / 2 for a in self.axes]).view(self.offset.shape)
-
-    def widths(self) -> Tensor | None:
-        """Width of every tap, of ``offset``'s shape, in samples; None for "linear"."""
-        found = widths_of(self.placement, self.interpolation, self.width, self.widening)
-        return None if self.widening is None else torch.stack([w for w in found if w is not None]).view(self.offset.shape)
 
     def movers(self) -> list[Tensor]:
         if not self.starts_exact:

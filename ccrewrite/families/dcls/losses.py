@@ -1,15 +1,16 @@
-"""Losses on the geometry itself."""
+"""A loss on the positions of taps."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.ir.outcome import GivenModel, model_of
 
 
-def repulsive_loss(model: nn.Module) -> Tensor:
+def repulsive_loss(model: GivenModel) -> Tensor:
     """How much the taps of DCLS layers crowd each other, a scalar in [0, 1]; 0 where all are a sample or more apart.
 
         R = mean over layers of  2 / (T (T - 1) A B) * sum over sets of positions, sum_{i<j} max(0, 1 - |p_i - p_j|)
@@ -28,7 +29,7 @@ def repulsive_loss(model: nn.Module) -> Tensor:
     """
     terms: list[Tensor] = []
     counted: set[int] = set()
-    for sampling in model.modules():
+    for sampling in model_of(model).modules():
         if isinstance(sampling, DclsSampling) and id(sampling.offset) not in counted:
             counted.add(id(sampling.offset))
             places = torch.stack(sampling.cells())  # (ndim, A, B, T)
