@@ -23,7 +23,8 @@ from ccrewrite.export.report import ExportReport
 from ccrewrite.export.sizes import SIZES, Mode, Sizes, without_sizes
 from ccrewrite.export.translations import translations
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.passes.fold.fold import ROOT, find, fold, sampling_at
+from ccrewrite.ir.sites import ROOT
+from ccrewrite.passes.fold.fold import find, fold, sampling_at
 from ccrewrite.passes.fold.sites import FoldedSite
 from ccrewrite.passes.scales.sizes import samplings_of
 from ccrewrite.passes.substitute import copied

@@ -17,6 +17,7 @@ from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.sites import ROOT
 from ccrewrite.passes.scales.resize import Resizing, resize_
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import Expr, samplings_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ccrewrite.export.functions import Operator
 
 Mode = Literal["fixed", "ratio", "input"]
-ROOT = "(root)"
 SIZES = "ccrewrite_sizes"
 """The argument of a model that is exported that has the sizes."""
 

@@ -32,8 +32,20 @@ LAYERS: dict[tuple[type[Sampling], type[_ConvNd]], type[RewrittenConv]] = {}
 
 
 class Samplings(nn.ModuleDict):
-    """The samplings of a module's functional convolutions, by name. An ``nn.Sequential`` that is given them runs them as one of
+    """The samplings of a module's functional convolutions, by key. An ``nn.Sequential`` that is given them runs them as one of
     its layers, so as a layer they do nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.suffixes: dict[str, str] = {}
+        """Key -> what the name of the site adds to the module's path (``ccrewrite.families.sites``)."""
+
+    def put(self, key: str, sampling: Sampling, suffix: str) -> None:
+        self[key], self.suffixes[key] = sampling.train(self.training), suffix
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        del self.suffixes[key]
 
     def forward(self, input: Any) -> Any:
         return input
@@ -123,7 +135,7 @@ def release_(layer: RewrittenConv) -> _ConvNd:
     Where they are few taps in a window, it gets the kernel that these make, without what reaches beyond the original extent.
     """
     weight = layer._parameters.get("weight")
-    if weight is not None and tuple(weight.shape[2:]) != layer.sampling.kernel_size:
+    if weight is not None and layer.sampling.own_weight:
         extent = (slice(m, m + k) for m, k in zip(layer.sampling.margin, layer.sampling.kernel_size, strict=True))
         kernel = layer.sampling.kernel(weight).detach()[(..., *extent)]
         layer._parameters["weight"] = nn.Parameter(kernel.contiguous(), requires_grad=weight.requires_grad)
@@ -133,13 +145,15 @@ def release_(layer: RewrittenConv) -> _ConvNd:
     return cast(_ConvNd, layer)
 
 
-def host_(module: nn.Module, key: str, sampling: Sampling, route: Route) -> None:
-    """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place."""
+def host_(module: nn.Module, key: str, sampling: Sampling, route: Route, suffix: str) -> None:
+    """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place.
+
+    ``suffix``: what the name of the site adds to the path of ``module`` (``ccrewrite.families.sites``)."""
     if HOSTED not in module._modules:
         _change_class_(module, _hosting_class)
         module.add_module(HOSTED, Samplings().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
-    cast(Samplings, module._modules[HOSTED])[key] = sampling.train(module.training)
+    cast(Samplings, module._modules[HOSTED]).put(key, sampling, suffix)
     vars(module)["ccrewrite_routes"] += (route,)
 
 

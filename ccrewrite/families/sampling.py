@@ -74,6 +74,11 @@ class Sampling(Learnable, ABC):
         return self.kernel_size
 
     @property
+    def own_weight(self) -> bool:
+        """Whether the layer's weight is not the original's, but ``taps`` that were made of it."""
+        return self.taps != self.kernel_size
+
+    @property
     def sets(self) -> tuple[int, int]:
         """Along the weight's first two dimensions, how many channels have a geometry of their own: ``(1, 1)`` where one is
         everybody's."""

@@ -32,6 +32,10 @@ REASONS: dict[str, str] = {
 """Code -> what it means, in general; a decision's message gives the values. docs/reasons.md has a section for each."""
 
 
+ROOT = "(root)"
+"""Name of a site that is the model itself."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What happens to a site. ``code`` is the name of the rule that rewrites it, or a key of ``REASONS``."""
@@ -49,7 +53,8 @@ class Site:
     """A convolution of the model: all the calls with one weight and geometry.
 
     ``name`` is the module's path, or for a functional call that of its weight (``"up.kernel"``) or of the module whose forward
-    calls it and the function (``"up:conv1d"``). ``calls`` counts them in one run; ``input_shapes`` and ``output_shapes`` are
+    calls it and the function (``"up:conv1d"``); a second one is ``"up:conv1d#2"``. ``aliases`` are the names at other paths
+    under which the module is registered. ``calls`` counts the calls in one run; ``input_shapes`` and ``output_shapes`` are
     theirs. ``module`` is the path of the calling module; ``weight`` the name of the parameter or buffer, None if computed.
     """
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ccrewrite.families.adopt import RewrittenConv, has_own_forward, torch_layer
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, rewritten_sites, site_name, suffix_of
 from ccrewrite.ir.capture import ConvCall, Program
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.ir.sites import UNDECIDED, Decision, Site
-
-ROOT = "(root)"
-"""Name of a site that is the model itself."""
+from ccrewrite.ir.sites import ROOT, UNDECIDED, Decision, Site
 
 
 def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
@@ -25,14 +23,40 @@ def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
 
     Sites that no rule can rewrite carry their decision already.
     """
+    there = rewritten_sites(model)
     groups: dict[Hashable, list[ConvCall]] = defaultdict(list)
     for call in program.calls:
         groups[_key(model, call)].append(call)
-    sites = [_site(model, calls) for calls in groups.values()]
+    sites = [_site(model, calls, {id(s.sampling): s for s in there.values()}) for calls in groups.values()]
     sites = [s if (refusal := _refusal(model, s, sites)) is None else replace(s, decision=refusal) for s in sites]
     used = {s.module for s in sites} | {s.weight.rpartition(".")[0] for s in sites if s.weight}
     sites += [_never_called(n, m) for n, m in model.named_modules() if _is_conv(m) and n not in used]
-    return tuple(_with_aliases(model, _distinct(sites)))
+    return tuple(_with_aliases(model, _distinct(sites, there), there))
+
+
+def host_of(model: nn.Module, path: str, weight: Tensor | None) -> tuple[str, str | None]:
+    """Of a functional call in the module at ``path``: path of the innermost module around it that also holds the weight, and
+    the weight's path in that. A computed weight is held by none: the calling module itself, and None."""
+    if weight is None:
+        return path, None
+    while True:
+        for name, tensor in _tensors(_submodule(model, path)):
+            if tensor is weight:
+                return path, name
+        path = path.rpartition(".")[0]
+
+
+def weight_of(model: nn.Module, name: str | None) -> Tensor | None:
+    """The parameter or buffer of this name; None for a computed weight."""
+    if name is None:
+        return None
+    owner, _, attribute = name.rpartition(".")
+    return getattr(_submodule(model, owner), attribute)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:
@@ -51,28 +75,28 @@ def _key(model: nn.Module, call: ConvCall) -> Hashable:
     return call.module, call.weight, call.geometry, call.obstacle
 
 
-def _site(model: nn.Module, calls: list[ConvCall]) -> Site:
+def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, RewrittenSite]) -> Site:
+    """``there``: the rewritten sites by the ``id`` of their sampling."""
     first = calls[0]
     module = _submodule(model, first.module)
-    path, geometry, form, decision = first.module, first.geometry, "functional", UNDECIDED
+    path, geometry, form, decision, name = first.module, first.geometry, "functional", UNDECIDED, None
     if isinstance(module, Sampling):
-        path = path.removesuffix(".sampling").removesuffix("sampling")
         geometry = replace(geometry, kernel_size=module.kernel_size, dilation=module.dilation)
         decision = Decision(False, "already-rewritten", f"its geometry is a {type(module).__name__} already; revert to redo it")
-        module = _submodule(model, path)
+        if (site := there.get(id(module))) is not None:
+            path, name = site.path, site.name
+            module = module if site.key is not None else site.module
     if _is_conv(module):
         form = "module"
         if not has_own_forward(module.replaced_class if isinstance(module, RewrittenConv) else type(module)):
             geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
     elif first.obstacle:
         form = "module"
-    name = path or ROOT
-    if form == "functional" and not isinstance(module, Sampling):
-        weight_owner = (first.weight or "").removesuffix(".weight")
-        function = f"conv{'_transpose' if geometry.transposed else ''}{geometry.ndim}d"
-        name = weight_owner or f"{path}:{function}"
+    if name is None and form == "functional":
+        host, weight = host_of(model, path, weight_of(model, first.weight))
+        name = site_name(host, call_suffix(weight, geometry))
     return Site(
-        name=name,
+        name=name or path or ROOT,
         aliases=(),
         form=form,
         layer=type(module).__name__,
@@ -151,24 +175,28 @@ def _never_called(name: str, module: nn.Module) -> Site:
     )
 
 
-def _distinct(sites: Iterable[Site]) -> list[Site]:
-    """Sites with one name each: the second ``up:conv1d`` is ``up:conv1d#2``."""
-    seen: Counter[str] = Counter()
-    named: list[Site] = []
+def _distinct(sites: Iterable[Site], there: Collection[str]) -> list[Site]:
+    """Sites with one name each. Modules, and what is rewritten already (``there``), keep the name that they have; the second
+    other site called ``up:conv1d`` is ``up:conv1d#2``."""
+    sites = list(sites)
+    kept = {s.name for s in sites if s.form == "module"} | set(there)
+    named: dict[str, Site] = {}
     for site in sites:
-        seen[site.name] += 1
-        count = seen[site.name]
-        named.append(site if count == 1 else replace(site, name=f"{site.name}#{count}"))
-    return named
+        keeps = site.form == "module" or site.decision.code == "already-rewritten"
+        name = free_name(site.name, named if keeps else named.keys() | kept)
+        named[name] = replace(site, name=name)
+    return list(named.values())
 
 
-def _with_aliases(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
-    """The other paths under which a site's module is registered."""
+def _with_aliases(model: nn.Module, sites: Iterable[Site], there: Mapping[str, RewrittenSite]) -> Iterator[Site]:
+    """The names that sites have at the other paths under which their module, or host, is registered."""
     paths: dict[int, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         paths[id(module)].append(path)
-    with_them: list[Site] = []
     for site in sites:
-        others = [p for p in paths[id(_submodule(model, site.module))] if p != site.module]
-        with_them.append(replace(site, aliases=tuple(others)) if site.form == "module" else site)
-    return with_them
+        if site.name in there:
+            yield replace(site, aliases=there[site.name].aliases)
+            continue
+        path = site.module if site.form == "module" else host_of(model, site.module, weight_of(model, site.weight))[0]
+        others = (p for p in paths[id(_submodule(model, path))] if p != path)
+        yield replace(site, aliases=tuple(site_name(p, suffix_of(site.name, path)) for p in others))

@@ -10,6 +10,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import HOSTED, Samplings
 from ccrewrite.families.reroute import at_path
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import suffix_of
 from ccrewrite.ir.calls import FUNCTIONS, Call, as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
@@ -24,7 +25,7 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
         )
     if HOSTED not in module._modules:
         module.add_module(HOSTED, Samplings().train(module.training))
-    cast(Samplings, module._modules[HOSTED])[key] = sampling.train(module.training)
+    cast(Samplings, module._modules[HOSTED]).put(key, sampling, suffix_of(site.name, site.module))
     for node in nodes:
         call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)

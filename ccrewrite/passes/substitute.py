@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,8 +20,10 @@ from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, relea
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import suffix_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
+from ccrewrite.passes.detect import host_of, weight_of
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
 from ccrewrite.passes.rules import rule_for
 
@@ -97,9 +99,10 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
         key = _free_key(module, site)
         reroute_nodes_(module, key, sampling, site, weight)
         return Substitution(sampling, lambda: restore_nodes_(module, key))
-    host, relative = _host(model, site, weight)
+    path, relative = host_of(model, site.module, weight)
+    host = model.get_submodule(path)
     key = _free_key(host, site)
-    host_(host, key, sampling, Route.of(f"{HOSTED}.{key}", relative, site.geometry))
+    host_(host, key, sampling, Route.of(f"{HOSTED}.{key}", relative, site.geometry), suffix_of(site.name, path))
     return Substitution(sampling, lambda: unhost_(host, key))
 
 
@@ -107,28 +110,7 @@ def _weight(model: nn.Module, site: Site) -> Tensor | None:
     """The tensor that decides dtype, device and whether the geometry is trained; None for a computed functional weight."""
     if site.form == "module":
         return next(model.get_submodule(site.module).parameters(), None)
-    if site.weight is None:
-        return None
-    owner, _, name = site.weight.rpartition(".")
-    return getattr(model.get_submodule(owner), name)
-
-
-def _host(model: nn.Module, site: Site, weight: Tensor | None) -> tuple[nn.Module, str | None]:
-    """The innermost module around the call that also holds the weight, and the weight's path in it."""
-    if weight is None:
-        return model.get_submodule(site.module), None
-    path = site.module
-    while True:
-        host = model.get_submodule(path)
-        for name, tensor in _tensors(host):
-            if tensor is weight:
-                return host, name
-        path = path.rpartition(".")[0]
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    return weight_of(model, site.weight)
 
 
 def _free_key(host: nn.Module, site: Site) -> str:

@@ -13,7 +13,6 @@ from torch.nn.utils import parametrize
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv, torch_layer
-from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry
 
@@ -71,8 +70,7 @@ def class_of(module: nn.Module) -> str:
 
 
 def _dense_shapes(model: nn.Module) -> dict[int, tuple[int, ...]]:
-    """``id`` of each weight that is few taps in a window -> the shape of the kernel that it was."""
+    """``id`` of each weight that is not the original's -> the shape of the kernel that it was."""
     layers = [m for m in model.modules() if isinstance(m, RewrittenConv)]
-    sparse = [m for m in layers if isinstance(m.sampling, DclsSampling) and m.sampling.elements is not None]
-    weights = [(m._parameters.get("weight"), m.sampling.kernel_size) for m in sparse]
+    weights = [(m._parameters.get("weight"), m.sampling.kernel_size) for m in layers if m.sampling.own_weight]
     return {id(w): (*w.shape[:2], *size) for w, size in weights if w is not None}

@@ -19,19 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import _SIZE as DTYPES
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
-from torch._dynamo import OptimizedModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.preserve import _Attributes as Attributes
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.saving.original import added_names, described
-from ccrewrite.saving.recipe import REMEDY, Recipe
+from ccrewrite.saving.placed import REMEDY
+from ccrewrite.saving.recipe import Recipe
 
-FORMAT = 1
-"""Of recipe.json. A later one is refused."""
+FORMAT = 2
+"""Of recipe.json. A later one is refused. 1, of version 0.1, had no names of sites."""
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
 
 
@@ -44,8 +44,8 @@ def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, ge
     has as well: kilobytes, for the original that they were learned on.
 
     Both files are written under temporary names and moved into place. Raises ``InputError`` where nothing in the model is
-    rewritten, where it holds what can't be written (tensors without values or sharded ones, samplings of a class of yours), and
-    where the directory can't be written.
+    rewritten, where it holds what can't be written (tensors without values or sharded ones, samplings of no family that is
+    registered), and where the directory can't be written.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2)), torch.randn(1, 3, 16, 16)
@@ -59,8 +59,8 @@ def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, ge
     model = rewritten.model if isinstance(rewritten, Result) else rewritten
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"save takes what rewrite returned, or its model; found {type(model).__name__}")
-    model = _unwrapped(model)
     recipe = Recipe.of(model)
+    model = unwrapped(model)
     if not recipe.samplings:
         raise InputError(
             f"nothing in this {type(model).__name__} is rewritten; rewrite returns a copy, and save takes that (result.model)"
@@ -211,10 +211,3 @@ def _storable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         taken.add(storage.data_ptr())
         stored[name] = value.clone() if shared else value
     return stored
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Without what compiles or parallelises it: those put a prefix before every name."""
-    while isinstance(model, (OptimizedModule, DataParallel, DistributedDataParallel)):
-        model = cast(nn.Module, model._orig_mod if isinstance(model, OptimizedModule) else model.module)
-    return model

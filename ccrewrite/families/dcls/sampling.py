@@ -146,6 +146,10 @@ class DclsSampling(TapPositions):
         return self.elements, *(k for a, k in enumerate(self.kernel_size) if a not in self.axes)
 
     @property
+    def own_weight(self) -> bool:
+        return self.elements is not None
+
+    @property
     def sets(self) -> tuple[int, int]:
         return self.offset.shape[1], self.offset.shape[2]
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.families.adopt import HOSTED, RewrittenConv
 from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.families.dcls.sampling import DclsSampling
-from ccrewrite.families.reroute import Rerouted, Route
+from ccrewrite.families.reroute import Rerouted
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check, OutputCheck
+from ccrewrite.ir.names import hits, patterns_of
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.fold.layers import Alternative, alternative, at_start, fold_hosted_, fold_layer_
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.fold.sites import Folded, FoldedSite
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
-
-ROOT = "(root)"
 
 
 @torch.no_grad()
@@ -66,18 +66,19 @@ def fold(
     >>> rewritten = ccrewrite.rewrite(model, x).model
     >>> _ = rewritten.sampling.offset.data[0, ..., 0, :].fill_(1.0)    # the first row of taps, one sample down
     >>> folded = fold(rewritten, x)
-    >>> folded.model.weight.shape, folded[ROOT].message, folded.check.ok
+    >>> folded.model.weight.shape, folded["(root)"].message, folded.check.ok
     (torch.Size([8, 3, 4, 3]), 'k4x3 d1x2', True)
     """
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
     inputs = Inputs.of(example_inputs)
-    sites = find(model)
+    model = unwrapped(model)
+    sites = rewritten_sites(model)
     if not sites:
         raise InputError(f"nothing in this {type(model).__name__} was rewritten, so there is nothing to fold")
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise InputError("the model is on the meta device: folding reads positions and weights; load them first")
-    chosen = _selected(list(sites), include, exclude)
+    chosen = _selected(sites, include, exclude)
     _check_forms(model, forms or {})
     snapped = copied(model)
     losses = snap_(snapped, chosen, tol) if tol else {}
@@ -109,22 +110,7 @@ class _Place:
 
 def find(model: nn.Module) -> dict[str, _Place]:
     """The rewritten sites of ``model``, by name, in the order of its modules."""
-    found: dict[str, _Place] = {}
-
-    def add(name: str, place: _Place) -> None:
-        n = 1
-        while (free := name if n == 1 else f"{name}#{n}") in found:
-            n += 1
-        found[free] = place
-
-    for path, module in model.named_modules():
-        if isinstance(module, RewrittenConv):
-            add(path or ROOT, _Place(path, None))
-        hosted = module._modules.get(HOSTED)
-        for key, sampling in hosted._modules.items() if hosted is not None else ():
-            if isinstance(sampling, Sampling):
-                add(_hosted_name(path, module, key), _Place(path, key))
-    return found
+    return {name: _Place(site.path, site.key) for name, site in rewritten_sites(model).items()}
 
 
 def alternatives(model: nn.Module) -> dict[str, Alternative]:
@@ -147,35 +133,22 @@ def _check_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
             raise InputError(f"site {name} can't be folded to {form!r}; the sites that can take two forms are: {known}")
 
 
-def _hosted_name(path: str, module: nn.Module, key: str) -> str:
-    weight: str | None = None
-    if isinstance(module, fx.GraphModule):
-        call = next(n for n in module.graph.nodes if n.op == "call_module" and n.target == f"{HOSTED}.{key}")
-        source = call.args[1]
-        weight = str(source.target) if isinstance(source, fx.Node) and source.op == "get_attr" else None
-    else:
-        routes: tuple[Route, ...] = vars(module)["ccrewrite_routes"]
-        weight = next(r.weight for r in routes if r.sampling == f"{HOSTED}.{key}")
-    if weight is None:
-        return f"{path}:{key}"
-    return f"{path}.{weight}".removeprefix(".").removesuffix(".weight")
-
-
 def sampling_at(model: nn.Module, place: _Place) -> Sampling:
     """The sampling of a site that ``find`` found."""
     below = "sampling" if place.key is None else f"{HOSTED}.{place.key}"
     return cast(Sampling, model.get_submodule(f"{place.module}.{below}".removeprefix(".")))
 
 
-def _selected(names: Sequence[str], include: Any, exclude: Any) -> list[str]:
-    def hit(name: str, globs: str | Sequence[str]) -> bool:
-        parts = name.split(".")
-        paths = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
-        return any(fnmatchcase(p, g) for p in paths for g in ((globs,) if isinstance(globs, str) else globs))
+def _selected(sites: Mapping[str, RewrittenSite], include: Any, exclude: Any) -> list[str]:
+    wanted = None if include is None else patterns_of(include, "include")
+    unwanted = () if exclude is None else patterns_of(exclude, "exclude")
 
-    chosen = [n for n in names if (include is None or hit(n, include)) and (exclude is None or not hit(n, exclude))]
+    def hit(site: RewrittenSite, patterns: Sequence[str]) -> bool:
+        return any(hits(pattern, (site.name, *site.aliases)) for pattern in patterns)
+
+    chosen = [n for n, s in sites.items() if (wanted is None or hit(s, wanted)) and not hit(s, unwanted)]
     if not chosen:
-        raise SelectionError(f"include={include!r}, exclude={exclude!r} selects none of the rewritten sites {', '.join(names)}")
+        raise SelectionError(f"include={include!r}, exclude={exclude!r} selects none of the rewritten sites {', '.join(sites)}")
     return chosen
 
 

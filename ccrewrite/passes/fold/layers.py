@@ -78,7 +78,7 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool, form: str | None = None) ->
     (route,) = routes or (Route(key, name, g.transposed, g.kernel_size, g.stride, zeros, sampling.dilation),)
     fixed = FixedSampling(sampling)
     route = Route(f"{HOSTED}.{key}", *(getattr(route, f) for f in route.__dataclass_fields__ if f != "sampling"))
-    host_(conv, key, cast(Sampling, fixed), route)
+    host_(conv, key, cast(Sampling, fixed), route, "")
     return "geometry", f"{_shape(fixed.matrix, fixed.ndim, fixed.cuts)}; {why}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -15,9 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.resizable import ResizableSampling
+from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
-from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, paths, require_sites, scale_groups
+from ccrewrite.ir.names import hits
+from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
 
 Shapes = tuple[Any, ...]
@@ -131,10 +132,11 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
 
 def _require_hits(model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Group names are paths of sites or of modules around them, so a key that hits none can be told without a run."""
-    sites = samplings_of(model)
+    known = samplings_of(model)
+    sites = [site for name, site in rewritten_sites(model).items() if name in known]
     for key in settings:
-        if not any(fnmatchcase(path, key) for site in sites for path in paths(site)):
-            raise SelectionError(f"{key!r} hits no CC site or module that holds one; the sites are {', '.join(sites)}")
+        if not any(hits(key, (site.name, *site.aliases)) for site in sites):
+            raise SelectionError(f"{key!r} hits no CC site or module that holds one; the sites are {', '.join(known)}")
 
 
 def _groups(model: nn.Module, shapes: Shapes, inputs: Inputs) -> ScaleGroups:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, overload
 
 import sympy
@@ -20,6 +19,8 @@ from torch import nn
 from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.names import hits, paths
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.sizes import Expr, SizeRun, observe_sizes, samplings_of
 from ccrewrite.passes.scales.ties import Ties, number
 from ccrewrite.passes.scales.trials import Pin, Trials, scaled
@@ -130,9 +131,9 @@ class ScaleGroups(Sequence[ScaleGroup]):
     def _hit(self, key: str) -> list[str]:
         """The sites that a key of the settings means."""
         for group in self:
-            if key == group.name:
+            if key == group.name or (group.name in group.sites and key in self.run.sites[group.name].aliases):
                 return list(group.sites)
-        sites = [s for s in self.run.sites if any(fnmatchcase(p, key) for p in paths(s))]
+        sites = [name for name, sizes in self.run.sites.items() if hits(key, (name, *sizes.aliases))]
         if not sites:
             known = ", ".join(g.name for g in self)
             raise SelectionError(f"{key!r} hits no group, site or module; the scale groups are {known}")
@@ -217,7 +218,7 @@ def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
     >>> [(g.name, g.native, g.free) for g in groups]
     [('0', ((15, 15),), True)]
     """
-    inputs = Inputs.of(example_inputs)
+    model, inputs = unwrapped(model), Inputs.of(example_inputs)
     require_sites(model)
     try:
         run = observe_sizes(model, inputs)
@@ -243,12 +244,6 @@ def _ratios(key: str, setting: Setting, ndim: int) -> tuple[float, ...]:
     if len(ratios) not in (1, ndim) or not all(0 < r < float("inf") for r in ratios):
         raise InputError(f"{key!r}: expected one positive ratio, or {ndim} (one per axis), found {setting!r}")
     return ratios * ndim if len(ratios) == 1 else ratios
-
-
-def paths(site: str) -> list[str]:
-    """The site's name and the paths of the modules around it."""
-    parts = site.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _common(sites: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._pytree import tree_map
 
 from ccrewrite.families.resizable import ResizableSampling
+from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.capture import _module_stack as module_stack
@@ -48,11 +49,13 @@ class Relation:
 @dataclass
 class SiteSizes:
     """One site's output: ``symbols`` per axis, ``native`` values, and ``natural``, its size as the original arithmetic gives it
-    from its input. ``calls`` has the native sizes of all its calls; where they differ, one size can't serve them."""
+    from its input. ``calls`` has the native sizes of all its calls; where they differ, one size can't serve them. ``aliases``:
+    the site's other names."""
 
     symbols: tuple[Expr, ...]
     native: Ints
     natural: tuple[Expr, ...]
+    aliases: tuple[str, ...] = ()
     calls: list[Ints] = field(default_factory=list[Ints])
 
     @property
@@ -110,9 +113,8 @@ class ChoosesSizes:
 
 
 def samplings_of(model: nn.Module) -> dict[str, ResizableSampling]:
-    """The CC samplings of ``model`` by site name: the layer's path, or that of the sampling of a functional call."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, ResizableSampling)}
-    return {n.removesuffix("sampling").removesuffix(".") or "(root)": m for n, m in found.items()}
+    """The samplings of ``model`` that can give other output sizes, by site name."""
+    return {n: site.sampling for n, site in rewritten_sites(model).items() if isinstance(site.sampling, ResizableSampling)}
 
 
 def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
@@ -120,14 +122,15 @@ def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
 
     Raises whatever the model raises: ``scale_groups`` says it in its own words.
     """
-    env, sites = SizeEnv(), dict[str, SiteSizes]()
+    env, sites, there = SizeEnv(), dict[str, SiteSizes](), rewritten_sites(model)
 
     def sizes(name: str, natural: tuple[Any, ...]) -> tuple[Any, ...]:
         native = tuple(hint_of(n) for n in natural)
         known = sites.get(name)
         if known is None:
             pairs = [env.fresh(f"{name}[{axis}]", n) for axis, n in enumerate(native)]
-            known = sites[name] = SiteSizes(tuple(s for s, _ in pairs), native, tuple(_expr(n) for n in natural))
+            symbols, aliases = tuple(s for s, _ in pairs), there[name].aliases
+            known = sites[name] = SiteSizes(symbols, native, tuple(_expr(n) for n in natural), aliases)
             made[name] = tuple(size for _, size in pairs)
         known.calls.append(native)
         return made[name] if native == known.native else natural

@@ -27,8 +27,9 @@ from ccrewrite.folded.gathered import GATHERED
 from ccrewrite.folded.shifted import SHIFTED
 from ccrewrite.folded.sparse import SPARSE
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.sites import ROOT
 from ccrewrite.nn import CCSampling, DclsConv1d, DclsConv2d, DclsSampling, Sampling
-from ccrewrite.passes.fold.fold import ROOT, alternatives, fold
+from ccrewrite.passes.fold.fold import alternatives, fold
 from ccrewrite.passes.fold.sites import FORMS, Folded
 from ccrewrite.passes.scales.resize import resize_
 from ccrewrite.passes.verify import compare_outputs, outputs_of

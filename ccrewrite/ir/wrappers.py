@@ -1,0 +1,34 @@
+"""What stands around a model and runs it: torch.compile, DataParallel, DistributedDataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """``model``, and what is inside it as long as that is wrapped; the model itself comes last."""
+    yield model
+    while (inside := _inside(model)) is not None:
+        yield (model := inside)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside: wrappers put a prefix before every name, and take no attribute of their model's.
+
+    >>> inside = nn.Linear(2, 2)
+    >>> unwrapped(DataParallel(inside)) is inside
+    True
+    """
+    *_, inside = wrappers(model)
+    return inside
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        return cast(nn.Module, model.module)
+    # What torch.compile returns. Asking for its class would import all of dynamo.
+    return model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None

@@ -1,0 +1,222 @@
+"""One sampling of a rewritten model as data: where it is, which calls it takes, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ccrewrite.errors import InputError
+from ccrewrite.families.adopt import HOSTED, adopt_, host_
+from ccrewrite.families.family import families, sampling_classes
+from ccrewrite.families.reroute import Route, at_path
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, site_name, suffix_of
+from ccrewrite.ir.calls import uncast
+from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.sites import Site
+from ccrewrite.passes.graph import reroute_nodes_
+from ccrewrite.saving.original import layer_of, named
+
+REMEDY = "load takes a fresh original: built by the same code and arguments, as it was before rewrite"
+REGISTER = (
+    "An installed package with an entry point of the group ccrewrite.families makes its family known, and so does "
+    "ccrewrite.register_family"
+)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One sampling: where it is, what it takes, and how to make it."""
+
+    module: str
+    """Path of the convolution, or of the module whose forward makes the calls."""
+    key: str | None
+    """Of the sampling among those of ``module``'s functional calls; None: ``module`` is the convolution."""
+    suffix: str = field(compare=False)
+    """What the site's name adds to ``module`` (``ccrewrite.families.sites``)."""
+    layer: str
+    """Class of ``module`` before it was rewritten, and the geometry of a convolution."""
+    weight: str | None
+    """The tensor that the calls use, from ``module``; None: computed, or the layer's own."""
+    sampling: str
+    """Its class."""
+    dtype: str
+    geometry: ConvGeometry
+    options: dict[str, Any]
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(cls, site: RewrittenSite, kinds: Mapping[str, type[Sampling]]) -> Self:
+        """``kinds``: the sampling classes of all families. Raises ``InputError`` where the site's is none of them, or where its
+        options can't be written."""
+        sampling, kind = site.sampling, type(site.sampling)
+        if kinds.get(kind.__name__) is not kind:
+            raise InputError(
+                f"{site.name}: its {kind.__name__} belongs to no family that is registered, so load couldn't make it again; "
+                f"found {_known()}. {REGISTER}"
+            )
+        dtypes = (t.dtype for t in (*sampling.parameters(), *sampling.buffers()) if t.is_floating_point())
+        return cls(
+            module=site.path,
+            key=site.key,
+            suffix=suffix_of(site.name, site.path),
+            layer=layer_of(site.module),
+            weight=_weight(site.module, site.key),
+            sampling=kind.__name__,
+            dtype=named(next(dtypes, torch.float32)),
+            geometry=sampling.geometry,
+            **_settings(site.name, sampling),
+        )
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        fields: dict[str, Any] = {**frozen(data), "geometry": ConvGeometry(**frozen(data["geometry"]))}
+        return cls(**fields)
+
+    def completed(self, kind: type[Sampling]) -> Self:
+        """With the options that ``kind`` has got since this was written, at their defaults."""
+        sampling = self._made(kind, "meta")
+        self.set_(sampling)
+        return replace(self, **_settings(self.name, sampling))
+
+    @property
+    def name(self) -> str:
+        """Of the site."""
+        return site_name(self.module, self.suffix)
+
+    @property
+    def path(self) -> str:
+        """Of the sampling."""
+        return ".".join(filter(None, (self.module, self._within)))
+
+    @property
+    def _within(self) -> str:
+        return "sampling" if self.key is None else f"{HOSTED}.{self.key}"
+
+    def made(self) -> dict[str, Any]:
+        """All that can't be changed once it is made."""
+        return {name: value for name, value in asdict(self).items() if name not in ("suffix", "attributes")}
+
+    def make(self, kind: type[Sampling], device: torch.device) -> Sampling:
+        """The sampling. What is loaded next has no values yet."""
+        sampling = self._made(kind, "meta")
+        return sampling.to_empty(device=device) if _loads_all(sampling) else self._made(kind, device)
+
+    def _made(self, kind: type[Sampling], device: Any) -> Sampling:
+        with random_states_kept():
+            return kind.of(self.geometry, **self.options, dtype=getattr(torch, self.dtype), device=device)
+
+    def set_(self, sampling: nn.Module) -> None:
+        """Give ``sampling`` the attributes."""
+        # What isn't set comes first: some exclude each other.
+        for name, value in sorted(self.attributes.items(), key=lambda item: item[1] is not None):
+            setattr(sampling, name, value)
+
+    def put_(self, module: nn.Module, sampling: Sampling) -> None:
+        """Rewrite ``module``, which is as it was before, with ``sampling``."""
+        weight = None if self.weight is None else at_path(module, self.weight)
+        reference = weight if self.key is not None else next(module.parameters(), None)
+        if isinstance(reference, nn.Parameter):
+            sampling.requires_grad_(reference.requires_grad)
+        if isinstance(module, fx.GraphModule):
+            reroute_nodes_(module, cast(str, self.key), sampling, self._site(), weight)
+            return
+        route = Route.of(self._within, self.weight, self.geometry)
+        if self.key is not None:
+            host_(module, self.key, sampling, route, self.suffix)
+            return
+        layer = cast(_ConvNd, adopt_(cast(_ConvNd, module), sampling, (route,)))
+        if sampling.own_weight:
+            dense = layer.weight
+            layer.weight = nn.Parameter(dense.new_empty(*dense.shape[:2], *sampling.taps), dense.requires_grad)
+
+    def _site(self) -> Site:
+        dtype, nothing = getattr(torch, self.dtype), torch.device("meta")
+        return Site(self.name, (), "functional", self.layer, self.geometry, 0, (), (), self.module, self.weight, dtype, nothing)
+
+
+def kinds_of(samplings: Iterable[Placed]) -> dict[str, type[Sampling]]:
+    """The sampling classes of all families. Raises ``InputError`` where one of ``samplings`` has another."""
+    kinds = sampling_classes()
+    for placed in samplings:
+        if placed.sampling not in kinds:
+            raise InputError(f"{placed.name}: no registered family has a {placed.sampling}; found {_known()}. {REGISTER}")
+    return kinds
+
+
+def with_suffixes(samplings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The samplings of a recipe of format 1, which had no names of sites: as ``plan`` gives them."""
+    names: list[str] = []
+    found: list[dict[str, Any]] = []
+    for data in samplings:
+        path, geometry = data["module"], ConvGeometry(**frozen(data["geometry"]))
+        suffix = "" if data["key"] is None else call_suffix(data["weight"], geometry)
+        names.append(free_name(site_name(path, suffix), names))
+        found.append({**data, "suffix": suffix_of(names[-1], path)})
+    return found
+
+
+def frozen(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    if isinstance(value, (list, tuple)):
+        return tuple(frozen(v) for v in cast("list[Any]", value))
+    return {k: frozen(v) for k, v in cast("dict[str, Any]", value).items()} if isinstance(value, dict) else value
+
+
+def plain(value: Any) -> Any:
+    """Numbers of other libraries as Python's, tuples as lists."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in cast("tuple[Any, ...]", value)]
+    return value.item() if hasattr(value, "item") and not isinstance(value, Tensor) else value
+
+
+def _settings(site: str, sampling: Sampling) -> dict[str, Any]:
+    """``options`` and ``attributes`` of a ``Placed``."""
+    attributes = {name: getattr(sampling, name) for name in sampling.attributes}
+    return {"options": _written(site, sampling.options()), "attributes": _written(site, attributes)}
+
+
+def _written(site: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as they come back from a file."""
+    for name, value in values.items():
+        if not _is_data(plain(value)):
+            raise InputError(f"{site}: save writes numbers, strings, None, and lists of those; found {name}={value!r}")
+    return frozen(plain(values))
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_data, cast("list[Any]", value)))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _known() -> str:
+    return ", ".join(f"{family.name} ({', '.join(kind.__name__ for kind in family.samplings)})" for family in families())
+
+
+def _loads_all(sampling: Sampling) -> bool:
+    """Whether every tensor of ``sampling`` is saved, so that none needs the values that its constructor gives it."""
+    for module in sampling.modules():
+        if module._non_persistent_buffers_set or any(isinstance(value, Tensor) for value in vars(module).values()):
+            return False
+    return True
+
+
+def _weight(module: nn.Module, key: str | None) -> str | None:
+    """The tensor that the calls of a sampling use, relative to ``module``."""
+    if isinstance(module, fx.GraphModule):
+        target = f"{HOSTED}.{key}"
+        calls = (n for n in module.graph.nodes if n.op == "call_module" and n.target == target)
+        source = next((uncast(n.args[1]) for n in calls), None)
+        return cast(str, source.target) if source is not None and source.op == "get_attr" else None
+    within = "sampling" if key is None else f"{HOSTED}.{key}"
+    routes: tuple[Route, ...] = vars(module).get("ccrewrite_routes", ())
+    return next((route.weight for route in routes if route.sampling == within), None)
