@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ccrewrite.errors import InputError, SelectionError
-from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
@@ -18,12 +17,10 @@ from ccrewrite.ir.sites import Plan, Site
 from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
-from ccrewrite.passes.rules import check_rules
+from ccrewrite.passes.rules import Rules, check_rules
 from ccrewrite.passes.scales.resize import resize_
 from ccrewrite.passes.substitute import copied, revert_, substitute_
 from ccrewrite.passes.verify import compare_outputs, outputs_of
-
-Rules = Sequence[Rule | str | Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,10 @@ def plan(
     """What ``rewrite`` would do with each convolution that ``model(example_inputs)`` runs. Touches nothing.
 
     ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments. ``rules`` is an ordered
-    list of rules (objects, names, or mappings as in a TOML file), ``DEFAULT_RULES`` if None. ``include`` and ``exclude`` are
-    globs of site names or a predicate on the ``Site``; ``kinds`` some of "dilated", "strided", "transposed", "large".
-    ``how`` forces the way of capturing, "export" or "observe".
+    list of rules (objects, names, or mappings as in a TOML file), or a mapping of patterns of site names to rules, where the
+    first pattern that hits a site counts, and None leaves it alone; by default, the families' default rules. ``include`` and
+    ``exclude`` are patterns of site names (names, globs, ``re:...``) or a predicate on the ``Site``; ``kinds`` some of
+    "dilated", "strided", "transposed", "large", "plain". ``how`` forces the way of capturing, "export" or "observe".
 
     Raises ``InputError`` for arguments that can't be used, ``ModelRunError`` where the model raises on the inputs,
     ``SelectionError`` where ``include``, ``exclude`` and ``kinds`` leave no site.

@@ -25,7 +25,7 @@ from ccrewrite.families.dcls.rule import DilatedToDcls
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.sites import Plan
 from ccrewrite.passes.decide import Patterns, Selection, decide
-from ccrewrite.passes.rules import check_rules, rule_for
+from ccrewrite.passes.rules import LeaveAlone, Rules, check_rules, rule_for
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -86,7 +86,7 @@ def rewrite_onnx(
     path_in: str | os.PathLike[str],
     path_out: str | os.PathLike[str],
     *,
-    rules: Sequence[Rule | str | Mapping[str, Any]] | None = None,
+    rules: Rules = None,
     include: Patterns = None,
     exclude: Patterns = None,
     kinds: str | Sequence[str] | None = None,
@@ -132,7 +132,7 @@ def rewrite_onnx(
         raise SelectionError(f"{source} has no convolution")
     checked_rules = check_rules(rules)
     for rule in checked_rules:
-        if not (isinstance(rule, DilatedToDcls) or (isinstance(rule, StridedToCC) and rule.exact)):
+        if not (isinstance(rule, (DilatedToDcls, LeaveAlone)) or (isinstance(rule, StridedToCC) and rule.exact)):
             raise InputError(
                 f"rule {rule.name}: an ONNX file takes dilated-to-dcls, strided-to-cc and transposed-to-cc, exact ones"
             )

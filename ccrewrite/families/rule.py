@@ -41,7 +41,14 @@ class Rule(ABC):
 
     @abstractmethod
     def takes(self, site: Site) -> bool:
-        """Whether this rule rewrites convolutions of the site's kind."""
+        """Whether this rule rewrites convolutions of the site's kind, "plain" ones included."""
+
+    def refuses(self, site: Site) -> str | None:
+        """Why this rule leaves a site of its kind alone; None: it doesn't.
+
+        The reason has the values in it. The plan shows it where no other rule rewrites the site.
+        """
+        return None
 
     @abstractmethod
     def sampling(self, site: Site, **factory: Any) -> Sampling:
@@ -59,7 +66,7 @@ class Rule(ABC):
         """Change whatever else of ``layer``, which has its sampling already; returns how to undo that."""
         return lambda: None
 
-    def admits(self, site: Site) -> bool:
+    def wants(self, site: Site) -> bool:
         """``takes``, narrowed by ``include`` and ``exclude``."""
         named = any(site.matches(p) for p in self.include) and not any(site.matches(p) for p in self.exclude)
         return named and self.takes(site)

@@ -15,8 +15,9 @@ from ccrewrite.ir.outcome import SiteTable
 REASONS: dict[str, str] = {
     "plain": "an undilated convolution of stride 1: its sampling grid has nothing to learn",
     "large": "a large dense kernel: the rule that makes those sparse is not exact, and off unless asked for",
-    "not-selected": "left out by include, exclude or kinds",
+    "not-selected": "left out by include, exclude, kinds, or a pattern of rules",
     "no-rule": "no rule in `rules` takes it",
+    "refused": "a rule takes its kind, but not this one",
     "never-called": "registered, but the example inputs don't reach it",
     "already-rewritten": "a layer of ccrewrite's already",
     "complex-dtype": "complex weights",

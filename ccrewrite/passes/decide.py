@@ -14,7 +14,7 @@ from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import LARGE
 from ccrewrite.ir.names import patterns_of
 from ccrewrite.ir.sites import UNDECIDED, Decision, Site
-from ccrewrite.passes.rules import rule_for
+from ccrewrite.passes.rules import LeaveAlone, rule_for
 
 KINDS = ("dilated", "strided", "transposed", "large", "plain")
 Patterns = str | Sequence[str] | Callable[[Site], bool] | None
@@ -49,14 +49,13 @@ class Selection:
             return f"not of kinds={','.join(self.kinds)}"
         return None
 
-    def check(self, sites: Sequence[Site]) -> None:
-        """Raise ``SelectionError`` where nothing is selected; warn of each glob that hits no site."""
-        for patterns in (self.include, self.exclude):
-            for pattern in _patterns(patterns):
-                if sites and not any(site.matches(pattern) for site in sites):
-                    warnings.warn(
-                        f"{pattern!r} hits no convolution", SelectionWarning, stacklevel=5
-                    )  # the caller of plan or rewrite
+    def check(self, sites: Sequence[Site], rules: Sequence[Rule]) -> None:
+        """Raise ``SelectionError`` where nothing is selected; warn of each pattern, of ``rules`` too, that hits no site."""
+        patterns = *_patterns(self.include), *_patterns(self.exclude), *(p for rule in rules for p in rule.include if p != "*")
+        for pattern in dict.fromkeys(patterns):
+            if sites and not any(site.matches(pattern) for site in sites):
+                # stacklevel: the caller of plan or rewrite
+                warnings.warn(f"{pattern!r} hits no convolution", SelectionWarning, stacklevel=5)
         if sites and all(self.left_out_by(site) for site in sites):
             names = ", ".join(s.name for s in sites[:8]) + (", ..." if len(sites) > 8 else "")
             asked = ", ".join(
@@ -68,26 +67,31 @@ class Selection:
 
 
 def prepare(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule], selection: Selection) -> tuple[Rule, ...]:
-    """``rules``, each ready for the sites that it is the first to admit."""
-    left = [s for s in sites if s.decision is UNDECIDED and s.kinds != ("plain",) and not selection.left_out_by(s)]
+    """``rules``, each ready for the sites that it would rewrite."""
+    left = [s for s in sites if s.decision is UNDECIDED and not selection.left_out_by(s)]
     return tuple(rule.prepared(model, [s for s in left if rule_for(s, rules) is rule]) for rule in rules)
 
 
 def decide(sites: Sequence[Site], rules: Sequence[Rule], selection: Selection) -> tuple[Site, ...]:
-    """``sites`` with a decision each: the first rule that admits a site rewrites it."""
-    selection.check(sites)
+    """``sites`` with a decision each: the first rule that wants a site, and doesn't refuse it, rewrites it."""
+    selection.check(sites, rules)
     return tuple(s if s.decision is not UNDECIDED else replace(s, decision=_decision(s, rules, selection)) for s in sites)
 
 
 def _decision(site: Site, rules: Sequence[Rule], selection: Selection) -> Decision:
+    left_out_by = selection.left_out_by(site)
+    if left_out_by is None:
+        rule = rule_for(site, rules)
+        if isinstance(rule, LeaveAlone):
+            left_out_by = rule.describe(site)
+        elif rule is not None:
+            return Decision(True, rule.name, rule.describe(site))
+        elif refused := [f"{rule.name}: {why}" for rule in rules if rule.wants(site) and (why := rule.refuses(site))]:
+            return Decision(False, "refused", "; ".join(refused))
     if site.kinds == ("plain",):
         return Decision(False, "plain", "stride 1, dilation 1")
-    left_out_by = selection.left_out_by(site)
-    if left_out_by:
+    if left_out_by is not None:
         return Decision(False, "not-selected", left_out_by)
-    rule = rule_for(site, rules)
-    if rule is not None:
-        return Decision(True, rule.name, rule.describe(site))
     if site.kinds == ("large",):
         return Decision(False, "large", f"{max(site.geometry.kernel_size)} taps along an axis, at least {LARGE}")
     return Decision(False, "no-rule", f"{' '.join(site.kinds)}, and rules are {', '.join(r.name for r in rules) or 'empty'}")

@@ -1,20 +1,43 @@
-"""Rules as users give them: objects, names, or mappings as in a TOML file."""
+"""Rules as users give them: objects, names, mappings as in a TOML file, or patterns of site names with a rule each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, cast
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.family import default_rules, rules
 from ccrewrite.families.rule import Rule
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.names import patterns_of
 from ccrewrite.ir.sites import Site
+
+OneRule = Rule | str | Mapping[str, Any]
+"""A rule; its name; or a mapping with its name under "rule", and its options."""
+Rules = OneRule | Sequence[OneRule] | Mapping[str, OneRule | Sequence[OneRule] | None] | None
+"""One rule, several in order, or patterns of site names with a rule or several for each; None: the families' default rules."""
+
+
+@dataclass(frozen=True)
+class LeaveAlone(Rule):
+    """Leaves what its ``include`` hits as it is. ``None`` after a pattern of ``rules`` is short for it."""
+
+    name: ClassVar[str] = "leave-alone"
+
+    def takes(self, site: Site) -> bool:
+        return True
+
+    def sampling(self, site: Site, **factory: Any) -> Sampling:
+        raise NotImplementedError("nothing is put where a site is left alone")
+
+    def describe(self, site: Site) -> str:
+        return f"left alone by rules: {', '.join(self.include)}"
 
 
 def rule_for(site: Site, rules: Sequence[Rule]) -> Rule | None:
-    """The first of ``rules`` that admits ``site``."""
-    return next((rule for rule in rules if rule.admits(site)), None)
+    """The first of ``rules`` that wants ``site`` and doesn't refuse it."""
+    return next((rule for rule in rules if rule.wants(site) and rule.refuses(site) is None), None)
 
 
 def make_rule(options: Mapping[str, Any] | str) -> Rule:
@@ -24,7 +47,7 @@ def make_rule(options: Mapping[str, Any] | str) -> Rule:
     'out'
     """
     options = {"rule": options} if isinstance(options, str) else dict(options)
-    name, known_rules = options.pop("rule", None), rules()
+    name, known_rules = options.pop("rule", None), {**rules(), LeaveAlone.name: LeaveAlone}
     if name not in known_rules:
         raise InputError(f"unknown rule {name!r}; the rules are {', '.join(known_rules)}")
     kind = known_rules[name]
@@ -35,13 +58,40 @@ def make_rule(options: Mapping[str, Any] | str) -> Rule:
     return kind(**options)
 
 
-def check_rules(given: Sequence[Any] | None) -> tuple[Rule, ...]:
-    """``given`` as a tuple of rules (names and mappings made into them); None: the families' default rules."""
+def check_rules(given: Rules) -> tuple[Rule, ...]:
+    """``given`` as a tuple of rules.
+
+    A mapping without a "rule" key has patterns of site names (``ccrewrite.ir.names``) in order, with a rule or several for
+    each. The first pattern that hits a site says what becomes of it; None leaves it alone.
+
+    >>> [(rule.name, rule.include, rule.exclude) for rule in check_rules({"head": None, "*": "strided-to-cc"})]
+    [('leave-alone', ('head',), ()), ('strided-to-cc', ('*',), ('head',))]
+
+    Raises ``InputError`` for what is no rule, and for a rule with an ``include`` of its own after a pattern.
+    """
     if given is None:
         return default_rules()
-    if isinstance(given, (str, Mapping, Rule)):
-        given = [given]
-    for rule in given:
+    if isinstance(given, Mapping) and "rule" not in given:
+        return tuple(_of_patterns(cast("Mapping[Any, Any]", given)))
+    return tuple(_each(given))
+
+
+def _each(given: Any) -> Iterable[Rule]:
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for rule in cast("Sequence[Any]", several):
         if not isinstance(rule, (Rule, str, Mapping)):
-            raise InputError(f"a rule must be one of {', '.join(k.__name__ for k in rules().values())}, found {rule!r}")
-    return tuple(rule if isinstance(rule, Rule) else make_rule(rule) for rule in given)
+            kinds = ", ".join(kind.__name__ for kind in rules().values())
+            raise InputError(f"a rule must be one of {kinds}, its name, or a mapping with its options; found {rule!r}")
+        yield rule if isinstance(rule, Rule) else make_rule(cast("str | Mapping[str, Any]", rule))
+
+
+def _of_patterns(given: Mapping[Any, Any]) -> Iterable[Rule]:
+    before: tuple[str, ...] = ()
+    for pattern in patterns_of(tuple(given), "rules"):
+        for rule in [LeaveAlone()] if given[pattern] is None else _each(given[pattern]):
+            if rule.include != ("*",):
+                raise InputError(
+                    f"rules[{pattern!r}]: rule {rule.name} is for what the pattern hits, found its own include={rule.include}"
+                )
+            yield replace(rule, include=(pattern,), exclude=(*rule.exclude, *before))
+        before = *before, pattern

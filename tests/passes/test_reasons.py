@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.ir.sites import REASONS
+from ccrewrite.ir.sites import REASONS, Site
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.:DeprecationWarning",
@@ -48,6 +49,24 @@ def not_selected() -> Case:
 def no_rule() -> Case:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2))
     return model, pictures(), "0", {"rules": ["strided-to-cc"]}
+
+
+@dataclass(frozen=True)
+class DepthwiseToDcls(ccrewrite.DilatedToDcls):
+    name: ClassVar[str] = "depthwise-to-dcls"
+
+    def refuses(self, site: Site) -> str | None:
+        return None if site.geometry.depthwise else f"{site.geometry.groups} groups, not depthwise"
+
+
+def refused() -> Case:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, dilation=2, groups=4))
+    return model, pictures(), "0", {"rules": [DepthwiseToDcls()]}
+
+
+def left_alone() -> Case:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2))
+    return model, pictures(), "0", {"rules": {"0": None, "*": ["dilated-to-dcls", "strided-to-cc"]}}
 
 
 def never_called() -> Case:
@@ -182,8 +201,9 @@ def verification_failed() -> Case:
 TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "plain": [plain, one_tap],
     "large": [large],
-    "not-selected": [not_selected],
+    "not-selected": [not_selected, left_alone],
     "no-rule": [no_rule],
+    "refused": [refused],
     "never-called": [never_called],
     "already-rewritten": [already_rewritten],
     "complex-dtype": [complex_dtype],
@@ -243,6 +263,7 @@ def test_codes_are_stable() -> None:
         "opaque",
         "plain",
         "quantized",
+        "refused",
         "scripted",
         "several-calls",
         "shared-weight",

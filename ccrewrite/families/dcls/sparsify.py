@@ -95,9 +95,14 @@ class LargeToDcls(Rule):
         return False
 
     def takes(self, site: Site) -> bool:
-        if self.found is not None:
-            return site.name in self.found
-        return site.form == "module" and site.weight is not None and "large" in site.kinds and "transposed" not in site.kinds
+        return "large" in site.kinds and "transposed" not in site.kinds
+
+    def refuses(self, site: Site) -> str | None:
+        if site.form != "module" or site.weight is None:
+            return "its weight is not a parameter of a convolution module"
+        if self.found is not None and site.name not in self.found:
+            return f"its weight is parametrized, or {site.layer} has a forward of its own"
+        return None
 
     def prepared(self, model: nn.Module, sites: Sequence[Site]) -> Rule:
         """With taps fitted to the kernels of ``sites``."""

@@ -134,6 +134,13 @@ def test_what_it_leaves_alone() -> None:
             ccrewrite.rewrite(nn.Sequential(layer), X, rules=LargeToDcls(elements=4))
 
 
+@pytest.mark.parametrize("layer", [weight_norm(nn.Conv2d(3, 3, 7, padding=3, groups=3)), Masked(3, 3, 7, groups=3)])
+def test_it_says_why_it_leaves_a_large_kernel_alone(layer: nn.Module) -> None:
+    site = ccrewrite.plan(nn.Sequential(layer), X, rules=LargeToDcls(elements=4))["0"]
+    assert site.code == "refused"
+    assert site.message.startswith("large-to-dcls: its weight is ")
+
+
 @pytest.mark.parametrize(
     "options",
     [
