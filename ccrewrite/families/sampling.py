@@ -21,8 +21,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
-from ccrewrite.ir.calls import FUNCTIONS
+from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
 
@@ -45,6 +46,12 @@ class Sampling(Learnable, ABC):
 
     margin: Ints
     """Samples by which the window exceeds the kernel's original extent, per axis and on both sides."""
+    forms: tuple[str, ...] = ("window",)
+    """Ways to evaluate the convolution, which all compute the same. "window" builds the effective kernel and convolves."""
+    default_form: str = "window"
+    """The one of ``forms`` that a call takes while ``form`` is None."""
+    form: str | None = None
+    """The one of ``forms`` that is wanted. ``ccrewrite.lower`` sets it; a class with several forms acts on it."""
     opaque: bool = False
     """Whether torch.compile takes what is built of the geometry as operators (``regions.py``), so that layers that are alike
     are compiled once. ``ccrewrite.lower`` sets it."""
@@ -123,6 +130,17 @@ class Sampling(Learnable, ABC):
         """Whether the plain convolution computes the same. Reads values."""
         movers = self.movers()
         return bool(movers) and not any(bool(mover.any()) for mover in movers)
+
+    def estimates(self, call: CallShapes, training: bool) -> dict[str, float]:
+        """Seconds of one call on one core in each of ``forms``, from the shapes alone; with ``training``, of its backward as
+        well. To compare forms with each other: ``ccrewrite.lower`` measures those that come near the best."""
+        return dict.fromkeys(self.forms, dense_seconds(call, self.window, self.transposed, training))
+
+    @torch.no_grad()
+    def nudge_(self) -> None:
+        """Move the geometry off its start, in place: at the start some forms may have less to do than they usually have."""
+        for parameter in self.parameters():
+            parameter.add_(0.3)
 
     def describe(self) -> str:
         """What was added, in one line for a plan's table."""

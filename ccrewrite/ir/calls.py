@@ -1,10 +1,10 @@
-"""What counts as a convolution call: torch functions and aten operators, brought to one form."""
+"""What counts as a convolution call: torch functions and aten operators, brought to one notation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ FUNCTIONS: dict[tuple[bool, int], Any] = {
 """(transposed, number of spatial axes) -> torch's function."""
 
 _aten = torch.ops.aten
-FORMS: dict[Any, tuple[str, tuple[str, ...]]] = {
+SIGNATURES: dict[Any, tuple[str, tuple[str, ...]]] = {
     **{f: (f.__name__, CONV) for f in (F.conv1d, F.conv2d, F.conv3d)},
     **{f: (f.__name__, CONV_TRANSPOSE) for f in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)},
     **{
@@ -93,15 +93,28 @@ class Call:
         return {n: self.arguments[n] for n in names if n in self.arguments}
 
 
+class CallShapes(NamedTuple):
+    """One convolution call without its values, as far as it decides how long the call takes."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    bias: bool
+    dtype: torch.dtype
+    """The input's."""
+    device: torch.device
+    arguments: dict[str, Any]
+    """torch's arguments after the bias, by name, one entry per axis."""
+
+
 def as_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Call | None:
     """``function(*args, **kwargs)`` as a ``Call``, or None where it is no convolution.
 
     >>> as_call(F.conv1d, (torch.ones(1, 1, 4), torch.ones(1, 1, 3)), {"dilation": 2}).arguments
     {'dilation': 2}
     """
-    form = FORMS.get(function)
-    if form is None:
+    signature = SIGNATURES.get(function)
+    if signature is None:
         return None
-    name, names = form
+    name, names = signature
     bound = {**dict(zip(("input", "weight", "bias", *names), args, strict=False)), **(kwargs or {})}
     return Call(name, bound.pop("input"), bound.pop("weight"), bound.pop("bias", None), bound)

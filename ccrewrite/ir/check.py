@@ -31,13 +31,14 @@ class Check:
     """What verification found. ``ran`` is False where the model was not run (meta device, ``verify=False``).
 
     ``outputs`` compares the models as they run without gradients. ``built_error`` is the largest relative difference, over the
-    sites, between the plain convolution and the kernel built from the geometry, as in training: in float64, on a small input.
+    sites, between the plain convolution and the kernel built from the geometry, as in training: in float64, on a small input;
+    None where only outputs were compared.
     """
 
     outputs: tuple[OutputCheck, ...]
     ran: bool
     note: str = ""
-    built_error: float = 0.0
+    built_error: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -64,5 +65,7 @@ class Check:
         ]
         table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", ""))
         verdict = "outputs are equal" if self.ok else "outputs DIFFER"
-        built = f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64"
+        built = ""
+        if self.built_error is not None:
+            built = f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64"
         return "\n".join(filter(None, (table, verdict, built, self.note)))

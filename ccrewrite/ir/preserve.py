@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,16 +23,46 @@ def preserved(model: nn.Module, tensors: Iterable[Tensor] | None = ()) -> Genera
     ``tensors=None`` says that no real value can be written (a run on fake tensors).
     """
     modules = list(model.modules())
-    states = [_Attributes(m) for m in modules]
+    with ExitStack() as stack:
+        stack.enter_context(_restored(modules, evaluate=True))
+        if tensors is not None:
+            owned = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+            stack.enter_context(_WriteGuard([*owned, *tensors]))
+        yield
+
+
+@contextmanager
+def unwatched(models: Collection[nn.Module], tensors: Iterable[Tensor], *, evaluate: bool = True) -> Generator[None]:
+    """``preserved`` without the guard over every operator, which would be timed as well and keep torch.compile from compiling.
+
+    Of several models; copies all their buffers and ``tensors`` beforehand. With ``evaluate=False`` they stay in the mode that
+    they are in.
+    """
+    saved = [(t, t.detach().clone()) for t in (*tensors, *(b for m in models for b in m.buffers()))]
+    with _restored([module for model in models for module in model.modules()], evaluate):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, values in saved:
+                    if not torch.equal(tensor, values):
+                        tensor.copy_(values)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model without what ``torch.compile`` wraps around it."""
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+@contextmanager
+def _restored(modules: Iterable[nn.Module], evaluate: bool) -> Generator[None]:
+    states = [_Attributes(module) for module in modules]
     with ExitStack() as stack:
         stack.enter_context(random_states_kept())
         for state in states:
             stack.callback(state.restore)
-        for module in modules:
-            module.training = False
-        if tensors is not None:
-            owned = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
-            stack.enter_context(_WriteGuard([*owned, *tensors]))
+            if evaluate:
+                state.module.training = False
         yield
 
 

@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.folded.cuts import Fusing
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.check import Check
+from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold.sites import FoldedSite
+from ccrewrite.passes.verify import COMPILED, compare_outputs
 
-TOLERANCE = 1e-4
-"""Largest difference from the eager model, relative to each output's largest magnitude."""
+
+@dataclass(frozen=True)
+class Package(Outcome[FoldedSite]):
+    """What ``aot`` returns: the ``path`` of the package, what ``fold`` made of each site, and ``check``, which compares the
+    package with the model that was given."""
+
+    path: Path
+    sites: tuple[FoldedSite, ...]
+    check: Check
+
+    def rows(self) -> list[dict[str, str]]:
+        return [{"site": site.name, "becomes": site.code, "": site.message} for site in self.sites]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data: ``{"path", "sites", "check"}``."""
+        return {"path": str(self.path), "sites": [asdict(s) for s in self.sites], "check": self.check.to_dict()}
 
 
 def aot(
-    model: nn.Module,
+    model: GivenModel,
     path: str | Path,
     example_inputs: Any,
     *,
     dynamic_shapes: Any = None,
     inductor_configs: Mapping[str, Any] | None = None,
-) -> Path:
+) -> Package:
     """Fold a rewritten model, compile it ahead of time with AOTInductor and write the package (``.pt2``) to ``path``.
 
     ``torch._inductor.aoti_load_package(path)`` runs it, in Python or C++, for the device that it was compiled on.
-    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor. The package is loaded and compared with the
-    model before it takes its name; returns that.
+    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor. The package is loaded, and its outputs on
+    ``example_inputs`` compared with the model's in evaluation mode, before it takes its name.
 
     Raises ``InputError`` for a path that doesn't end in ``.pt2`` and for models with nothing rewritten, and ``ExportError``
     where torch can't export or compile the model, or the package computes something else.
@@ -42,37 +60,37 @@ def aot(
     path = Path(path)
     if path.suffix != ".pt2":
         raise InputError(f"an AOTInductor package is called something.pt2, found {str(path)!r}")
-    inputs = Inputs.of(example_inputs)
-    folded = fold(model, example_inputs).model.eval()
-    with torch.no_grad(), preserved(folded):
-        expected = tree_leaves(folded(*inputs.args, **inputs.kwargs))
-        for module in folded.modules():
-            if isinstance(module, Fusing):
-                module.fuses = True
+    given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
+    folded = fold(given, inputs)
+    with torch.no_grad(), preserved(given, inputs.tensors()):
+        expected = _leaves(inputs.run(given))
+    module = folded.model.eval()
+    for part in module.modules():
+        if isinstance(part, Fusing):
+            part.fuses = True
+    name = type(given).__name__
+    with torch.no_grad(), preserved(module, inputs.tensors()):
         try:
-            program = torch.export.export(folded, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False)
+            program = torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as error:
-            raise ExportError(f"torch.export refuses this {type(model).__name__}: {error}") from error
+            raise ExportError(f"torch.export refuses this {name}: {error}") from error
         with tempfile.TemporaryDirectory(dir=path.parent if path.parent.is_dir() else None) as folder:
             unchecked = Path(folder) / path.name
             try:
                 aoti_compile_and_package(program, package_path=str(unchecked), inductor_configs=dict(inductor_configs or {}))
-                found = tree_leaves(aoti_load_package(str(unchecked))(*inputs.args, **inputs.kwargs))
+                found = _leaves(aoti_load_package(str(unchecked))(*inputs.args, **inputs.kwargs))
             except Exception as error:
-                raise ExportError(f"AOTInductor can't compile or run this {type(model).__name__}: {error}") from error
-            _check(expected, found)
+                raise ExportError(f"AOTInductor can't compile or run this {name}: {error}") from error
+            check = Check(compare_outputs(expected, found, COMPILED), ran=True)
+            if not check.ok:
+                raise ExportError(f"the package computes something else than the model; nothing written.\n{check}")
             unchecked.replace(path)
-    return path
+    return Package(path, folded.sites, check)
 
 
-def _check(expected: list[Any], found: list[Any]) -> None:
-    if len(expected) != len(found):
-        raise ExportError(f"the package returns {len(found)} outputs, the model {len(expected)}")
-    for index, (e, f) in enumerate(zip(expected, found, strict=True)):
-        if not isinstance(e, torch.Tensor):
-            continue
-        if e.shape != f.shape:
-            raise ExportError(f"output {index} of the package has shape {tuple(f.shape)}, the model's {tuple(e.shape)}")
-        error = float((f.double() - e.double()).abs().max() / e.double().abs().max().clamp_min(1e-12)) if e.numel() else 0.0
-        if not error <= TOLERANCE:
-            raise ExportError(f"output {index} of the package differs by {error:.1e} of its largest magnitude; nothing written")
+def _leaves(outputs: Any) -> dict[str, Any]:
+    """By place: a package gives back what torch.export keeps of the outputs' structure."""
+    return {
+        f"output {index}": leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+        for index, leaf in enumerate(tree_leaves(outputs))
+    }

@@ -16,16 +16,20 @@ from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import OutputCheck
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.ir.preserve import preserved, random_states_kept
+from ccrewrite.ir.preserve import preserved, random_states_kept, uncompiled, unwatched
 from ccrewrite.ir.sites import Site
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference allowed, relative to the largest magnitude of the original's output."""
+COMPILED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""The same for code of a compiler, which fuses operators and sums in another order."""
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The leaves of ``model``'s output by path, run in evaluation mode on one random state; the model is left as it was."""
-    with preserved(model, inputs.tensors()), torch.no_grad():
+    compiled = uncompiled(model) is not model
+    left_alone = unwatched([model], inputs.tensors()) if compiled else preserved(model, inputs.tensors())
+    with left_alone, torch.no_grad():
         torch.manual_seed(0)
         # Copies: an output may be (a view of) an input or a buffer that `preserved` puts back.
         return {p: v.clone() if isinstance(v, Tensor) else v for p, v in leaves(inputs.run(model), "output")}
@@ -72,13 +76,15 @@ def _leaves(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]
         yield from _leaves(part, path + name, above)
 
 
-def compare_outputs(original: Mapping[str, Any], rewritten: Mapping[str, Any]) -> tuple[OutputCheck, ...]:
+def compare_outputs(
+    original: Mapping[str, Any], rewritten: Mapping[str, Any], tolerance: Mapping[torch.dtype, float] = TOLERANCE
+) -> tuple[OutputCheck, ...]:
     """One ``OutputCheck`` for each tensor or value that either has."""
     paths = [*original, *(p for p in rewritten if p not in original)]
-    return tuple(c for p in paths if (c := _compare(p, original.get(p), rewritten.get(p))) is not None)
+    return tuple(c for p in paths if (c := _compare(p, original.get(p), rewritten.get(p), tolerance)) is not None)
 
 
-def _compare(path: str, before: Any, after: Any) -> OutputCheck | None:
+def _compare(path: str, before: Any, after: Any, tolerance: Mapping[torch.dtype, float]) -> OutputCheck | None:
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         if type(before) is type(after) and before == after:
             return None
@@ -104,7 +110,7 @@ def _compare(path: str, before: Any, after: Any) -> OutputCheck | None:
     largest, scale = float(difference.max()), float(finite.max())
     relative = largest / scale if scale else largest
     base = torch.zeros((), dtype=before.dtype).abs().dtype
-    return OutputCheck(path, dtype, shape, largest, relative, 0, relative <= TOLERANCE.get(base, 1e-5))
+    return OutputCheck(path, dtype, shape, largest, relative, 0, relative <= tolerance.get(base, tolerance[torch.float32]))
 
 
 def built_error(site: Site, rule: Rule) -> float:

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
+from ccrewrite.ir.preserve import uncompiled, unwatched
 from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups
 from ccrewrite.passes.scales.sizes import samplings_of
-from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
+from ccrewrite.passes.verify import compare_outputs, outputs_of
 from ccrewrite.report.budget import Trade
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, Comparison
 from ccrewrite.report.compiling import compile_all, room_for
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory
 from ccrewrite.report.environment import environment
 from ccrewrite.report.pictures import receptive_field
-from ccrewrite.report.running import evaluating, inference, modes_of, plain_of
+from ccrewrite.report.running import inference, modes_of
 from ccrewrite.report.sites import sites_of
 from ccrewrite.report.variants import batch_of, variants_of
 
@@ -78,12 +79,12 @@ def compare(
     with _Stages(stages, sys.stderr.isatty() if progress is None else progress) as stage:
         stage.next("making the variants")
         models |= {n: as_module(m) for n, m in variants_of(models[REWRITTEN], example_inputs, variants).items()}
-        plain = {name: plain_of(model) for name, model in models.items()}
+        plain = {name: uncompiled(model) for name, model in models.items()}
         device = _device(inputs, models.values())
         to_compile = _to_compile(models, not quick if compiled is None else compiled)
         if to_compile or any(plain[name] is not model for name, model in models.items()):
             stage.enter_context(room_for(len(models)))
-        outputs = {name: _outputs(model, inputs) for name, model in models.items()}
+        outputs = {name: outputs_of(model, inputs) for name, model in models.items()}
         entries: list[dict[str, Any]] = []
         for name, model in models.items():
             stage.next(f"counting {name}")
@@ -155,10 +156,10 @@ def _to_compile(models: Mapping[str, nn.Module], wanted: bool | Collection[str])
 
 def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Any]:
     """Of a compiled model, memory is that of the compiled run, and FLOPs are those of the operations that were compiled."""
-    plain = plain_of(model)
+    plain = uncompiled(model)
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
-    with evaluating([model], inputs):
+    with unwatched([model], inputs.tensors()):
         for mode in modes_of(plain, inputs):
             with mode.context():
                 flops[mode.name] = flops_of(mode.run)
@@ -210,7 +211,7 @@ def _timed(
     """Variant -> mode -> ``Timing`` as plain data. Ratios are over the original in the same mode (kernels built: inference)."""
     cases: dict[str, Case] = {}
     owners: dict[str, tuple[str, str]] = {}
-    with evaluating(models.values(), inputs):
+    with unwatched(models.values(), inputs.tensors()):
         for name, model in models.items():
             modes = modes_of(model, inputs) if training else [inference(INFERENCE, model, inputs)]
             if compiled and name in compiled:
@@ -226,14 +227,6 @@ def _timed(
     for key, (name, mode_name) in owners.items():
         found[name][mode_name] = timings[key].data()
     return found
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    if plain_of(model) is model:
-        return outputs_of(model, inputs)
-    with evaluating([model], inputs), torch.no_grad():  # under the guard of `outputs_of`, torch.compile would not compile
-        torch.manual_seed(0)
-        return {p: v.clone() if isinstance(v, Tensor) else v for p, v in leaves(inputs.run(model), "output")}
 
 
 def _errors(original: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:

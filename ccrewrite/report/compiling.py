@@ -12,8 +12,8 @@ from torch import nn
 
 from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.preserve import uncompiled, unwatched
 from ccrewrite.report.environment import without_folders
-from ccrewrite.report.running import evaluating, plain_of
 
 
 @contextmanager
@@ -35,12 +35,12 @@ def compile_all(
     failures: dict[str, list[str]] = {}
     for done, (name, model) in enumerate(models.items()):
         progress(done / len(models))
-        if plain_of(model) is not model:
+        if uncompiled(model) is not model:
             found[name] = model
             continue
         candidate = cast(nn.Module, torch.compile(model))
         try:
-            with evaluating([model], inputs), torch.no_grad():
+            with unwatched([model], inputs.tensors()), torch.no_grad():
                 inputs.run(candidate)
         except ModelRunError as error:
             cause = error.__cause__ or error

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.lowering.lower import lower
 from ccrewrite.training.batches import Batches, inputs_and_target
@@ -36,7 +35,6 @@ def compiled(model: nn.Module, train: Batches, accelerator: Accelerator, stack: 
     stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
     for sampling in (m for m in model.modules() if isinstance(m, Sampling)):
         stack.callback(setattr, sampling, "opaque", sampling.opaque)
-        if isinstance(sampling, DclsSampling):
-            stack.callback(setattr, sampling, "form", sampling.form)
+        stack.callback(setattr, sampling, "form", sampling.form)
     inputs, _ = inputs_and_target(send_to_device(next(train.epoch(0)).batch, accelerator.device))
-    return lower(model, inputs, mode="training", measured=False, dynamic=False).model
+    return lower(model, inputs, mode="training", measured=False, verify=False, dynamic=False).model

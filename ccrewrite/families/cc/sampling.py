@@ -56,6 +56,9 @@ class CCSampling(ResizableSampling):
     """
 
     attributes = ("output_size", "scale", "rescaled")  # the alignment is one of the options
+    forms = ("separable",)
+    default_form = "separable"
+    """Along each axis the cheaper one of two: a window, or one resampling for all taps (``separable.py``)."""
 
     shift: nn.Parameter | None
 

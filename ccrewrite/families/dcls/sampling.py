@@ -21,10 +21,11 @@ from ccrewrite.errors import InputError
 from ccrewrite.families import regions
 from ccrewrite.families.dcls import kernel as placement
 from ccrewrite.families.dcls.forms import bands as shifting
-from ccrewrite.families.dcls.forms import operators
+from ccrewrite.families.dcls.forms import estimate, operators
 from ccrewrite.families.dcls.kernel import Axis, positions_of
 from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
+from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
 from ccrewrite.ir.options import check_options
@@ -63,9 +64,6 @@ class DclsSampling(TapPositions):
     """
 
     attributes = ("starts_exact",)
-
-    form: str | None
-    """How the convolution is evaluated, one of ``forms``; None: ``default_form``. ``ccrewrite.lower`` sets it."""
 
     def __init__(
         self,
@@ -110,7 +108,6 @@ class DclsSampling(TapPositions):
         bands = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
         self.forms = ("window", *(("bands",) if shared else ()), *self._compiled_forms(g))
         self.default_form = "bands" if bands else "window"
-        self.form = None
         rows = {"group": g.groups, "out": g.out_channels, "full": g.out_channels}.get(sharing, 1)
         columns = g.in_channels // g.groups if sharing in ("in", "full") else 1
         shape = (len(self.axes), rows, columns, *self.taps)
@@ -201,6 +198,9 @@ class DclsSampling(TapPositions):
         out = operators.dcls_conv(batched, weight.flatten(2), positions, form, self.window, pads)
         out = out if batched is input else out[0]
         return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+
+    def estimates(self, call: CallShapes, training: bool) -> dict[str, float]:
+        return estimate.estimates(self.forms, call, self.taps, self.window, training)
 
     def form_of(self, call: dict[str, Any], weight: Tensor) -> str:
         """How a call is evaluated: "window" (build the effective kernel), "bands" (``forms/bands.py``) or another of the

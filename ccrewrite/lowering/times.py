@@ -1,0 +1,81 @@
+"""The times of forms, measured once and kept on disk: ``Times``, and the file that it reads and writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ccrewrite.lowering import inductor
+
+Seconds = Mapping[str, float]
+"""By form."""
+
+
+class Times:
+    """Seconds by form of whatever has a key: those on disk, and those measured since, which ``keep`` adds to the file."""
+
+    def __init__(self) -> None:
+        self._known = load_times()
+        self._new: dict[str, Seconds] = {}
+
+    def of(self, key: str | None, measured: Callable[[], Seconds]) -> tuple[Seconds, bool]:
+        """(Seconds by form, whether they were known); ``measured`` gives them where they aren't known yet. What has no key is
+        measured each time."""
+        if key is None:
+            return measured(), False
+        known = key in self._known
+        if not known:
+            self._known[key] = self._new[key] = measured()
+        return self._known[key], known
+
+    def keep(self) -> None:
+        if self._new:
+            save_times(self._new)
+
+
+def cache_file() -> Path:
+    """Where times are kept: ``$CCREWRITE_CACHE``, or the user's cache folder."""
+    folder = os.environ.get("CCREWRITE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccrewrite"
+    return Path(folder) / "forms.json"
+
+
+def cache_key(device: torch.device, mode: str, *what: Any) -> str:
+    """Equal for what may be expected to take equally long: ``what`` (shapes and options), on this device and these versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    where = (name, torch.get_num_threads(), torch.__version__, inductor.code_hash())
+    return hashlib.sha256(repr((where, mode, what)).encode()).hexdigest()[:32]
+
+
+def load_times() -> dict[str, Seconds]:
+    """All that the file has, entries of other versions too; a file that can't be read has nothing, and a warning says so."""
+    file = cache_file()
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not an object")
+        return cast(dict[str, Seconds], found)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{file} can't be read ({error}): forms are measured anew", stacklevel=2)
+        return {}
+
+
+def save_times(times: Mapping[str, Seconds]) -> None:
+    """Add times to the file, whose other entries stay."""
+    file = cache_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
+            json.dump(load_times() | dict(times), temporary, indent=1)
+        Path(temporary.name).replace(file)
+    except OSError as error:
+        warnings.warn(f"{file} can't be written ({error}): the forms' times will be measured again next time", stacklevel=2)
