@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from ccrewrite.errors import ModelRunError
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
-from ccrewrite.ir.sites import Decision, Plan
+from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.passes.rules import rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
 from ccrewrite.passes.verify import TOLERANCE, built_error, compare_outputs, culprits, modules_run, outputs_of
@@ -21,53 +21,66 @@ from ccrewrite.passes.verify import TOLERANCE, built_error, compare_outputs, cul
 
 def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs) -> tuple[Plan, Check]:
     """Rewrite the sites of ``planned`` in ``model``, compare with ``original`` (None: with ``model`` as it is now) and
-    put back what fails; the plan as carried out, and the comparison. Where it raises, ``model`` is as it was."""
+    put back what fails; the plan as carried out, and the comparison. Where it raises, ``model`` is as it was.
+
+    Sites of rules that are not exact are rewritten after the comparison: they change the outputs by design.
+    """
     rule_of = {site.name: cast(Rule, rule_for(site, planned.rules)) for site in planned.rewritten}
-    sites = {site.name: site for site in planned.rewritten if rule_of[site.name].exact}
-    approximate = [site for site in planned.rewritten if not rule_of[site.name].exact]
-    built = {name: built_error(site, rule_of[name]) for name, site in sites.items()}
+    exact = {site.name: site for site in planned.rewritten if rule_of[site.name].exact}
+    approximate = [site for site in planned.rewritten if site.name not in exact]
+    built = {name: built_error(site, rule_of[name]) for name, site in exact.items()}
     largest = max(built.values(), default=0.0)
     failures = {n: f"its kernel is off by {e:.1e} at the start" for n, e in built.items() if e > TOLERANCE[torch.float64]}
-    good = [name for name in sites if name not in failures]
+    good = [name for name in exact if name not in failures]
     if any(t.is_meta for t in (*inputs.tensors(), *model.parameters())):
-        substitute_(model, [*(sites[n] for n in good), *approximate], planned.rules)
-        skipped = Check((), False, "nothing to run on the meta device", largest)
-        return _with_failures(planned, failures), skipped
+        substitute_(model, [*(exact[name] for name in good), *approximate], planned.rules)
+        return _with_failures(planned, failures), Check((), False, "nothing to run on the meta device", largest)
 
-    before = outputs_of(original or model, inputs)
-    done: dict[str, Substitution] = {}
-
-    def passes(names: Sequence[str]) -> bool:
-        """Whether ``model`` with just ``names`` rewritten computes what it did before, through their samplings."""
-        for name in [n for n in done if n not in names]:
-            done.pop(name).undo()
-        done.update(substitute_(model, [sites[n] for n in names if n not in done], planned.rules))
-        failure = _failure(model, before, inputs, done)
-        if failure and len(names) == 1:
-            failures[names[0]] = failure
-        return not failure
-
-    note = ""
+    before = outputs_of(model if original is None else original, inputs)
+    rewriting = _Rewriting(model, exact, planned.rules)
     try:
-        if not passes(good):
-            if not passes([]):
-                note = "two runs of the original differ as well: it is not deterministic, so nothing was put back"
-            else:
-                good = [n for n in good if n not in culprits(good, passes)]
-            if not passes(good) and not note:
-                failures.update(dict.fromkeys(good, "right by itself, wrong together with the others"))
-                passes(good := [])
-        after = outputs_of(model, inputs)
+        found, note = _search(good, lambda names: _failure(rewriting.only_(names), model, before, inputs))
+        rewriting.only_([name for name in good if name not in found])
+        check = Check(compare_outputs(before, outputs_of(model, inputs)), True, note, largest)
         if approximate:
             substitute_(model, approximate, planned.rules)
             which = approximate[0].name if len(approximate) == 1 else f"{len(approximate)} sites"
-            note = "; ".join(filter(None, (note, f"compared before {which} became approximate")))
+            check = replace(check, note="; ".join(filter(None, (note, f"compared before {which} became approximate"))))
     except BaseException:
-        for substitution in done.values():
-            substitution.undo()
+        rewriting.only_([])
         raise
-    final = Check(compare_outputs(before, after), True, note, largest)
-    return _with_failures(planned, failures), final
+    return _with_failures(planned, failures | found), check
+
+
+class _Rewriting:
+    """Which of ``sites`` are rewritten in ``model`` at the moment."""
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], rules: Sequence[Rule]) -> None:
+        self.model, self.sites, self.rules = model, sites, rules
+        self.done: dict[str, Substitution] = {}
+
+    def only_(self, names: Sequence[str]) -> Mapping[str, Substitution]:
+        """Rewrite ``names``, and put back all others."""
+        for name in [n for n in self.done if n not in names]:
+            self.done.pop(name).undo()
+        self.done |= substitute_(self.model, [self.sites[n] for n in names if n not in self.done], self.rules)
+        return self.done
+
+
+def _search(names: Sequence[str], failure: Callable[[Sequence[str]], str]) -> tuple[dict[str, str], str]:
+    """The sites among ``names`` that must be put back, with reasons, and a note where none can be told.
+
+    ``failure(some)`` says what is wrong with the model where just ``some`` are rewritten; empty: nothing.
+    """
+    if not failure(names):
+        return {}, ""
+    if failure([]):
+        return {}, "two runs of the original differ as well: it is not deterministic, so nothing was put back"
+    found = culprits(names, failure)
+    rest = [name for name in names if name not in found]
+    if failure(rest):
+        found |= dict.fromkeys(rest, "right by itself, wrong together with the others")
+    return found, ""
 
 
 def _with_failures(planned: Plan, failures: Mapping[str, str]) -> Plan:
@@ -78,7 +91,7 @@ def _with_failures(planned: Plan, failures: Mapping[str, str]) -> Plan:
     return replace(planned, sites=tuple(decided))
 
 
-def _failure(model: nn.Module, before: Mapping[str, Any], inputs: Inputs, done: Mapping[str, Substitution]) -> str:
+def _failure(done: Mapping[str, Substitution], model: nn.Module, before: Mapping[str, Any], inputs: Inputs) -> str:
     """What is wrong with ``model`` after the substitutions ``done``; empty where nothing is."""
     try:
         with modules_run() as seen:
