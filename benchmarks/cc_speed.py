@@ -34,8 +34,8 @@ from torch import nn
 
 import ccrewrite
 from ccrewrite.families.adopt import LAYERS
-from ccrewrite.families.cc import functions as cc_functions
-from ccrewrite.families.cc import separable
+from ccrewrite.families.cc import native as cc_native
+from ccrewrite.families.cc import resized as cc_resized
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling
 
@@ -68,22 +68,22 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def forms_of(layer: Any, x: Any) -> str:
-    """Which form the layer takes (``ccrewrite.families.cc.functions._forms``)."""
+    """Which form the layer takes (``ccrewrite.families.cc.resized._forms``)."""
     if isinstance(layer, nn.ConvTranspose2d):
         return "output"
     seen: list[str] = []
-    chosen = cc_functions._forms
+    chosen = cc_resized._forms
 
-    def spy(*arguments: Any) -> dict[int, str]:
+    def spy(*arguments: Any) -> dict[int, Any]:
         forms = chosen(*arguments)
         seen.extend(forms.values())
         return forms
 
-    cc_functions._forms = spy  # type: ignore[assignment]
+    cc_resized._forms = spy  # type: ignore[assignment]
     try:
         layer(x)
     finally:
-        cc_functions._forms = chosen
+        cc_resized._forms = chosen
     return seen[0] if seen else "plain"
 
 
@@ -147,18 +147,18 @@ def measure_moved(plain: Any, shape: tuple[int, ...], training: bool, rounds: in
     for mover in layer.sampling.movers():
         mover += 0.1 * torch.randn_like(mover)
     x = torch.randn(shape, requires_grad=training)
-    cheapest = separable.cheapest
+    cheapest = cc_native.cheapest
 
     def run(module: Any, window: bool) -> Callable[[], object]:
         def once() -> object:
-            separable.cheapest = (lambda *_: ()) if window else cheapest
+            cc_native.cheapest = (lambda *_: ()) if window else cheapest
             try:
                 if not training:
                     return module(x)
                 with torch.enable_grad():
                     return torch.autograd.grad(module(x).sum(), [x, *module.parameters()])
             finally:
-                separable.cheapest = cheapest
+                cc_native.cheapest = cheapest
 
         return once
 

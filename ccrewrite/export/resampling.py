@@ -1,4 +1,4 @@
-"""``ccrewrite.families.cc.resample`` as ONNX nodes: one axis of a CC layer at an output size that is known when the file runs.
+"""CC's ``bands.py`` as ONNX nodes: one axis of a CC layer at an output size that is known when the file runs.
 
 Coordinates are int64 until a fraction within one sample is left. A short axis is resampled by a matrix, a long one sample by
 sample: a matrix of all its outputs would be mostly zeros. What a tap contributes at a distance is CC's ``profile.py``.
@@ -30,7 +30,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a convolution to be resampled, ``line`` of ``ccrewrite.families.cc.resample``. ``long``: sample by sample."""
+    """One axis of a convolution to be resampled, ``ResizedAxis`` of CC's ``resampling.py``. ``long``: sample by sample."""
 
     taps: int
     stride: int
@@ -187,7 +187,7 @@ def _extended(
     after: ir.Value,
     known: ir.Value,
 ) -> ir.Value:
-    """``extend`` of CC's ``resample.py``; zeros further than ``known`` from the ends, for at its native size a layer pads by
+    """``extend`` of CC's ``padding.py``; zeros further than ``known`` from the ends, for at its native size a layer pads by
     its padding alone. ``rank``: axes of ``x`` from ``at`` on."""
     samples = op.count(op.Add(size, after), op.Neg(before))
     low, high = op.Gather(known, 0, axis=0), op.Add(op.Gather(known, 1, axis=0), size)

@@ -13,8 +13,8 @@ from ccrewrite.errors import ExportError
 from ccrewrite.export.functions import DOMAIN, CCConv
 from ccrewrite.export.resampling import Axis, Profile
 from ccrewrite.export.sizes import SIZES, Sizes
+from ccrewrite.families.cc.bands import LONG
 from ccrewrite.families.cc.profile import gain
-from ccrewrite.families.cc.resample import BLOCK
 from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.operators import bind
@@ -58,7 +58,7 @@ class SizedSampling(CCSampling):
         if input.dtype not in (torch.float32, torch.float16):
             raise ExportError(f"{self.site}: sizes that are open need float32 or float16, found {input.dtype}")
         sizes = zip(input.shape[-self.ndim :], natural, asked, strict=True)
-        long = [max(map(hint_of, found)) > BLOCK for found in sizes]
+        long = [max(map(hint_of, found)) > LONG for found in sizes]
         what, learned = operator(self, geometry, still=self.still, mode=padding_mode, long=long, dtype=input.dtype)
         key = self.sizes.register(what)
         batched = input if input.dim() == self.ndim + 2 else input[None]

@@ -13,8 +13,8 @@ from ccrewrite.export.graph import _constant, put_instead_
 from ccrewrite.export.nodes import Nodes
 from ccrewrite.export.resampling import Axis, Profile
 from ccrewrite.export.sizes import SizeInput
+from ccrewrite.families.cc.bands import LONG
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT
-from ccrewrite.families.cc.resample import BLOCK
 from ccrewrite.families.cc.rule import StridedToCC
 from ccrewrite.families.dcls.rule import DilatedToDcls
 
@@ -60,7 +60,7 @@ def to_cc_(model: ir.Model, conv: Convolution, rule: StridedToCC) -> SizeInput:
             conv.pads[a + g.ndim],
             profile,
             g.transposed,
-            long=max((s[a] for s in shapes), default=0) > BLOCK,
+            long=max((s[a] for s in shapes), default=0) > LONG,
             dtype=_dtype(conv),
         )
         for a in range(g.ndim)

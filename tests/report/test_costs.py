@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 import ccrewrite
-from ccrewrite.families.cc.separable import cheapest
+from ccrewrite.families.cc.native import cheapest
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory, training_step

@@ -51,7 +51,7 @@ class CCConv1d(CCConv, nn.Conv1d, replaces=nn.Conv1d):
 
 class CCConv2d(CCConv, nn.Conv2d, replaces=nn.Conv2d):
     """A strided convolution whose taps are the nodes of a continuous kernel (arXiv 2006.11120; formulas in
-    ``ccrewrite.families.cc.profile`` and ``ccrewrite.families.cc.resample``).
+    ``ccrewrite.families.cc.profile`` and ``ccrewrite.families.cc.resampling``).
 
     Input ``(N, C_in, H, W)`` or ``(C_in, H, W)``, output as ``nn.Conv2d``'s. From scratch, arguments are those of ``nn.Conv2d``
     and, by name, of ``CCSampling`` (``kernel="mlp"`` for the paper's own filter, a network of the coordinates). Made from a

@@ -3,7 +3,7 @@
 At its native size a layer convolves with the effective kernel: along each axis, tap ``t`` contributes ``phi_t(s - t')`` to
 sample ``s`` of the window, with ``t'`` the tap's own place (``phi``: ``profile.py``). While shift and residual are
 zero, that is the weight on its dilated grid. Coordinates are samples of the finer lattice: the input's for a convolution, the
-output's for a transposed one. At another size, the axes that change are resampled (``resample.py``) around the
+output's for a transposed one. At another size, the axes that change are resampled (``resampling.py``) around the
 untouched weight.
 """
 
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.cc import curves, separable
-from ccrewrite.families.cc import functions as cc_functions
+from ccrewrite.families.cc import curves, native, resized
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, Basis, profile
 from ccrewrite.families.learnable import Recording, clamp_between_
@@ -133,17 +132,17 @@ class CCSampling(ResizableSampling):
         return curves.picture(self._along(), self.kernel_size)
 
     def kernel(self, weight: Tensor) -> Tensor:
-        return cc_functions.cc_kernel(weight, self._along(), self.dilation, self.margin)
+        return native.cc_kernel(weight, self._along(), self.dilation, self.margin)
 
     def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-        return separable.cc_separated(input, weight, bias, self._along(), self.margin, call)
+        return native.cc_native(input, weight, bias, self._along(), self.margin, call)
 
     def _at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         asks = (call, asked, scale, self.alignment, self.rescaled)
         # By their module: symbolic_trace makes leaves of the names there, not of ones imported here.
-        return cc_functions.cc_resized(input, weight, bias, self._along(), self.margin, *asks, self.runs_plain())
+        return resized.cc_resized(input, weight, bias, self._along(), self.margin, *asks, self.runs_plain())
 
     def fit_error(self, weight: Tensor) -> float:
         """How far the native kernel is from ``weight`` on its grid: largest difference over the largest weight."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ccrewrite import nn as ccnn
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import LAYERS
-from ccrewrite.families.cc import functions as module
-from ccrewrite.families.cc.resample import scaled_size
+from ccrewrite.families.cc import resized as module
+from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.geometry import ConvGeometry
 
 # Dynamo's, of autograd functions.
@@ -182,11 +182,11 @@ def test_every_form_is_the_definition(case: Any, form: str) -> None:
     case, layer, asked = case
     chosen = module._forms
 
-    def forced(lines: Any, changed: list[int], geometry: ConvGeometry, still: bool) -> dict[int, str]:
+    def forced(axes: Any, changed: list[int], geometry: ConvGeometry, still: bool) -> dict[int, str]:
         def possible(a: int) -> bool:  # dense: taps a sample apart
-            return form == "taps" or lines[a].node == 2 * geometry.dilation[a] * lines[a].asked
+            return form == "taps" or axes[a].apart == axes[a].asked
 
-        return {a: form if possible(a) else f for a, f in chosen(lines, changed, geometry, still).items()}
+        return {a: form if possible(a) else f for a, f in chosen(axes, changed, geometry, still).items()}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_forms", forced)
@@ -336,7 +336,7 @@ def test_blocks_are_the_whole(transposed: bool, monkeypatch: pytest.MonkeyPatch)
         layer = moved(cc(conv))
         layer.output_size = size
         blocks = layer(x)
-        monkeypatch.setattr("ccrewrite.families.cc.resample.BLOCK", 10**9)
+        monkeypatch.setattr("ccrewrite.families.cc.bands.LONG", 10**9)
         torch.testing.assert_close(blocks, layer(x), rtol=0, atol=1e-12)
         monkeypatch.undo()
 

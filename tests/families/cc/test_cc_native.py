@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ccrewrite import nn as ccnn
 from ccrewrite.families.adopt import LAYERS
-from ccrewrite.families.cc import separable
+from ccrewrite.families.cc import native, toeplitz
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry
 
@@ -35,8 +35,8 @@ def choose(monkeypatch: pytest.MonkeyPatch, axes: tuple[int, ...], block: int = 
         forced = (a for a in range(geometry.ndim) if geometry.transposed and geometry.output_padding[a] >= geometry.stride[a])
         return tuple(sorted({*axes, *forced} & set(range(geometry.ndim))))
 
-    monkeypatch.setattr(separable, "cheapest", chosen)
-    monkeypatch.setattr(separable, "BLOCK", block)
+    monkeypatch.setattr(native, "cheapest", chosen)
+    monkeypatch.setattr(toeplitz, "BLOCK", block)
 
 
 AXES = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
@@ -120,7 +120,7 @@ def test_the_cheapest_form_follows_from_the_geometry(name: str) -> None:
     conv, sizes, axes = GEOMETRIES[name]
     reach = 0 if name == "nothing beyond the extent" else 2
     geometry = ConvGeometry.from_module(conv)  # type: ignore[arg-type]
-    assert separable.cheapest(geometry, (reach,) * geometry.ndim, sizes) == axes
+    assert native.cheapest(geometry, (reach,) * geometry.ndim, sizes) == axes
 
 
 def test_multiplications_of_a_pointwise_layer() -> None:
