@@ -76,7 +76,7 @@ def _search(names: Sequence[str], failure: Callable[[Sequence[str]], str]) -> tu
         return {}, ""
     if failure([]):
         return {}, "two runs of the original differ as well: it is not deterministic, so nothing was put back"
-    found = culprits(names, failure)
+    found = {name: failure([name]) for name in culprits(names, lambda some: not failure(some))}
     rest = [name for name in names if name not in found]
     if failure(rest):
         found |= dict.fromkeys(rest, "right by itself, wrong together with the others")

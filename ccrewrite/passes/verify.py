@@ -141,13 +141,11 @@ def _with_few_channels(geometry: ConvGeometry) -> ConvGeometry:
     return replace(g, in_channels=groups * inputs, out_channels=groups * outputs, groups=groups)
 
 
-def culprits(names: Sequence[str], failure: Callable[[Sequence[str]], str]) -> dict[str, str]:
-    """The sites that must be put back, found by halving, with what is wrong where one is rewritten by itself.
-
-    ``failure(some)`` says what is wrong with the model where just ``some`` are rewritten; empty: nothing.
-    """
-    why = failure(names) if names else ""
-    if not why or len(names) == 1:
-        return dict.fromkeys(names, why) if why else {}
+def culprits(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> list[str]:
+    """The sites that must be put back, found by halving: ``passes(some)`` tells whether rewriting just ``some`` is right."""
+    if not names or passes(names):
+        return []
+    if len(names) == 1:
+        return list(names)
     middle = len(names) // 2
-    return culprits(names[:middle], failure) | culprits(names[middle:], failure)
+    return culprits(names[:middle], passes) + culprits(names[middle:], passes)
