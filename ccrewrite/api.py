@@ -14,6 +14,7 @@ from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.sites import Plan, Site
+from ccrewrite.ir.wrappers import require_bare, unwrapped
 from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
@@ -73,7 +74,7 @@ def plan(
     >>> [(site.name, site.kinds, site.decision.code) for site in plan(model, torch.zeros(1, 3, 16, 16))]
     [('0', ('strided',), 'strided-to-cc'), ('1', ('dilated',), 'dilated-to-dcls')]
     """
-    return _plan(as_module(model), Inputs.of(example_inputs), rules, Selection(include, exclude, kinds), how)
+    return _plan(unwrapped(as_module(model)), Inputs.of(example_inputs), rules, Selection(include, exclude, kinds), how)
 
 
 def rewrite(
@@ -90,7 +91,8 @@ def rewrite(
     """A copy of ``model`` whose dilated, strided and transposed convolutions are learnable layers that compute the same.
 
     Arguments as ``plan``'s. With ``verify`` the copy's outputs are compared with the original's on ``example_inputs``, and a
-    site that changes them is put back. Raises what ``plan`` raises, and ``SelectionError`` where nothing can be rewritten.
+    site that changes them is put back. Of a model that is wrapped (``torch.compile``, ``DataParallel``) the one inside is
+    copied: compile or wrap the result. Raises what ``plan`` raises, and ``SelectionError`` where nothing can be rewritten.
 
     >>> import torch
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)
@@ -98,7 +100,7 @@ def rewrite(
     >>> result.check.ok, result.check.max_abs_error, type(result.model).__name__, type(model).__name__
     (True, 0.0, 'DclsConv2d', 'Conv2d')
     """
-    module, inputs = as_module(model), Inputs.of(example_inputs)
+    module, inputs = unwrapped(as_module(model)), Inputs.of(example_inputs)
     planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
     return _rewritten(copied(module) if planned.rewritten else module, module, planned, inputs, verify)
 
@@ -114,10 +116,11 @@ def rewrite_(
     verify: bool = True,
     how: How = "auto",
 ) -> Result:
-    """``rewrite`` in place: ``result.model`` is ``model``. Where it raises, ``model`` is as it was."""
+    """``rewrite`` in place: ``result.model`` is ``model``, which must not be wrapped. Where it raises, it is as it was."""
     if isinstance(model, ExportedProgram):
         raise InputError("rewrite_ changes a module in place, found an ExportedProgram; rewrite takes it")
     module, inputs = model_of(model, "what rewrite_ changes in place"), Inputs.of(example_inputs)
+    require_bare(module, "rewrite_")
     planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
     return _rewritten(module, None, planned, inputs, verify)
 
@@ -127,7 +130,7 @@ def revert(model: GivenModel) -> nn.Module:
 
     What the added geometry had learnt is dropped. Raises ``InputError`` where nothing in ``model`` was rewritten.
     """
-    module = model_of(model, "what revert changes back")
+    module = require_bare(model_of(model, "what revert changes back"), "revert")
     resize_(module, None)
     if not revert_(module):
         raise InputError(f"nothing in this {type(module).__name__} was rewritten")

@@ -34,6 +34,11 @@ class RewrittenSite:
     key: str | None
     sampling: Sampling
 
+    @property
+    def sampling_path(self) -> str:
+        """Of the sampling, in the model."""
+        return f"{self.path}.{'sampling' if self.key is None else f'{HOSTED}.{self.key}'}".removeprefix(".")
+
 
 def rewritten_sites(model: nn.Module) -> dict[str, RewrittenSite]:
     """The rewritten sites of ``model`` by name, in the order of its modules. Wrappers are looked through."""
@@ -60,6 +65,15 @@ def rewritten_sites(model: nn.Module) -> dict[str, RewrittenSite]:
                 if isinstance(sampling, Sampling):  # else it is folded
                     add(module, key, hosted.suffixes[key], sampling)
     return found
+
+
+def named_samplings(model: nn.Module) -> dict[str, Sampling]:
+    """Every sampling of ``model`` by the name of its site; one that no site has, by its own path."""
+    names: dict[int, str] = {}
+    for name, site in rewritten_sites(model).items():
+        names.setdefault(id(site.sampling), name)
+    found = ((path, module) for path, module in unwrapped(model).named_modules() if isinstance(module, Sampling))
+    return {names.get(id(sampling), path): sampling for path, sampling in found}
 
 
 def site_name(path: str, suffix: str) -> str:

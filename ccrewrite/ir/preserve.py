@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +47,6 @@ def unwatched(models: Collection[nn.Module], tensors: Iterable[Tensor], *, evalu
                 for tensor, values in saved:
                     if not torch.equal(tensor, values):
                         tensor.copy_(values)
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The model without what ``torch.compile`` wraps around it."""
-    return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
 @contextmanager

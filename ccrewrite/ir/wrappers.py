@@ -8,6 +8,8 @@ from typing import cast
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ccrewrite.errors import InputError
+
 
 def wrappers(model: nn.Module) -> Iterator[nn.Module]:
     """``model``, and what is inside it as long as that is wrapped; the model itself comes last."""
@@ -25,6 +27,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     *_, inside = wrappers(model)
     return inside
+
+
+def require_bare(model: nn.Module, what: str) -> nn.Module:
+    """``model``. Raises ``InputError`` where it is wrapped, for ``what`` changes it in place."""
+    if unwrapped(model) is not model:
+        raise InputError(
+            f"{what} changes layers in place, and the {type(model).__name__} around them would not know it: "
+            "give it the model inside, and wrap or compile that afterwards"
+        )
+    return model
 
 
 def _inside(model: nn.Module) -> nn.Module | None:

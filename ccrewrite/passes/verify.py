@@ -16,8 +16,9 @@ from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import OutputCheck
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.ir.preserve import preserved, random_states_kept, uncompiled, unwatched
+from ccrewrite.ir.preserve import preserved, random_states_kept, unwatched
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.wrappers import unwrapped
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference allowed, relative to the largest magnitude of the original's output."""
@@ -27,7 +28,7 @@ COMPILED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The leaves of ``model``'s output by path, run in evaluation mode on one random state; the model is left as it was."""
-    compiled = uncompiled(model) is not model
+    compiled = unwrapped(model) is not model
     left_alone = unwatched([model], inputs.tensors()) if compiled else preserved(model, inputs.tensors())
     with left_alone, torch.no_grad():
         torch.manual_seed(0)

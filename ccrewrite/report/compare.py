@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
-from ccrewrite.ir.preserve import uncompiled, unwatched
+from ccrewrite.ir.preserve import unwatched
 from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups
 from ccrewrite.passes.scales.sizes import samplings_of
 from ccrewrite.passes.verify import compare_outputs, outputs_of
@@ -79,7 +80,7 @@ def compare(
     with _Stages(stages, sys.stderr.isatty() if progress is None else progress) as stage:
         stage.next("making the variants")
         models |= {n: as_module(m) for n, m in variants_of(models[REWRITTEN], example_inputs, variants).items()}
-        plain = {name: uncompiled(model) for name, model in models.items()}
+        plain = {name: unwrapped(model) for name, model in models.items()}
         device = _device(inputs, models.values())
         to_compile = _to_compile(models, not quick if compiled is None else compiled)
         if to_compile or any(plain[name] is not model for name, model in models.items()):
@@ -156,7 +157,7 @@ def _to_compile(models: Mapping[str, nn.Module], wanted: bool | Collection[str])
 
 def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Any]:
     """Of a compiled model, memory is that of the compiled run, and FLOPs are those of the operations that were compiled."""
-    plain = uncompiled(model)
+    plain = unwrapped(model)
     flops: dict[str, int] = {}
     memory: dict[str, int] = {}
     with unwatched([model], inputs.tensors()):

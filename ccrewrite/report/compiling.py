@@ -12,7 +12,8 @@ from torch import nn
 
 from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.preserve import uncompiled, unwatched
+from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.report.environment import without_folders
 
 
@@ -35,7 +36,7 @@ def compile_all(
     failures: dict[str, list[str]] = {}
     for done, (name, model) in enumerate(models.items()):
         progress(done / len(models))
-        if uncompiled(model) is not model:
+        if unwrapped(model) is not model:
             found[name] = model
             continue
         candidate = cast(nn.Module, torch.compile(model))

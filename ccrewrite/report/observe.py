@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import named_samplings, rewritten_sites
 from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.capture import Inputs, _module_stack, tensor_names
 from ccrewrite.ir.preserve import preserved
@@ -19,10 +20,11 @@ from ccrewrite.ir.preserve import preserved
 
 @dataclass(frozen=True, eq=False)
 class ConvRun:
-    """One convolution of a run. ``module`` is the path of the module that calls it (of the layer that a sampling belongs to, or
-    of a functional call's sampling itself), ``weight_name`` that of its weight, None where it is computed. ``again(x)`` makes
-    the same call on another input."""
+    """One convolution of a run. ``site`` is its name where it goes through a sampling, ``module`` the path of the module that
+    calls it (of the one that has the sampling), ``weight_name`` that of its weight, None where it is computed. ``again(x)``
+    makes the same call on another input."""
 
+    site: str | None
     module: str
     weight_name: str | None
     weight: Tensor
@@ -41,9 +43,9 @@ def convolutions_of(model: nn.Module, inputs: Inputs) -> list[ConvRun]:
     with preserved(model, inputs.tensors()), torch.no_grad(), ExitStack() as stack:
         torch.manual_seed(0)
         observer.stack = stack.enter_context(_module_stack(model))
-        for name, module in model.named_modules():
-            if isinstance(module, Sampling):
-                stack.enter_context(observer.watched(name, module))
+        paths = {name: site.path for name, site in rewritten_sites(model).items()}
+        for name, sampling in named_samplings(model).items():
+            stack.enter_context(observer.watched(name, paths.get(name, name), sampling))
         stack.enter_context(observer)
         inputs.run(model)
     return observer.runs
@@ -88,12 +90,15 @@ class _Observer(TorchFunctionMode):
             self.inside -= 1
         path = self.stack[-1][0]
         weight = self.names.get(id(call.weight))
-        self.runs.append(ConvRun(path, weight, call.weight, None, input, out.clone(), lambda x: func(x, *others, **rest)))
+
+        def again(x: Tensor) -> Tensor:
+            return func(x, *others, **rest)
+
+        self.runs.append(ConvRun(None, path, weight, call.weight, None, input, out.clone(), again))
         return out
 
     @contextmanager
-    def watched(self, name: str, sampling: Sampling) -> Generator[None]:
-        owner = name.removesuffix("sampling").removesuffix(".")
+    def watched(self, name: str, path: str, sampling: Sampling) -> Generator[None]:
         inputs: list[Tensor] = []
 
         def enter(module: nn.Module, args: Any) -> None:
@@ -108,7 +113,7 @@ class _Observer(TorchFunctionMode):
             def again(x: Tensor) -> Tensor:
                 return sampling(x, *others, **kwargs)
 
-            self.runs.append(ConvRun(owner, weight_name, weight, sampling, inputs.pop(), out.clone(), again))
+            self.runs.append(ConvRun(name, path, weight_name, weight, sampling, inputs.pop(), out.clone(), again))
 
         with ExitStack() as stack:
             stack.callback(sampling.register_forward_pre_hook(enter).remove)

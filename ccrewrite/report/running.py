@@ -13,7 +13,7 @@ from torch import nn
 
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.preserve import uncompiled
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.report.comparison import INFERENCE, MOVED, TRAINING
 from ccrewrite.report.cost import training_step
 from ccrewrite.report.observe import built
@@ -34,7 +34,7 @@ def modes_of(model: nn.Module, inputs: Inputs) -> list[Mode]:
     found = [as_is]
     with torch.no_grad():
         waiting = any(m.runs_plain() for m in model.modules() if isinstance(m, Sampling))
-    if waiting and uncompiled(model) is model:  # a compiled one builds them anyway
+    if waiting and unwrapped(model) is model:  # a compiled one builds them anyway
         found.append(Mode(MOVED, as_is.run, partial(built, model)))
     if training_step(model, inputs) is not None:
         found.append(Mode(TRAINING, partial(training_step, model, inputs), nullcontext))

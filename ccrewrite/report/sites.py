@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.adopt import HOSTED
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, capture
 from ccrewrite.ir.geometry import ConvGeometry
@@ -82,10 +81,10 @@ def _described(site: Site) -> dict[str, Any]:
 
 
 def _belongs(run: ConvRun, site: Site) -> bool:
-    if run.module != site.module:
-        return False
-    if site.form == "module" or run.sampling is not None:
-        return True
+    if run.site is not None:
+        return run.site == site.name
+    if run.module != site.module or site.form == "module":
+        return run.module == site.module
     return run.weight_name == site.weight and run.weight.shape[2:] == site.geometry.kernel_size
 
 
@@ -96,16 +95,11 @@ def _matched(original: Sequence[ConvRun], other: Sequence[ConvRun]) -> dict[int,
     left = list(other)
     found: dict[int, ConvRun] = {}
     for i, run in enumerate(original):
-        twin = next((r for r in left if _host(r) == _host(run) and r.output.shape == run.output.shape), None)
+        twin = next((r for r in left if r.module == run.module and r.output.shape == run.output.shape), None)
         if twin is not None:
             found[i] = twin
             left.remove(twin)
     return found
-
-
-def _host(run: ConvRun) -> str:
-    """The module whose forward a functional call is in, whether it goes through a sampling or not."""
-    return f".{run.module}".partition(f".{HOSTED}.")[0]
 
 
 def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, model: nn.Module) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.preserve import _Attributes as Attributes
-from ccrewrite.ir.wrappers import unwrapped
+from ccrewrite.ir.wrappers import require_bare, unwrapped
 from ccrewrite.saving.original import added_names, described
 from ccrewrite.saving.placed import REMEDY
 from ccrewrite.saving.recipe import Recipe
@@ -92,7 +92,7 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     Raises ``InputError`` where a file is missing, damaged or from a later version, and where ``model`` is not the model that
     was rewritten; ``model`` is then as it was. Nothing is unpickled.
     """
-    module = as_module(model)
+    module = require_bare(as_module(model), "load")
     document, tensors = _read(Path(directory))
     try:
         recipe = Recipe.from_data(document)

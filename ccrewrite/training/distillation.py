@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.wrappers import unwrapped
 
 
 class Distilled(NamedTuple):
@@ -76,7 +77,7 @@ class Distillation:
         self._handles: list[RemovableHandle] = [model.register_forward_hook(self._remember, with_kwargs=True)]
         for whose, name in ((m, n) for m in (model, original) for n in self.features):
             try:
-                module = whose.get_submodule(name)
+                module = unwrapped(whose).get_submodule(name)
             except AttributeError as error:
                 self.close()
                 which = "model" if whose is model else "original"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.families.family import title_of
 from ccrewrite.families.learnable import Recording
-from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import named_samplings, rewritten_sites
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.sites import ROOT
 from ccrewrite.training.sharded import gathered
 
 
@@ -59,9 +60,8 @@ class Recorder:
         if every < 1:
             raise InputError(f"every must be at least 1 step, found {every}")
         self.model, self.every, self.done = model_of(model), every, 0
-        named = [(name, m) for name, m in self.model.named_modules() if isinstance(m, Sampling)]
-        self._samplings = {name.removesuffix("sampling").removesuffix(".") or "model": m for name, m in named}
-        if not named:
+        self._samplings = named_samplings(self.model)
+        if not self._samplings:
             raise InputError("nothing in the model is rewritten, so there is no geometry to record")
         self.steps: list[int] = []
         self.recordings: dict[str, list[Recording]] = {name: [] for name in self._samplings}
@@ -109,15 +109,21 @@ class Recorder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a stored state, of the same model."""
+        if "recorded" not in state:
+            state = _since_version_1(state, self.model)
         self.done, self.steps, self.graded = state["done"], list(state["steps"]), set(state["graded"])
-        recorded: dict[str, list[list[Tensor]]] = state["recorded"] if "recorded" in state else _of_version_1(state)
+        recorded: dict[str, list[list[Tensor]]] = state["recorded"]
         for name, found in self.recordings.items():
             self.recordings[name] = [found[0]._replace(tensors=tensors) for tensors in recorded[name]]
 
 
-def _of_version_1(state: dict[str, Any]) -> dict[str, list[list[Tensor]]]:
-    """``recorded`` of a state that ccrewrite 0.1.0 stored: positions one tensor each, profiles a list of one for each axis."""
-    return {name: [[positions] for positions in found] for name, found in state["positions"].items()} | state["profiles"]
+def _since_version_1(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A state that ccrewrite 0.1.0 stored: positions one tensor each, profiles a list of one for each axis; functional sites
+    had the names of their samplings, and a model that is itself the layer was called "model"."""
+    names = {alias: name for name, site in rewritten_sites(model).items() for alias in site.aliases} | {"model": ROOT}
+    recorded = {name: [[positions] for positions in found] for name, found in state["positions"].items()} | state["profiles"]
+    graded = [names.get(name, name) for name in state["graded"]]
+    return {**state, "graded": graded, "recorded": {names.get(name, name): found for name, found in recorded.items()}}
 
 
 def _graded(parameter: nn.Parameter) -> bool:

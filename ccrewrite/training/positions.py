@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import named_samplings, rewritten_sites
 from ccrewrite.ir.outcome import GivenModel, model_of
 
 
@@ -54,7 +55,7 @@ def clamp_positions(model: GivenModel) -> None:
 @torch.no_grad()
 def snap(model: GivenModel, *, width: float | None = None) -> dict[str, Snapped]:
     """Round all positions of taps to samples (of DCLS layers, and of other samplings whose ``parameter_group`` is "positions"),
-    in place; the error this makes, by layer name.
+    in place; the error this makes, by the name of the site.
 
     ``width``: make Gaussians this sharp as well (0.1 samples: a tap holds its one sample alone), triangles at least 1; None
     leaves the widths. Raises ``InputError`` where the model has no such layer.
@@ -62,19 +63,20 @@ def snap(model: GivenModel, *, width: float | None = None) -> dict[str, Snapped]
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=1, window=5)
     >>> _ = layer.sampling.offset.data.fill_(0.75)
-    >>> snap(layer)[""].moved, layer.sampling.positions().item()
+    >>> snap(layer)["(root)"].moved, layer.sampling.positions().item()
     (0.25, 1.0)
     """
     model = model_of(model)
     found = _positioned(model)
     if not found:
         raise InputError("no layer of the model has positions of taps; nothing to snap")
-    before = {name: _kernel(model, name) for name in found}
+    layers = {name: site.module for name, site in rewritten_sites(model).items() if site.key is None}
+    before = {name: _kernel(layers.get(name)) for name in found}
     # Of copies, for layers may share positions: the first one's move is the others' as well.
     moved = {name: copy.deepcopy(sampling).snap_(math.inf) for name, sampling in found.items()}
     for sampling in found.values():
         sampling.snap_(math.inf, width=width)
-    return {name: Snapped(moved[name], _change(kernel, _kernel(model, name))) for name, kernel in before.items()}
+    return {name: Snapped(moved[name], _change(kernel, _kernel(layers.get(name)))) for name, kernel in before.items()}
 
 
 @contextmanager
@@ -97,12 +99,10 @@ def snapped(model: GivenModel, *, width: float | None = None) -> Generator[dict[
 
 
 def _positioned(model: nn.Module) -> dict[str, Sampling]:
-    named = ((name, m) for name, m in model.named_modules() if isinstance(m, Sampling) and m.parameter_group == "positions")
-    return {name.removesuffix("sampling").removesuffix("."): m for name, m in named}
+    return {name: sampling for name, sampling in named_samplings(model).items() if sampling.parameter_group == "positions"}
 
 
-def _kernel(model: nn.Module, name: str) -> Tensor | None:
-    layer = model.get_submodule(name)
+def _kernel(layer: nn.Module | None) -> Tensor | None:
     return layer.sampling.kernel(cast(Tensor, layer.weight)) if isinstance(layer, RewrittenConv) else None
 
 

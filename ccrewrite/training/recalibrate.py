@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.resize import resized
 
 Setting = Mapping[str, Any]
@@ -128,7 +129,7 @@ def _call(model: nn.Module, batch: Any, device: Any) -> Any:
 
 
 def _norms(model: nn.Module) -> dict[str, _NormBase]:
-    found = ((n, m) for n, m in model.named_modules() if isinstance(m, _NormBase))
+    found = ((n, m) for n, m in unwrapped(model).named_modules() if isinstance(m, _NormBase))
     return {n: m for n, m in found if m.track_running_stats and m.running_mean is not None}
 
 

@@ -102,7 +102,7 @@ def test_pictures(tmp_path: Path) -> None:
 def test_other_dimensions_are_drawn(layer: nn.Module) -> None:
     recorder = Recorder(layer)
     recorder.step()
-    assert draw(recorder).axes[0].get_title() == "model"
+    assert draw(recorder).axes[0].get_title() == "(root)"
 
 
 def test_nothing_to_record() -> None:

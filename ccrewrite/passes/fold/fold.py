@@ -21,11 +21,11 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.names import hits, patterns_of
 from ccrewrite.ir.preserve import preserved
-from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.fold.layers import Alternative, alternative, at_start, fold_hosted_, fold_layer_
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import Shapes, resized_layer, resized_shapes, settle_sizes_
 from ccrewrite.passes.fold.sites import Folded, FoldedSite
+from ccrewrite.passes.scales.resize import without_wrapper
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
 
@@ -72,7 +72,7 @@ def fold(
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
     inputs = Inputs.of(example_inputs)
-    model = unwrapped(model)
+    model = without_wrapper(model)
     sites = rewritten_sites(model)
     if not sites:
         raise InputError(f"nothing in this {type(model).__name__} was rewritten, so there is nothing to fold")

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs, Model, as_module, capture
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.grids import Follower, Grid, module_of, packet_of, shape_of
 
 
@@ -104,7 +105,7 @@ def misalignment(model: Model, example_inputs: Any) -> Misalignment:
     >>> [(m.size, *map(str, m.centre), *map(str, m.expected)) for m in misalignment(model, torch.randn(1, 3, 224, 224))]
     [((112, 112), '111', '111', '223/2', '223/2'), ((56, 56), '110', '110', '223/2', '223/2')]
     """
-    module, inputs = as_module(model), Inputs.of(example_inputs)
+    module, inputs = unwrapped(as_module(model)), Inputs.of(example_inputs)
     program = capture(module, inputs)
     if program.graph is None or program.how != "export":
         why = program.note or "it is a graph without shapes"

@@ -18,6 +18,7 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import hits
+from ccrewrite.ir.wrappers import wrappers
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
 
@@ -84,12 +85,13 @@ def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = N
     >>> model[0](x).shape, model(x).shape
     (torch.Size([1, 8, 12, 18]), torch.Size([1, 8, 1, 1]))
     """
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, Resizing):
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
-            for sampling in samplings_of(model).values():
-                sampling.output_size = None
+    for holder in wrappers(model):
+        for key, hook in list(holder._forward_pre_hooks.items()):
+            if isinstance(hook, Resizing):
+                del holder._forward_pre_hooks[key]
+                holder._forward_pre_hooks_with_kwargs.pop(key, None)
+                for sampling in samplings_of(model).values():
+                    sampling.output_size = None
     if settings:
         require_sites(model)
         _require_hits(model, settings)
@@ -128,6 +130,17 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
         for sampling, output_size, scale in before:
             sampling.output_size, sampling.scale = None, None
             sampling.output_size, sampling.scale = output_size, scale
+
+
+def without_wrapper(model: nn.Module) -> nn.Module:
+    """``unwrapped(model)``. Raises ``InputError`` where sizes were asked of what is wrapped around it, and would be lost."""
+    *outside, inside = wrappers(model)
+    if any(isinstance(hook, Resizing) for wrapper in outside for hook in wrapper._forward_pre_hooks.values()):
+        raise InputError(
+            f"the {type(model).__name__} around the model was given internal sizes, which the model inside doesn't know; "
+            "undo that, ccrewrite.resize_(..., None), and resize the model inside"
+        )
+    return inside
 
 
 def _require_hits(model: nn.Module, settings: Mapping[str, Any]) -> None:
