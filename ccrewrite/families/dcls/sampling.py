@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.families import regions
 from ccrewrite.families.dcls import kernel as placement
-from ccrewrite.families.dcls.forms import bands as shifting
-from ccrewrite.families.dcls.forms import estimate, operators
+from ccrewrite.families.dcls.forms import bands, estimate, operators, slices
+from ccrewrite.families.dcls.forms.choice import cheapest
+from ccrewrite.families.dcls.forms.places import Layout
 from ccrewrite.families.dcls.kernel import Axis, positions_of
 from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
+from ccrewrite.families.sampling import readable
 from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
@@ -105,9 +107,9 @@ class DclsSampling(TapPositions):
         self.placement = self._placement()
         self.coded = placement.coded(self.placement, interpolation, self.width)
         shared = sharing in ("tap", "out") and g.groups == 1
-        bands = shared and shifting.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
+        banded = shared and bands.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
         self.forms = ("window", *(("bands",) if shared else ()), *self._compiled_forms(g))
-        self.default_form = "bands" if bands else "window"
+        self.default_form = "bands" if banded else "window"
         rows = {"group": g.groups, "out": g.out_channels, "full": g.out_channels}.get(sharing, 1)
         columns = g.in_channels // g.groups if sharing in ("in", "full") else 1
         shape = (len(self.axes), rows, columns, *self.taps)
@@ -176,44 +178,68 @@ class DclsSampling(TapPositions):
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         call = bind(False, self.ndim, arguments, named)
-        form = self.form_of(call, weight)
-        if form == "window" or self.runs_plain():
-            return super().forward(input, weight, bias, **call)
+        if self.runs_plain():
+            return self._torch(input, weight, bias, **call)
         self.check_dilation(call["dilation"])
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
-        opaque = self.opaque and regions.called()
-        if form == "bands" and opaque:
-            tensors = *autocast(input, weight), *self.parameters()
-            out = regions.region("dcls_bands", tensors, self.coded, (*call["stride"], *(n for pair in pads for n in pair)))
-            return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+        layout = Layout(self.window, call["stride"], pads, call["groups"])
+        form = self.form_of(input, weight, layout)
+        if form == "window":
+            return self._moved(input, weight, bias, call)
         if form == "bands":
-            places = self.offset, self.widening, self.placement, self.interpolation, self.width
-            return shifting.dcls_conv_shifted(input, weight, bias, *places, call["stride"], pads)
-        offset = self.offset.to(torch.promote_types(self.offset.dtype, torch.float32))
-        if opaque:
-            positions = regions.region("dcls_positions", (offset,), self.coded)[:, :, 0]
+            out = self._as_bands(input, weight, layout)
         else:
-            positions = torch.stack([along[:, 0] for along in positions_of(self.placement, self.taps, offset)])
-        batched = input if input.dim() == 2 + self.ndim else input[None]
-        out = operators.dcls_conv(batched, weight.flatten(2), positions, form, self.window, pads)
-        out = out if batched is input else out[0]
+            evaluate = self._as_slices if form == "slices" else self._as_operator
+            batched = input if input.dim() == 2 + self.ndim else input[None]
+            out = evaluate(batched, weight, layout)
+            out = out if batched is input else out[0]
         return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
 
     def estimates(self, call: CallShapes, training: bool) -> dict[str, float]:
         return estimate.estimates(self.forms, call, self.taps, self.window, training)
 
-    def form_of(self, call: dict[str, Any], weight: Tensor) -> str:
-        """How a call is evaluated: "window" (build the effective kernel), "bands" (``forms/bands.py``) or another of the
-        ``forms``, which are for torch.compile alone and give way to ``default_form`` elsewhere."""
-        form = self.form
-        if form not in (None, "window", "bands"):
-            compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-            sets = self.offset.shape[1], self.offset.shape[2]
-            if compiles and form in operators.applicable(call["groups"], weight.shape, sets, call["stride"]):
-                return form
-            form = None
-        form = form or self.default_form
-        return form if call["groups"] == 1 else "window"
+    def form_of(self, input: Tensor, weight: Tensor, layout: Layout) -> str:
+        """How a call is evaluated: ``form`` where it can be, else in eager mode the cheapest form at these sizes, else
+        ``default_form``. "window": build the effective kernel. "bands", "slices": ``forms/``. What else is there is for
+        torch.compile alone."""
+        if self.form in ("window", "bands", "slices"):
+            form = self.form
+        elif self._compiles(self.form, weight, layout):
+            return cast(str, self.form)
+        else:
+            form = self.default_form
+            if self.interpolation == "linear" and readable([self.offset, input]):
+                form = cheapest(form, self.sharing, input, weight, layout, torch.is_grad_enabled())
+        if form == "bands" and layout.groups > 1:
+            return "window"
+        return form
+
+    def _compiles(self, form: str | None, weight: Tensor, layout: Layout) -> bool:
+        if form is None or not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+            return False
+        return form in operators.applicable(layout.groups, weight.shape, self.sets, layout.stride)
+
+    def _as_bands(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+        if self.opaque and regions.called():
+            tensors = *autocast(input, weight), *self.parameters()
+            numbers = *layout.stride, *(n for pair in layout.pads for n in pair)
+            return regions.region("dcls_bands", tensors, self.coded, numbers)
+        places = self.offset, self.widening, self.placement, self.interpolation, self.width
+        return bands.dcls_conv_shifted(input, weight, None, *places, layout.stride, layout.pads)
+
+    def _as_slices(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+        positions = torch.stack(positions_of(self.placement, self.taps, self._offset()))
+        return slices.dcls_conv(*autocast(input, weight.flatten(2)), positions, self.sharing, layout)
+
+    def _as_operator(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+        if self.opaque and regions.called():
+            positions = regions.region("dcls_positions", (self._offset(),), self.coded)[:, :, 0]
+        else:
+            positions = torch.stack([along[:, 0] for along in positions_of(self.placement, self.taps, self._offset())])
+        return operators.dcls_conv(input, weight.flatten(2), positions, cast(str, self.form), self.window, layout.pads)
+
+    def _offset(self) -> Tensor:
+        return self.offset.to(torch.promote_types(self.offset.dtype, torch.float32))
 
     def kernel(self, weight: Tensor) -> Tensor:
         if self.opaque and regions.called():

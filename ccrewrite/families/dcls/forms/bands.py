@@ -45,7 +45,7 @@ def dcls_conv_shifted(
     interpolation: str,
     width: float,
     stride: Ints,
-    pads: tuple[tuple[int, int], ...],
+    pads: Sequence[tuple[int, int]],
 ) -> Tensor:
     """The convolution with ``dcls_kernel(weight, offset, ...)``, ``groups`` 1 and positions shared by the input channels.
 

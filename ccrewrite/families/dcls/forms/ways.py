@@ -1,0 +1,228 @@
+"""One call of a DCLS convolution in eager mode, by what is read where the taps are: inputs, products, or single channels."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ccrewrite.families.dcls.forms import operators
+from ccrewrite.families.dcls.forms.places import Layout, Places, met_again, padded
+from ccrewrite.ir.geometry import Ints
+
+BLOCK_BYTES = 4 * 2**20
+"""Taps are read so many bytes at a time: about what a core's cache holds."""
+FEW = 48
+"""Below so many channels a matrix product is faster than a convolution of one tap."""
+
+
+class Way(ABC):
+    """One call of the convolution: what is read, and in which order."""
+
+    def __init__(self, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> None:
+        self.input, self.weight, self.positions, self.layout = input, weight, positions, layout
+        self.outputs = layout.outputs(input)
+        self.sizes: Ints = tuple(input.shape[2:])
+        self.batch, self.out = len(input), weight.shape[0]
+
+    @functools.cached_property
+    def places(self) -> Places:
+        return Places.of(self.positions, self.layout.window, self.layout.stride)
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The convolution, without a bias."""
+
+    @abstractmethod
+    def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
+        """The gradients of input, weight and positions, by name."""
+
+    def blocks(self, channels: int, sizes: Ints) -> Iterator[range]:
+        """The taps, as many at a time as may be read together."""
+        bytes_each = self.batch * channels * math.prod(sizes) * self.input.element_size()
+        taps = self.weight.shape[2]
+        count = max(1, BLOCK_BYTES // max(1, bytes_each))
+        for first in range(0, taps, count):
+            yield range(first, min(first + count, taps))
+
+
+class Inputs(Way):
+    """The input read at every tap, then mixed: ``(taps * in) -> out``."""
+
+    def forward(self) -> Tensor:
+        data = padded(self.input, self.layout.pads)
+        out: Tensor | None = None
+        for block in self.blocks(self.input.shape[1], self.outputs):
+            mixed = _mix(self._read(data, block), self._mixing(block), self.layout.groups)
+            out = mixed if out is None else out.add_(mixed)
+        return cast(Tensor, out).view(self.batch, self.out, *self.outputs)
+
+    def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
+        groups = self.layout.groups
+        data, again = padded(self.input, self.layout.pads), self.places.reversed()
+        d_input = torch.zeros_like(self.input, memory_format=torch.contiguous_format)
+        d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        slopes: list[Tensor] = []
+        for block in self.blocks(self.input.shape[1], self.outputs):
+            wants_read = wants_input or wants_positions
+            d_read, d_mixing = _mix_backward(
+                gradient.flatten(2), self._read(data, block), self._mixing(block), groups, wants_read
+            )
+            d_weight[:, :, block.start : block.stop] = d_mixing.view(self.out, len(block), -1).transpose(1, 2)
+            if not wants_read:
+                continue
+            each = d_read.view(self.batch, groups, len(block), -1, *self.outputs)
+            for index, tap in enumerate(block):
+                arrived = each[:, :, index].flatten(1, 2)
+                if wants_positions:
+                    slopes.append(self.places.slopes(data, tap, arrived))
+                if wants_input:
+                    d_input += again.value(met_again(arrived, self.sizes, self.layout), tap, self.sizes)
+        return _found(d_input, d_weight, slopes)
+
+    def _read(self, data: Tensor, block: range) -> Tensor:
+        """``(N, groups * taps * in/groups, prod(outputs))``"""
+        groups = self.layout.groups
+        read = data.new_empty(self.batch, groups, len(block), data.shape[1] // groups, *self.outputs)
+        for index, tap in enumerate(block):
+            target = read[:, 0, index] if groups == 1 else None
+            found = self.places.value(data, tap, self.outputs, out=target)
+            if found is not target:
+                read[:, :, index] = found.unflatten(1, (groups, -1))
+        return read.flatten(1, 3).flatten(2)
+
+    def _mixing(self, block: range) -> Tensor:
+        """``(out, taps * in/groups, 1)``"""
+        return self.weight[:, :, block.start : block.stop].transpose(1, 2).flatten(1)[:, :, None]
+
+
+class Products(Way):
+    """Every tap's products with the input, ``in -> (taps * out)``, then read where the taps are and added up."""
+
+    def forward(self) -> Tensor:
+        out = self.input.new_zeros(self.batch, self.out, *self.outputs)
+        for block in self.blocks(self.out, self.sizes):
+            products = self._products(block)
+            for index, tap in enumerate(block):
+                out += self.places.value(padded(products[:, index], self.layout.pads), tap, self.outputs)
+        return out
+
+    def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
+        again, arrived = self.places.reversed(), met_again(gradient, self.sizes, self.layout)
+        flat = self.input.flatten(2)
+        d_input = torch.zeros_like(flat, memory_format=torch.contiguous_format)
+        d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        slopes: list[Tensor] = []
+        for block in self.blocks(self.out, self.sizes):
+            d_products = torch.stack([again.value(arrived, tap, self.sizes) for tap in block], 1)
+            d_flat, d_mixing = _mix_backward(d_products.flatten(1, 2).flatten(2), flat, self._mixing(block), 1, wants_input)
+            d_weight[:, :, block.start : block.stop] = d_mixing.view(len(block), self.out, -1).permute(1, 2, 0)
+            if wants_input:
+                d_input += d_flat
+            if wants_positions:
+                products = self._products(block)
+                for index, tap in enumerate(block):
+                    slopes.append(self.places.slopes(padded(products[:, index], self.layout.pads), tap, gradient))
+        return _found(d_input.view(self.input.shape), d_weight, slopes)
+
+    def _products(self, block: range) -> Tensor:
+        """``(N, taps, out, *sizes)``"""
+        return _mix(self.input.flatten(2), self._mixing(block), 1).view(self.batch, len(block), self.out, *self.sizes)
+
+    def _mixing(self, block: range) -> Tensor:
+        """``(taps * out, in, 1)``"""
+        return self.weight[:, :, block.start : block.stop].permute(2, 0, 1).flatten(0, 1)[:, :, None]
+
+
+class Depthwise(Way):
+    """Every channel by itself: read at a tap, times its weight, added up."""
+
+    def forward(self) -> Tensor:
+        data = padded(self.input, self.layout.pads)
+        out = self.input.new_zeros(self.batch, self.out, *self.outputs)
+        for tap in range(self.weight.shape[2]):
+            out.addcmul_(self.places.value(data, tap, self.outputs), self._factor(tap))
+        return out
+
+    def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
+        data, again = padded(self.input, self.layout.pads), self.places.reversed()
+        arrived = met_again(gradient, self.sizes, self.layout) if wants_input else None
+        d_input = torch.zeros_like(self.input, memory_format=torch.contiguous_format)
+        d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        slopes: list[Tensor] = []
+        over = (0, *range(2, gradient.dim()))
+        for tap in range(self.weight.shape[2]):
+            d_weight[:, 0, tap] = (gradient * self.places.value(data, tap, self.outputs)).sum(over)
+            if wants_positions:
+                slopes.append(self.places.slopes(data, tap, gradient * self._factor(tap)))
+            if arrived is not None:
+                d_input.addcmul_(again.value(arrived, tap, self.sizes), self._factor(tap))
+        return _found(d_input, d_weight, slopes)
+
+    def _factor(self, tap: int) -> Tensor:
+        return self.weight[:, 0, tap].view(-1, *(1,) * len(self.sizes))
+
+
+class Indexed(Way):
+    """On devices, which would be waited for if a place were read as a number: the compiled forms' code. It gathers by index."""
+
+    def forward(self) -> Tensor:
+        return self._evaluated()[0]
+
+    def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
+        tensors = gradient, self.input, self.weight, self.positions.detach(), self._evaluated()[1]
+        wants = [wants_input, True, wants_positions]
+        found = operators.backward_of(*tensors, self._form, list(self.layout.window), self._pads, wants)
+        return dict(zip(("input", "weight", "positions"), found, strict=True))
+
+    def _evaluated(self) -> tuple[Tensor, Tensor]:
+        tensors = self.input, self.weight, self.positions.detach()
+        return operators.forward_of(*tensors, self._form, list(self.layout.window), self._pads)
+
+    @property
+    def _form(self) -> str:
+        return indexed_forms(self.weight, self.positions.shape[1], self.layout)[0]
+
+    @property
+    def _pads(self) -> list[int]:
+        return [n for pair in self.layout.pads for n in pair]
+
+
+def indexed_forms(weight: Tensor, sets: int, layout: Layout) -> list[str]:
+    """The compiled forms that evaluate such a convolution; first those that keep nothing for the backward."""
+    forms = operators.applicable(layout.groups, weight.shape, (sets, 1), layout.stride)
+    return sorted(forms, key=lambda form: operators.FORMS[form].keeps_products)
+
+
+def _found(d_input: Tensor, d_weight: Tensor, slopes: list[Tensor]) -> dict[str, Tensor]:
+    found = {"input": d_input, "weight": d_weight}
+    return {**found, "positions": torch.stack(slopes, -1)} if slopes else found
+
+
+# A matrix product as a convolution with one tap. A dilation of 2, which one tap doesn't feel, makes torch take oneDNN on one
+# thread too: on some processors twice as fast as its matrix product.
+_ONE_TAP = ([1], [0], [2], False, [0])
+
+
+def _mix(data: Tensor, mixing: Tensor, groups: int) -> Tensor:
+    if _few(mixing, groups):
+        return mixing.flatten(1) @ data
+    return torch.ops.aten.convolution(data, mixing, None, *_ONE_TAP, groups)
+
+
+def _mix_backward(gradient: Tensor, data: Tensor, mixing: Tensor, groups: int, wants_data: bool) -> tuple[Tensor, Tensor]:
+    if _few(mixing, groups):
+        d_mixing = (gradient @ data.mT).sum(0)
+        return mixing.flatten(1).mT @ gradient if wants_data else gradient, d_mixing[:, :, None]
+    asked = [wants_data, True, False]
+    d_data, d_mixing, _ = torch.ops.aten.convolution_backward(gradient, data, mixing, None, *_ONE_TAP, groups, asked)
+    return d_data, d_mixing
+
+
+def _few(mixing: Tensor, groups: int) -> bool:
+    return groups == 1 and (min(mixing.shape[:2]) < FEW or mixing.dtype != torch.float32)
