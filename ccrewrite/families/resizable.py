@@ -95,10 +95,6 @@ class ResizableSampling(Sampling):
         return self._output_size is not None or self._scale is not None or self._alignment != "native"
 
     def axis_map(self, geometry: ConvGeometry, axis: int, input_size: int, output_size: int) -> AxisMap:
-        """Where the ``output_size`` outputs of one axis look, in samples of an input that has ``input_size`` of them.
-
-        ``geometry`` is that of the call: a sampling's own may have other padding, where its layer pads by itself.
-        """
         sizes = tuple(input_size if a == axis else 1 for a in range(geometry.ndim))
         native = geometry.output_size(sizes)[axis]
         found = geometry.axis_map(axis).resized(native, output_size)

@@ -24,7 +24,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
-from ccrewrite.ir.geometry import ConvGeometry, Ints, per_axis
+from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
 
 
@@ -95,6 +95,13 @@ class Sampling(Learnable, ABC):
     def resized(self) -> bool:
         """Whether calls are asked for another size or grid than the convolution's own (``ResizableSampling``)."""
         return False
+
+    def axis_map(self, geometry: ConvGeometry, axis: int, input_size: int, output_size: int) -> AxisMap:
+        """Where the ``output_size`` outputs of one axis look, in samples of an input that has ``input_size`` of them.
+
+        ``geometry`` is that of the call: a sampling's own may have other padding, where its layer pads by itself.
+        """
+        return geometry.axis_map(axis)
 
     @classmethod
     def of(cls, geometry: ConvGeometry, **options: Any) -> Self:

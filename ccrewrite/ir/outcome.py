@@ -31,7 +31,8 @@ S = TypeVar("S", bound=SiteOutcome)
 
 
 class SiteTable(ABC, Generic[S]):
-    """One answer for each site: to iterate over, to index by a site's name, to print, to show in a notebook, to keep as JSON.
+    """One answer for each site: to iterate over, to index by a site's name or by position, to print, to show in a notebook, to
+    keep as JSON.
 
     Subclasses are frozen dataclasses with ``sites``. They give ``rows`` and ``to_dict``, and may give ``notes``.
     """
@@ -56,8 +57,10 @@ class SiteTable(ABC, Generic[S]):
     def __len__(self) -> int:
         return len(self.sites)
 
-    def __getitem__(self, name: str) -> S:
-        """The site of this name or alias. Raises ``KeyError`` where there is none."""
+    def __getitem__(self, name: str | int) -> S:
+        """The site of this name or alias, or at this position. Raises ``KeyError`` where there is none of that name."""
+        if isinstance(name, int):
+            return self.sites[name]
         for site in self.sites:
             if name == site.name or name in getattr(site, "aliases", ()):
                 return site

@@ -7,27 +7,29 @@ Exact, as fractions: the coordinate maps of the graph's operations are affine, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, overload
+from typing import Any
 
-from tabulate import tabulate
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.sites import RewrittenSite
 from ccrewrite.ir.capture import Inputs, Model, as_module, capture
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.outcome import SiteTable
 from ccrewrite.ir.wrappers import unwrapped
-from ccrewrite.passes.scales.grids import Follower, Grid, module_of, packet_of, shape_of
+from ccrewrite.passes.scales.follower import Follower
+from ccrewrite.passes.scales.grids import Grid
+from ccrewrite.passes.scales.nodes import module_of, packet_of, shape_of
 
 
 @dataclass(frozen=True)
 class FeatureMap:
     """The output of one convolution or pool, per spatial axis: ``size``; ``step`` from sample to sample, ``centre`` and
-    ``expected`` centre, in input samples (pixel 0 is the first one's centre)."""
+    ``expected`` centre, in input samples (pixel 0 is the first one's centre). ``module``: its path, or the site's name."""
 
     module: str
     operation: str
@@ -38,26 +40,30 @@ class FeatureMap:
     expected: tuple[Fraction, ...]
 
     @property
+    def name(self) -> str:
+        return self.module
+
+    @property
+    def code(self) -> str:
+        """ "centred" or "off-centre"."""
+        return "off-centre" if any(self.offset) else "centred"
+
+    @property
+    def message(self) -> str:
+        return f"centre at {_shown(self.centre)}, should be {_shown(self.expected)} (input samples)"
+
+    @property
     def offset(self) -> tuple[Fraction, ...]:
         """By how much the centre is off, in input samples."""
         return tuple(c - e for c, e in zip(self.centre, self.expected, strict=True))
 
 
-class Misalignment(Sequence[FeatureMap]):
-    """The feature maps of a model in the order of the run. ``print`` it, or take ``to_json()``."""
+@dataclass(frozen=True)
+class Misalignment(SiteTable[FeatureMap]):
+    """The feature maps of a model in the order of the run. One that is made several times has the name several times: then
+    index by position."""
 
-    def __init__(self, maps: Sequence[FeatureMap]) -> None:
-        self._maps = tuple(maps)
-
-    @overload
-    def __getitem__(self, key: int) -> FeatureMap: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[FeatureMap, ...]: ...
-    def __getitem__(self, key: int | slice) -> FeatureMap | tuple[FeatureMap, ...]:
-        return self._maps[key]
-
-    def __len__(self) -> int:
-        return len(self._maps)
+    sites: tuple[FeatureMap, ...]
 
     @property
     def worst(self) -> Fraction:
@@ -65,7 +71,6 @@ class Misalignment(Sequence[FeatureMap]):
         return max((abs(o) for m in self for o in m.offset), default=Fraction(0))
 
     def rows(self) -> list[dict[str, str]]:
-        """The table's cells, by column."""
         return [
             {
                 "module": m.module,
@@ -79,21 +84,22 @@ class Misalignment(Sequence[FeatureMap]):
             for m in self
         ]
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
         """``{"maps": [{"module", "operation", "node", "size", "step", "centre", "expected", "offset"}]}``, in floats."""
         names = ("step", "centre", "expected", "offset")
         plain = ("module", "operation", "node", "size")
         maps = [{**{n: getattr(m, n) for n in plain}, **{n: [float(v) for v in getattr(m, n)] for n in names}} for m in self]
-        return json.dumps({"maps": maps}, indent=2)
+        return {"maps": maps}
 
-    def __str__(self) -> str:
-        return tabulate(self.rows(), headers="keys", disable_numparse=True)
+    def summary(self) -> str:
+        """One line: how many feature maps, and the largest distance."""
+        return f"{len(self)} feature maps, the worst off by {float(self.worst):g} input samples"
 
 
 def misalignment(model: Model, example_inputs: Any) -> Misalignment:
     """Where the output of each convolution and pool of ``model`` is centred, in input samples, and where it should be.
 
-    Works on plain models and on rewritten ones, at the sizes that they are set to. What a CC site has learnt (its shift) is
+    Works on plain models and on rewritten ones, at the sizes that they are set to. What a site has learnt (a shift) is
     not counted: the table shows the grid, not the kernel on it. Outputs whose samples have no place in an input (after a
     flatten, or of a network of tokens) are left out.
 
@@ -113,15 +119,14 @@ def misalignment(model: Model, example_inputs: Any) -> Misalignment:
     placeholders = program.graph.graph.find_nodes(op="placeholder")
     count = len(tree_leaves((inputs.args, inputs.kwargs)))  # they come last, after parameters, buffers and constants
     follower = Follower(module, program.graph.graph, placeholders[-count:])
-    return Misalignment([_feature_map(*found) for found in follower.run()])
+    return Misalignment(tuple(_feature_map(*found) for found in follower.run()))
 
 
-def _feature_map(node: fx.Node, grids: tuple[Grid, ...], sampling: str | None) -> FeatureMap:
+def _feature_map(node: fx.Node, grids: tuple[Grid, ...], site: RewrittenSite | None) -> FeatureMap:
     size = tuple(int(n) for n in shape_of(node)[-len(grids) :])
-    path = module_of(node) if sampling is None else sampling
     return FeatureMap(
-        module=path.removesuffix("sampling").removesuffix("."),
-        operation=packet_of(node) if sampling is None else "convolution",
+        module=module_of(node) if site is None else site.name,
+        operation=packet_of(node) if site is None else "convolution",
         node=node.name,
         size=size,
         step=tuple(g.step for g in grids),

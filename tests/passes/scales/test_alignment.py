@@ -48,6 +48,20 @@ def test_a_rewritten_model_lies_where_the_original_does() -> None:
             assert (old.size, old.step, old.centre) == (new.size, new.step, new.centre)
 
 
+def test_a_moved_layer_lies_where_it_did_however_it_is_computed() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(32, 32, 3, 2, dilation=6, padding=3), nn.ConvTranspose2d(32, 8, 4, 2, 1), nn.Conv2d(8, 8, 7, 2)
+    )
+    x = torch.randn(1, 32, 24, 24)
+    moved = ccrewrite.rewrite(model, x).model
+    with torch.no_grad():
+        for sampling in moved.modules():
+            for mover in sampling.movers() if isinstance(sampling, ccrewrite.nn.Sampling) else ():
+                mover += 0.1
+    found = [(m.name, m.size, m.step, m.centre, m.code) for m in misalignment(moved, x)]
+    assert found == [(m.name, m.size, m.step, m.centre, m.code) for m in misalignment(model, x)]
+
+
 def test_other_sizes_keep_the_layers_own_offset_and_centred_removes_it() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, 2, 1), nn.AdaptiveAvgPool2d(1))
     x = torch.randn(1, 1, 64, 64)
