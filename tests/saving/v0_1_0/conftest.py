@@ -1,0 +1,3 @@
+"""Neither file holds tests or doctests."""
+
+collect_ignore = ["make.py", "models.py"]
