@@ -11,8 +11,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -20,20 +20,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import InputError, ModelRunError
-from ccrewrite.ir.calls import CASTS, as_call, uncast
+from ccrewrite.ir.calls import as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.observe import ConvolutionMode, SeenCall, convolutions_seen, tensor_names
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import global_hooks_kept, preserved
 
 log = logging.getLogger(__name__)
 Model = GivenModel | ExportedProgram
 How = Literal["auto", "export", "observe"]
+Obstacle = Literal["scripted", "quantized", "opaque"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ConvCall:
     device: torch.device
     node: str | None = field(default=None, compare=False)
     """Name of the call's node in the program's graph, where the graph shows it."""
-    obstacle: Literal["scripted", "quantized", "opaque"] | None = None
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,6 @@ def _refuse_uninitialised(model: nn.Module) -> None:
             )
 
 
-def tensor_names(model: nn.Module) -> dict[int, str]:
-    """``id`` of each parameter and buffer -> its first name."""
-    names: dict[int, str] = {}
-    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        names.setdefault(id(tensor), name)
-    return names
-
-
 def _export(model: nn.Module, inputs: Inputs) -> Program:
     # Where export refuses, torch prints the graph it has so far on stderr: thousands of lines that help nobody here.
     quiet = warnings.catch_warnings(), redirect_stderr(io.StringIO())
@@ -203,90 +195,45 @@ def _tensor_at(model: nn.Module, path: str) -> Tensor:
 
 
 def _observe(model: nn.Module, inputs: Inputs) -> tuple[ConvCall, ...]:
-    observer = _Observer(model)
-    with preserved(model, inputs.tensors()), torch.no_grad(), _module_stack(model) as stack:
-        observer.stack = stack
-        with _Operators(observer), observer:
-            inputs.run(model)
-    return tuple(observer.calls)
+    calls: list[ConvCall] = []
 
-
-class _Observer(TorchFunctionMode):
-    """Records the convolutions called from Python."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.names = tensor_names(model)
-        self.cast: list[Tensor] = []  # kept, so that an id stays theirs
-        self.stack: list[tuple[str, nn.Module]] = []
-        self.calls: list[ConvCall] = []
-        self.inside = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        call = as_call(func, args, kwargs)
-        if call is None or self.inside:
-            out = func(*args, **(kwargs or {}))
-            if func in CASTS and id(args[0]) in self.names:
-                self.names[id(out)] = self.names[id(args[0])]
-                self.cast.append(out)
-            return out
-        self.inside = True
-        try:
-            out = func(*args, **(kwargs or {}))
-        finally:
-            self.inside = False
-        path, _ = self.stack[-1]
-        weight = self.names.get(id(call.weight))
-        self.record(path, weight, call.geometry(call.weight.shape), call.input, out, None)
-        return out
-
-    def record(self, path: str, weight: str | None, geometry: ConvGeometry, input: Tensor, out: Tensor, obstacle: Any) -> None:
+    def record(
+        path: str, weight: str | None, geometry: ConvGeometry, input: Tensor, out: Tensor, obstacle: Obstacle | None = None
+    ) -> None:
         shapes = tuple(input.shape), tuple(out.shape)
-        self.calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, None, obstacle))
+        calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, None, obstacle))
+
+    def seen(call: SeenCall) -> None:
+        record(call.path, call.weight, call.call.geometry(call.call.weight.shape), call.call.input, call.output)
+
+    with preserved(model, inputs.tensors()), torch.no_grad(), convolutions_seen(model, seen) as mode, _Operators(mode, record):
+        inputs.run(model)
+    return tuple(calls)
 
 
 class _Operators(TorchDispatchMode):
     """Records the convolutions that no Python function was seen to call: inside TorchScript, quantized or native code."""
 
-    def __init__(self, observer: _Observer) -> None:
+    def __init__(self, observer: ConvolutionMode, record: Callable[..., None]) -> None:
         super().__init__()
         self.observer = observer
+        self.record = record
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        seen, self.observer.inside = self.observer.inside, True  # an operator run from here is itself a call from Python
+        inside, self.observer.inside = self.observer.inside, 1  # an operator run from here is itself a call from Python
         try:
             out = func(*args, **(kwargs or {}))
         finally:
-            self.observer.inside = seen
-        if seen or "conv" not in func.name() or not isinstance(out, Tensor):
+            self.observer.inside = inside
+        if inside or "conv" not in func.name() or not isinstance(out, Tensor):
             return out
         path, module = self.observer.stack[-1]
         call = as_call(func, args, kwargs)
         if call is not None:
             obstacle = "scripted" if isinstance(module, torch.jit.ScriptModule) else "opaque"
             geometry = call.geometry(call.weight.shape)
-            self.observer.record(path, self.observer.names.get(id(call.weight)), geometry, call.input, out, obstacle)
+            self.record(path, self.observer.names.get(id(call.weight)), geometry, call.input, out, obstacle)
         elif func.namespace == "quantized" and hasattr(module, "kernel_size"):
             geometry = ConvGeometry.from_module(cast(Any, module))
-            self.observer.record(path, None, geometry, args[0], out, "quantized")
+            self.record(path, None, geometry, args[0], out, "quantized")
         return out
-
-
-@contextmanager
-def _module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
-    """The modules whose forward is running, outermost first; kept by hooks that are gone afterwards."""
-    names = {id(m): name for name, m in model.named_modules()}
-    stack: list[tuple[str, nn.Module]] = [("", model)]
-
-    def enter(module: nn.Module, args: Any) -> None:
-        stack.append((names.get(id(module), stack[-1][0]), module))
-
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        stack.pop()
-
-    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,17 +1,22 @@
-"""What the modules of a model are called with while it runs."""
+"""Watching a model while it runs: which modules it calls, with what, and which convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.calls import CASTS, Call, as_call
 from ccrewrite.ir.preserve import preserved
+
+if TYPE_CHECKING:
+    from ccrewrite.ir.capture import Inputs
 
 
 class Like(NamedTuple):
@@ -29,11 +34,12 @@ class ModuleCall(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def calls_of(model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module]) -> dict[str, list[ModuleCall]]:
+def module_calls(model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module]) -> dict[str, list[ModuleCall]]:
     """How each of ``modules`` is called while ``model`` runs once, in evaluation mode and without gradients; by name, in order.
 
+    >>> from ccrewrite.ir.capture import Inputs
     >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
-    >>> calls_of(model, Inputs.of(torch.ones(2, 3, 4)), {"flat": model[1]})["flat"][0].args[0].shape
+    >>> module_calls(model, Inputs.of(torch.ones(2, 3, 4)), {"flat": model[1]})["flat"][0].args[0].shape
     (2, 3, 4)
     """
     calls: dict[str, list[ModuleCall]] = {name: [] for name in modules}
@@ -46,6 +52,10 @@ def calls_of(model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module])
             torch.manual_seed(0)
             inputs.run(model)
     return calls
+
+
+def _like(tensor: Tensor) -> Like:
+    return Like(tuple(tensor.shape), tensor.dtype, tensor.device)
 
 
 @contextmanager
@@ -71,5 +81,74 @@ def watched(
         yield
 
 
-def _like(tensor: Tensor) -> Like:
-    return Like(tuple(tensor.shape), tensor.dtype, tensor.device)
+class SeenCall(NamedTuple):
+    """One convolution that was called from Python. ``path`` is that of the module whose forward calls it, ``weight`` the name
+    of its weight, None where that is computed; ``again(x)`` makes the same call on another input."""
+
+    path: str
+    weight: str | None
+    call: Call
+    output: Tensor
+    again: Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def convolutions_seen(model: nn.Module, seen: Callable[[SeenCall], object]) -> Generator[ConvolutionMode]:
+    """Inside, ``seen`` is told of every convolution that ``model`` calls from Python."""
+    with module_stack(model) as stack, ConvolutionMode(tensor_names(model), stack, seen) as mode:
+        yield mode
+
+
+class ConvolutionMode(TorchFunctionMode):
+    """Tells of convolution calls, while ``inside`` is 0: not of those that a convolution itself makes."""
+
+    def __init__(self, names: dict[int, str], stack: list[tuple[str, nn.Module]], seen: Callable[[SeenCall], object]) -> None:
+        super().__init__()
+        self.names, self.stack, self.seen = names, stack, seen
+        self.inside = 0
+        self._casts: list[Tensor] = []  # kept, so that an id stays theirs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        call = None if self.inside else as_call(func, args, kwargs)
+        if call is None:
+            out = func(*args, **(kwargs or {}))
+            if func in CASTS and id(args[0]) in self.names:
+                self.names[id(out)] = self.names[id(args[0])]
+                self._casts.append(out)
+            return out
+        self.inside += 1
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self.inside -= 1
+        others, named = args[1:], {k: v for k, v in (kwargs or {}).items() if k != "input"}
+        self.seen(SeenCall(self.stack[-1][0], self.names.get(id(call.weight)), call, out, lambda x: func(x, *others, **named)))
+        return out
+
+
+def tensor_names(model: nn.Module) -> dict[int, str]:
+    """``id`` of each parameter and buffer -> its first name."""
+    names: dict[int, str] = {}
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        names.setdefault(id(tensor), name)
+    return names
+
+
+@contextmanager
+def module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
+    """The modules whose forward is running, outermost first; kept by hooks that are gone afterwards."""
+    names = {id(m): name for name, m in model.named_modules()}
+    stack: list[tuple[str, nn.Module]] = [("", model)]
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append((names.get(id(module), stack[-1][0]), module))
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        stack.pop()
+
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -10,7 +10,7 @@ from torch import nn
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, CallShapes
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.observe import Like, ModuleCall, calls_of
+from ccrewrite.ir.observe import Like, ModuleCall, module_calls
 from ccrewrite.ir.operators import bind
 
 
@@ -23,7 +23,7 @@ class SiteCall(NamedTuple):
 
 def site_calls(model: nn.Module, inputs: Inputs, sites: Mapping[str, Sampling]) -> dict[str, SiteCall]:
     """What each of ``sites`` is called with when ``model`` runs on ``inputs``; those that are not called are left out."""
-    found = calls_of(model, inputs, sites)
+    found = module_calls(model, inputs, sites)
     return {name: SiteCall(sites[name], _shapes(sites[name], calls[0])) for name, calls in found.items() if calls}
 
 

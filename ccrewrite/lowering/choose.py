@@ -11,7 +11,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.observe import Like, calls_of
+from ccrewrite.ir.observe import Like, module_calls
 from ccrewrite.lowering.calls import SiteCall
 from ccrewrite.lowering.measure import measure, measure_folded
 from ccrewrite.lowering.times import Seconds, Times, cache_key
@@ -87,7 +87,7 @@ def choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -
     layers = {name: cast(RewrittenConv, model.get_submodule(places[name].module)) for name in near}
     times = Times()
     chosen: dict[str, Choice] = {}
-    for name, calls in calls_of(model, inputs, layers).items():
+    for name, calls in module_calls(model, inputs, layers).items():
         if not calls:
             continue
         layer, other, input = layers[name], near[name], cast(Like, calls[0].args[0])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import named_samplings, rewritten_sites
-from ccrewrite.ir.calls import as_call
-from ccrewrite.ir.capture import Inputs, _module_stack, tensor_names
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.observe import SeenCall, convolutions_seen, watched
 from ccrewrite.ir.preserve import preserved
 
 
@@ -39,16 +39,33 @@ def convolutions_of(model: nn.Module, inputs: Inputs) -> list[ConvRun]:
 
     A call that goes through a ``Sampling`` is one of them, what the sampling does inside is not. Tensors are copies.
     """
-    observer = _Observer(model)
-    with preserved(model, inputs.tensors()), torch.no_grad(), ExitStack() as stack:
+    runs: list[ConvRun] = []
+    samplings = named_samplings(model)
+    paths = {name: site.path for name, site in rewritten_sites(model).items()}
+    given: list[Tensor] = []  # to the samplings that are running
+
+    def seen(c: SeenCall) -> None:
+        runs.append(ConvRun(None, c.path, c.weight, c.call.weight, None, c.call.input.clone(), c.output.clone(), c.again))
+
+    def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mode.inside += 1
+        given.append(args[0].clone())
+
+    def after(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        mode.inside -= 1
+        sampling, weight = samplings[name], args[1]
+        known, again = mode.names.get(id(weight)), partial(_again, sampling, args[1:], kwargs)
+        runs.append(ConvRun(name, paths.get(name, name), known, weight, sampling, given.pop(), output.clone(), again))
+
+    with preserved(model, inputs.tensors()), torch.no_grad(), watched(samplings, before, after):
         torch.manual_seed(0)
-        observer.stack = stack.enter_context(_module_stack(model))
-        paths = {name: site.path for name, site in rewritten_sites(model).items()}
-        for name, sampling in named_samplings(model).items():
-            stack.enter_context(observer.watched(name, paths.get(name, name), sampling))
-        stack.enter_context(observer)
-        inputs.run(model)
-    return observer.runs
+        with convolutions_seen(model, seen) as mode:
+            inputs.run(model)
+    return runs
+
+
+def _again(sampling: Sampling, others: tuple[Any, ...], named: dict[str, Any], x: Tensor) -> Tensor:
+    return sampling(x, *others, **named)
 
 
 @contextmanager
@@ -66,56 +83,3 @@ def built(model: nn.Module) -> Generator[None]:
 
 def _never() -> bool:
     return False
-
-
-class _Observer(TorchFunctionMode):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.names = tensor_names(model)
-        self.stack: list[tuple[str, nn.Module]] = []
-        self.runs: list[ConvRun] = []
-        self.inside = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        call = None if self.inside else as_call(func, args, kwargs)
-        if call is None:
-            return func(*args, **(kwargs or {}))
-        rest = {k: v for k, v in (kwargs or {}).items() if k != "input"}
-        others = args[1:]
-        input = call.input.clone()
-        self.inside += 1
-        try:
-            out = func(*args, **(kwargs or {}))
-        finally:
-            self.inside -= 1
-        path = self.stack[-1][0]
-        weight = self.names.get(id(call.weight))
-
-        def again(x: Tensor) -> Tensor:
-            return func(x, *others, **rest)
-
-        self.runs.append(ConvRun(None, path, weight, call.weight, None, input, out.clone(), again))
-        return out
-
-    @contextmanager
-    def watched(self, name: str, path: str, sampling: Sampling) -> Generator[None]:
-        inputs: list[Tensor] = []
-
-        def enter(module: nn.Module, args: Any) -> None:
-            self.inside += 1
-            inputs.append(args[0].clone())
-
-        def leave(module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-            self.inside -= 1
-            others, weight = args[1:], args[1]
-            weight_name = self.names.get(id(weight))
-
-            def again(x: Tensor) -> Tensor:
-                return sampling(x, *others, **kwargs)
-
-            self.runs.append(ConvRun(name, path, weight_name, weight, sampling, inputs.pop(), out.clone(), again))
-
-        with ExitStack() as stack:
-            stack.callback(sampling.register_forward_pre_hook(enter).remove)
-            stack.callback(sampling.register_forward_hook(leave, with_kwargs=True).remove)
-            yield

@@ -26,8 +26,8 @@ from ccrewrite.families.resizable import ResizableSampling
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.capture import _module_stack as module_stack
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.observe import module_stack
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.graph import FUNCTIONS
 from ccrewrite.passes.scales.whereabouts import OUTPUT, Where, Whereabouts, hint_of
