@@ -23,6 +23,7 @@ from ccrewrite.export.sizes import SizeInput
 from ccrewrite.families.cc.rule import StridedToCC
 from ccrewrite.families.dcls.rule import DilatedToDcls
 from ccrewrite.families.rule import Rule
+from ccrewrite.ir.check import COMPILED, TOLERANCE
 from ccrewrite.ir.sites import Plan
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.rules import LeaveAlone, Rules, check_rules, rule_for
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 OLDEST = 13
 """Operator set."""
-TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def rewrite_onnx(
     exclude: Patterns = None,
     kinds: str | Sequence[str] | None = None,
     example_inputs: Mapping[str, Any] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = TOLERANCE[torch.float32],
 ) -> OnnxResult:
     """Write the ONNX file ``path_in``, of any producer and operator set 13 or later, to ``path_out`` with its convolutions
     rewritten; what was done.
@@ -233,5 +233,6 @@ def _compared(
     zeros = {s.name: np.zeros(len(s.axes), np.int64) for s in sizes}
     found = run_file(session_of(target), {**inputs, **zeros})
     shapes = {n: tuple(v.shape) for n, v in inputs.items()}
-    half = any(t.dtype == torch.float16 for t in expected)
-    return compared(expected, found, shapes, {s.name: (0,) * len(s.axes) for s in sizes}, max(tolerance, 1e-2 if half else 0))
+    if any(t.dtype == torch.float16 for t in expected):
+        tolerance = max(tolerance, COMPILED[torch.float16])
+    return compared(expected, found, shapes, {s.name: (0,) * len(s.axes) for s in sizes}, tolerance)

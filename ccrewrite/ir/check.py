@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from tabulate import tabulate
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""Largest difference allowed, relative to the largest magnitude of the original's output."""
+COMPILED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""The same for code of a compiler or another runtime, which fuse operators and sum in another order."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.folded.cuts import Fusing
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.check import Check
+from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.fold.fold import fold
 from ccrewrite.passes.fold.sites import FoldedSite
-from ccrewrite.passes.verify import COMPILED, compare_outputs
+from ccrewrite.passes.verify import compare_outputs
 
 
 @dataclass(frozen=True)

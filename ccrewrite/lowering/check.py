@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.check import Check
+from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.preserve import unwatched
-from ccrewrite.passes.verify import COMPILED, compare_outputs, leaves, outputs_of
+from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
 
 IN_EVALUATION = "compared in evaluation mode: in its own it draws random numbers, or can't run on the example inputs"
 

@@ -12,11 +12,11 @@ from torch import nn
 from ccrewrite.errors import ModelRunError
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.check import Check
+from ccrewrite.ir.check import TOLERANCE, Check
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.passes.rules import rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
-from ccrewrite.passes.verify import TOLERANCE, built_error, compare_outputs, culprits, modules_run, outputs_of
+from ccrewrite.passes.verify import built_error, compare_outputs, culprits, modules_run, outputs_of
 
 
 def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs) -> tuple[Plan, Check]:

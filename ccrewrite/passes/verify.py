@@ -14,16 +14,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.check import OutputCheck
+from ccrewrite.ir.check import TOLERANCE, OutputCheck
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.preserve import preserved, random_states_kept, unwatched
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.wrappers import unwrapped
-
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""Largest difference allowed, relative to the largest magnitude of the original's output."""
-COMPILED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""The same for code of a compiler, which fuses operators and sums in another order."""
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:

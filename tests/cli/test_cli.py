@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import ccrewrite
 from ccrewrite.cli.main import app
-from ccrewrite.export import check, resampling
-from ccrewrite.passes import verify
+from ccrewrite.export import resampling
+from ccrewrite.ir import check
 
 MODEL = "cli_models:network"
 
@@ -179,12 +179,12 @@ def test_a_failed_verification_is_a_failure(run, tmp_path, monkeypatch):
     common = [MODEL, "--input", "1x3x16x16", "--from", "saved"]
     assert run("export", *common, "--out", "right.onnx").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setitem(verify.TOLERANCE, torch.float32, -1.0)
+        patch.setitem(check.TOLERANCE, torch.float32, -1.0)
         folded = run("fold", *common, "--out", "wrong.pt2")
     assert folded.exit_code == 1
     assert "DIFFER" in folded.stdout
     with monkeypatch.context() as patch:
-        patch.setitem(check.TOLERANCE, torch.float32, -1.0)
+        patch.setitem(check.COMPILED, torch.float32, -1.0)
         exported = run("export", *common, "--out", "wrong.onnx")
     assert exported.exit_code == 2
     assert "something else than the model" in exported.stderr

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from compared_net import Compared
+from compared_net import Net, move_
 from rich.console import Console
+from torch import Tensor, nn
 
+import ccrewrite
 from ccrewrite.cli.report import compare_command, report_command
 from ccrewrite.errors import InputError
 from ccrewrite.report import Comparison
 from ccrewrite.report.variants import VARIANTS
+
+
+class Compared(NamedTuple):
+    original: nn.Module
+    moved: nn.Module
+    input: Tensor
+
+
+@pytest.fixture(scope="module")
+def compared() -> Compared:
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(2, 3, 20, 24)
+    moved = ccrewrite.rewrite(model, x).model
+    move_(moved)
+    return Compared(model, moved, x)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's, of autograd functions
