@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ccrewrite.passes.fold.fold import fold
     from ccrewrite.passes.scales.resize import resize_, resized
     from ccrewrite.passes.scales.scale_groups import scale_groups
-    from ccrewrite.report.compare import compare
+    from ccrewrite.report.measure import compare
     from ccrewrite.saving.store import load, save
     from ccrewrite.training.config import FinetuneConfig
     from ccrewrite.training.finetune import finetune
@@ -74,7 +74,7 @@ _HOME = {
     "StridedToCC": "families.cc.rule",
     "TransposedToCC": "families.cc.rule",
     "aot": "lowering.aot",
-    "compare": "report.compare",
+    "compare": "report.measure",
     "export_onnx": "export.onnx",
     "finetune": "training.finetune",
     "fold": "passes.fold.fold",

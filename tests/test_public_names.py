@@ -67,6 +67,24 @@ def test_every_name_can_be_had_without_the_extras() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("package", ["ccrewrite.training", "ccrewrite.report", "ccrewrite.nn"])
+def test_names_of_a_package_are_there_and_documented(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'name'"):
+        _ = module.name
+
+
+def test_training_and_reports_import_nothing_heavy() -> None:
+    heavy = [name for name in HEAVY if name not in ("torch", "tabulate")]
+    code = "import sys; from ccrewrite.training import *; from ccrewrite.report import *; from ccrewrite import finetune; "
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, ccrewrite; print([name for name in {HEAVY} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ccrewrite.report.compare import compare
+from ccrewrite.report.changes import Regression, regression
 from ccrewrite.report.comparison import REWRITTEN, Comparison
-from ccrewrite.report.regression import Regression, regression
+from ccrewrite.report.measure import compare
 from ccrewrite.report.show import show_comparison, show_regression
 
 

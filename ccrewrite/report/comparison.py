@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,7 +102,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         from ccrewrite.report.tables import overview
 
-        return f"<p>{self.summary()}</p>{overview(self, 'html')}"
+        return f"<p>{escape(self.summary())}</p>{overview(self, 'html')}"
 
 
 def write(path: Path, text: str) -> Path:

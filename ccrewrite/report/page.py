@@ -106,7 +106,7 @@ def _value(column: str, text: str, entry: dict[str, Any]) -> str:
         return text
     if column.startswith("drift"):
         learnt = entry.get("learnt", {})
-        shifts = [abs(d["shift"]) for d in learnt.get("drift", ()) if "shift" in d]
-        return str(learnt.get("distance", {}).get("max", max(shifts, default="")))
+        values = map(abs, tables.first_drift(learnt)[1])
+        return str(learnt["distance"]["max"] if "distance" in learnt else max(values, default=""))
     first = text.split(" ")[0].replace(",", "")
     return "" if first == "differs" else first

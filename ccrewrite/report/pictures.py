@@ -1,5 +1,5 @@
-"""What a layer's learnt geometry looks like, as plain numbers: positions, offsets, kernels, continuous profiles, and the
-receptive field of the whole model."""
+"""What a layer's learnt geometry looks like, as plain numbers: its own picture, its kernel before and now, and the receptive
+field of the whole model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.cc.profile import MAX_SHIFT, profile
-from ccrewrite.families.cc.sampling import CCSampling
-from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.errors import InputError
+from ccrewrite.families.learnable import rounded
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.verify import leaves
 
-SHOWN_POSITIONS = 200
-"""Most positions listed for a site; the statistics are of all of them."""
-SHOWN_PROFILES = 7
-SHOWN_REACH = 8
-"""Samples to each side of a tap that its profile is shown for."""
-PROFILE_STEPS = 10
-"""Samples of a profile per input sample."""
+PICTURED = ("positions", "profiles", "distance", "drift")
+"""What ``Sampling.picture`` may have, of the form of docs/report-schema.json."""
 SUPPORT_FLOOR = 1e-3
 """A cell belongs to a kernel's extent where its magnitude is at least this share of the largest one's."""
 
@@ -34,11 +28,7 @@ def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> d
     Lengths are in samples of the finer lattice (the input's, or a transposed convolution's output's).
     """
     with torch.no_grad():
-        found: dict[str, Any] = {"moved": _moved(sampling), "window": list(sampling.window)}
-        if isinstance(sampling, DclsSampling):
-            found |= _positions(sampling)
-        if isinstance(sampling, CCSampling):
-            found |= _profiles(sampling)
+        found = {"moved": not sampling.at_start(), "window": list(sampling.window), **_picture(sampling)}
         after = sampling.kernel(weight).double()
         before = _on_grid(weight.double(), sampling) if tuple(weight.shape[2:]) == sampling.kernel_size else None
         found["kernel"] = _kernels(before, after)
@@ -47,56 +37,13 @@ def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> d
     return found
 
 
-def _moved(sampling: Sampling) -> bool:
-    movers = sampling.movers()
-    return not movers or any(bool(m.any()) for m in movers)
-
-
-def _positions(sampling: DclsSampling) -> dict[str, Any]:
-    cells = torch.stack(sampling.cells()).double()  # (axes, A, B, taps)
-    starts = torch.stack([axis.start(sampling.taps, cells) for axis in sampling.placement])[:, None, None].expand_as(cells)
-    centre = torch.tensor([(n - 1) / 2 for n in sampling.window], dtype=cells.dtype, device=cells.device)
-    offset = cells - starts
-    distance = offset.square().sum(0).sqrt()
-    drift = [
-        {"axis": axis, "mean": _n(o.mean()), "std": _n(o.std(correction=0)), "max_abs": _n(o.abs().max())}
-        for axis, o in enumerate(offset)
-    ]
-    flat, start = (v.flatten(1, 2) for v in (cells, starts))  # (axes, sets, taps)
-    sets, taps = flat.shape[1:]
-    shown = max(1, min(sets, SHOWN_POSITIONS // taps))
-    chosen = torch.linspace(0, sets - 1, shown, device=cells.device).round().long()
-    now, then = ((v[:, chosen] - centre[:, None, None]).flatten(1).T.tolist() for v in (flat, start))
-    return {
-        "drift": drift,
-        "distance": {"mean": _n(distance.mean()), "median": _n(distance.median()), "max": _n(distance.max())},
-        "positions": {
-            "sets": sets,
-            "taps": taps,
-            "shown_sets": chosen.tolist(),
-            "start": [[_n(x) for x in p] for p in then],
-            "now": [[_n(x) for x in p] for p in now],
-        },
-    }
-
-
-def _profiles(sampling: CCSampling) -> dict[str, Any]:
-    alongs = sampling._along()
-    dtype, device = alongs[0].dtype, alongs[0].layers[0].device
-    reach = min(max(along.twice_support for along in alongs) / 2, SHOWN_REACH)
-    z = torch.linspace(-reach, reach, round(2 * reach * PROFILE_STEPS) + 1, dtype=dtype, device=device)
-    axes: list[dict[str, Any]] = []
-    drift: list[dict[str, Any]] = []
-    for axis, along in enumerate(alongs):
-        count = sampling.kernel_size[axis]
-        taps = torch.linspace(0, count - 1, min(count, SHOWN_PROFILES), device=device).round().long()
-        values, bump = profile(z, taps, along)
-        start, _ = profile(z, taps, along._replace(shift=None, layers=(), extent=0))
-        shift = 0.0 if along.shift is None else float(along.shift[axis].clamp(-MAX_SHIFT, MAX_SHIFT))
-        residual = float((values - bump).abs().max())
-        axes.append({"axis": axis, "taps": taps.tolist(), "values": _list(values), "start": _list(start[None])[0]})
-        drift.append({"axis": axis, "shift": _n(shift), "residual_max_abs": _n(residual)})
-    return {"drift": drift, "profiles": {"z": [_n(v) for v in z.tolist()], "axes": axes}}
+def _picture(sampling: Sampling) -> dict[str, Any]:
+    found = sampling.picture()
+    for name in found:
+        if name not in PICTURED:
+            which = f"{type(sampling).__name__}.picture() has the entry {name!r}"
+            raise InputError(f"{which}; a report shows {', '.join(PICTURED)}")
+    return found
 
 
 def _on_grid(weight: Tensor, sampling: Sampling) -> Tensor:
@@ -116,7 +63,7 @@ def _kernels(before: Tensor | None, after: Tensor) -> dict[str, Any]:
     for name, kernel in (("before", before), ("after", after)):
         if kernel is not None:
             rms, single = kernel.square().mean((0, 1)).sqrt(), kernel[row, column]
-            found[name] = {"rms": _list(_flat(rms)), "filter": _list(_flat(single))}
+            found[name] = {"rms": rounded(_flat(rms), 3), "filter": rounded(_flat(single), 3)}
     return found
 
 
@@ -152,7 +99,7 @@ def _spreads(mass: Tensor) -> list[float]:
         along = (mass.sum(others) if others else mass) / total
         places = torch.arange(len(along), dtype=along.dtype, device=along.device)
         mean = (along * places).sum()
-        found.append(_n((along * (places - mean).square()).sum().sqrt()))
+        found.append(rounded((along * (places - mean).square()).sum().sqrt()))
     return found
 
 
@@ -196,12 +143,3 @@ def _replaced(inputs: Inputs, old: Tensor, new: Tensor) -> Inputs:
         return new if value is old else value
 
     return Inputs(tuple(map(other, inputs.args)), {k: other(v) for k, v in inputs.kwargs.items()})
-
-
-def _n(value: Any, digits: int = 4) -> float:
-    """As many digits as a picture needs; zeros, of which sparse kernels are full, as short as can be."""
-    return float(f"{float(value):.{digits}g}") or 0
-
-
-def _list(values: Tensor) -> list[list[float]]:
-    return [[_n(v, 3) for v in row] for row in values.tolist()]

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from ccrewrite.ir.sites import Plan
 from ccrewrite.report import tables
+from ccrewrite.report.changes import Regression
 from ccrewrite.report.comparison import ORIGINAL, Comparison
-from ccrewrite.report.regression import Regression
 
 COLOURS = {"worse": "red", "missing": "red", "better": "green", "differs": "red"}
 

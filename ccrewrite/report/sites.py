@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.family import title_of
 from ccrewrite.ir.capture import Inputs, capture
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
@@ -110,7 +110,7 @@ def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, 
     with torch.no_grad():
         flops = {AS_IS: flops_of(run)}
         entry: dict[str, Any] = {
-            "sampling": None if sampling is None else type(sampling).__name__.removesuffix("Sampling"),
+            "sampling": None if sampling is None else title_of(sampling),
             "weight_parameters": pairs[0][1].weight.numel(),
             "added_parameters": 0 if sampling is None else sum(p.numel() for p in sampling.parameters()),
             "error": {
@@ -118,7 +118,7 @@ def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, 
                 "propagated": _error(before, [other.output for _, other in pairs]),
             },
         }
-        if isinstance(sampling, Sampling):
+        if sampling is not None:
             if sampling.runs_plain():
                 with built(model):
                     flops[BUILT] = flops_of(run)

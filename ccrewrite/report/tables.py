@@ -201,15 +201,20 @@ def sites(comparison: Comparison, variant: str) -> Rows:
 
 
 def drift(site_variant: dict[str, Any]) -> str:
-    """How far a site's geometry has moved: mean and largest distance of its taps, or its shift per axis."""
-    learnt = site_variant.get("learnt")
-    if learnt is None:
-        return ""
+    """How far a site's geometry has moved: mean and largest distance of its taps, or of what drifts first (a shift) its value
+    on each axis."""
+    learnt: dict[str, Any] = site_variant.get("learnt", {})
     if "distance" in learnt:
         return f"mean {learnt['distance']['mean']:.3f}, max {learnt['distance']['max']:.3f}"
-    if "drift" not in learnt:
-        return ""
-    return "shift " + ", ".join(f"{d['shift']:.3f}" for d in learnt["drift"])
+    name, values = first_drift(learnt)
+    return " ".join(filter(None, (name, ", ".join(f"{v:.3f}" for v in values))))
+
+
+def first_drift(learnt: dict[str, Any]) -> tuple[str, list[float]]:
+    """What ``drift`` of a picture names first, and its value on each axis."""
+    axes: list[dict[str, float]] = learnt.get("drift", [])
+    name = next((name for axis in axes for name in axis if name != "axis"), "")
+    return name, [axis[name] for axis in axes if name in axis]
 
 
 def overview(comparison: Comparison, form: str = "plain") -> str:

@@ -12,14 +12,25 @@ from torch.utils._pytree import tree_map_only
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs, Model
-from ccrewrite.lowering.lower import lower
-from ccrewrite.passes.fold.fold import fold
 from ccrewrite.report.comparison import ORIGINAL, REWRITTEN
 
-VARIANTS: dict[str, Callable[[nn.Module, Any], Any]] = {
-    "folded": lambda model, inputs: fold(model, inputs).model,
+
+def _folded(model: nn.Module, inputs: Any) -> nn.Module:
+    from ccrewrite.passes.fold.fold import fold
+
+    return fold(model, inputs).model
+
+
+def _lowered(model: nn.Module, inputs: Any) -> nn.Module:
+    from ccrewrite.lowering.lower import lower  # Inductor: a second, which only those pay who lower
+
     # For inference: no training step. Outputs are compared in the report.
-    "lowered": lambda model, inputs: lower(model, inputs, verify=False).model.requires_grad_(False),
+    return lower(model, inputs, verify=False).model.requires_grad_(False)
+
+
+VARIANTS: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "folded": _folded,
+    "lowered": _lowered,
     "compiled": lambda model, inputs: torch.compile(model),
 }
 """Name -> the variant made of a rewritten model and its example inputs. Open: add your own."""

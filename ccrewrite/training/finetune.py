@@ -9,14 +9,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.training.batches import Batches
-from ccrewrite.training.compiled import compiled
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.loop import History, Loop
@@ -101,7 +100,7 @@ def finetune(
         rank, world = accelerator.process_index, accelerator.num_processes
         train = Batches(train_data, "train_data", config.seed, rank, world)
         valid = None if validation is None else Batches(validation, "validation", config.seed, rank, world)
-        called = compiled(model, train, accelerator, stack) if config.compile else model
+        called = _compiled(model, train, accelerator, stack) if config.compile else model
         groups = param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
         run = Steps(model, called, loss, original, config, optimizer(groups), schedules, accelerator, stack)
         folder = None if out is None else RunFolder(out, accelerator.is_main_process, accelerator.wait_for_everyone)
@@ -113,6 +112,12 @@ def finetune(
             vars(model).update(own)
             for module, training in flags:
                 module.training = training
+
+
+def _compiled(model: nn.Module, train: Batches, accelerator: Accelerator, stack: ExitStack) -> nn.Module:
+    from ccrewrite.training.compiled import compiled  # Inductor: a second, which only those pay who compile
+
+    return compiled(model, train, accelerator, stack)
 
 
 @contextmanager

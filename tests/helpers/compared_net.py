@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ccrewrite
-from ccrewrite.report import Comparison
+from ccrewrite.report import Comparison, compare
+from ccrewrite.report.budget import trade
 
 
 class Net(nn.Module):
@@ -52,3 +53,21 @@ def move_(model: nn.Module) -> None:
         if isinstance(module, ccrewrite.nn.Sampling):
             for mover in module.movers():
                 mover.normal_(0, 0.2)
+
+
+def compared() -> Compared:
+    """A comparison, slow next to what is looked at in it: tests share one (the fixture of this name)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        model, x = Net(), torch.randn(2, 3, 20, 24)
+        untouched, moved = (ccrewrite.rewrite(model, x).model for _ in range(2))
+        move_(moved)
+        scores = iter((1.0, 0.0))
+        table = trade(untouched, x, {"smaller": {"down": 0.5}}, lambda m: next(scores), repeats=2)
+        extras = {"batches": (1, 3), "scale_groups": True, "trade": table}
+        comparison = compare(model, untouched, x, variants={"trained": moved}, quick=True, command="make test", **extras)
+    finally:
+        torch.set_num_threads(threads)
+    return Compared(model, untouched, moved, x, comparison)

@@ -113,7 +113,7 @@ def test_with_itself_takes_as_long(compared: Compared, monkeypatch: pytest.Monke
     hundred may miss (``test_timing`` counts them). Another model's intervals leave 1.00 out."""
     clock = Operations()
     timed = functools.partial(time_cases, clock=lambda: clock.now)
-    for place in ("compare", "sites"):
+    for place in ("measure", "sites"):
         monkeypatch.setattr(importlib.import_module(f"ccrewrite.report.{place}"), "time_cases", timed)
     with clock:
         same = compare(compared.moved, compared.moved, compared.input, quick=True)
@@ -315,7 +315,7 @@ def test_document(compared: Compared) -> None:
     )
     assert "## Sites of trained" in text
     row = next(r for r in sites(compared.comparison, "rewritten") if r["site"] == "dilated")
-    assert (row["became"], row["geometry"], row["drift (samples)"]) == ("Dcls", "12->12 k3 p4 d4", "mean 0.000, max 0.000")
+    assert (row["became"], row["geometry"], row["drift (samples)"]) == ("DCLS", "12->12 k3 p4 d4", "mean 0.000, max 0.000")
 
 
 def test_notebooks_and_terminals(compared: Compared) -> None:

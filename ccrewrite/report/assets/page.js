@@ -239,6 +239,10 @@ function kernels(learnt) {
   }
 }
 
+const words = {
+  mean: "mean offset (samples)", std: "standard deviation", max_abs: "largest",
+  shift: "shift (samples)", residual_max_abs: "largest residual",
+};
 function facts(site, variant) {
   const learnt = variant.learnt, list = document.getElementById("facts");
   const size = (v) => v.map(short).join(" x ");
@@ -249,9 +253,8 @@ function facts(site, variant) {
     ["rms radius", `${learnt.extent.rms_before ? size(learnt.extent.rms_before) + " before, " : ""}${size(learnt.extent.rms_after)} after (samples)`],
   ];
   if (learnt.distance) rows.push(["moved", `mean ${short(learnt.distance.mean)}, median ${short(learnt.distance.median)}, largest ${short(learnt.distance.max)} samples`]);
-  for (const d of learnt.drift ?? []) {
-    rows.push([`axis ${d.axis}`, "shift" in d ? `shift ${short(d.shift)} samples, largest residual ${short(d.residual_max_abs)}`
-      : `offset mean ${short(d.mean)}, standard deviation ${short(d.std)}, largest ${short(d.max_abs)} samples`]);
+  for (const { axis, ...drift } of learnt.drift ?? []) {
+    rows.push([`axis ${axis}`, Object.entries(drift).map(([name, value]) => `${words[name] ?? name.replaceAll("_", " ")} ${short(value)}`).join(", ")]);
   }
   list.replaceChildren(...rows.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
 }

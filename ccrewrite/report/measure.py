@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -20,10 +20,7 @@ from ccrewrite.ir.capture import Inputs, Model, as_module
 from ccrewrite.ir.preserve import unwatched
 from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.ir.wrappers import unwrapped
-from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups
-from ccrewrite.passes.scales.sizes import samplings_of
 from ccrewrite.passes.verify import compare_outputs, outputs_of
-from ccrewrite.report.budget import Trade
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, Comparison
 from ccrewrite.report.compiling import compile_all, room_for
 from ccrewrite.report.cost import flops_of, parameters_of, peak_memory
@@ -32,6 +29,9 @@ from ccrewrite.report.pictures import receptive_field
 from ccrewrite.report.running import inference, modes_of
 from ccrewrite.report.sites import sites_of
 from ccrewrite.report.variants import batch_of, variants_of
+
+if TYPE_CHECKING:
+    from ccrewrite.report.budget import Trade
 
 FULL, QUICK = Effort(60, (MIN_ROUNDS, 201), 0.02), Effort(3, (MIN_ROUNDS, 21), 0.002)
 SITES_FULL, SITES_QUICK = Effort(20, (MIN_ROUNDS, 51), 0.002), Effort(2, (MIN_ROUNDS, MIN_ROUNDS), 0.0)
@@ -178,7 +178,10 @@ def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str
 
 
 def _scale_groups(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The scale groups as plain data; empty where the model has no CC site. A model that can't be followed: why."""
+    """The scale groups as plain data; empty where no site can be resized. A model that can't be followed: why."""
+    from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups  # Dynamo, which only those pay who ask
+    from ccrewrite.passes.scales.sizes import samplings_of
+
     if not samplings_of(model):
         return {}
     try:
