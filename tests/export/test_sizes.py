@@ -166,7 +166,7 @@ def test_half_precision_and_a_root_that_is_a_layer(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 16, 16)
     plain = network()
-    with pytest.raises(InputError, match="no CC site"):
+    with pytest.raises(InputError, match="no resizable site"):
         export_onnx(plain, tmp_path / "m.onnx", x, sizes="input")
     model = ccrewrite.rewrite(plain, x).model
     with pytest.raises(InputError, match="fixed, ratio, input"):

@@ -647,7 +647,7 @@ EDITS: dict[str, tuple[Callable[[Any, dict[str, Tensor]], Any], str]] = {
         lambda r, t: r.update(ties=[["0.sampling.shift", "1.weight"]]),
         "gives other original and ties than were saved",
     ),
-    "sizes of nothing": (lambda r, t: r.update(resized={"": {"9": 0.5}}), "'9' hits no CC site"),
+    "sizes of nothing": (lambda r, t: r.update(resized={"": {"9": 0.5}}), "'9' hits no resizable site"),
     "sizes nowhere": (lambda r, t: r.update(resized={"a.b": {"0": 0.5}}), "damaged"),
     "twice": (lambda r, t: r["samplings"].append(r["samplings"][0]), "damaged|expected"),
     "a scale that is none": (lambda r, t: r["samplings"][0]["attributes"].update(scale=-1), "scale must be"),

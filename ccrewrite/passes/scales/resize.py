@@ -27,11 +27,11 @@ Shapes = tuple[Any, ...]
 
 
 _found: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], ScaleGroups]] = WeakKeyDictionary()
-"""Scale groups by model, its CC sites and the shapes of its inputs: what finding them cost is paid once."""
+"""Scale groups by model, its resizable sites and the shapes of its inputs: what finding them cost is paid once."""
 
 
 class Resizing(ChoosesSizes):
-    """Forward pre-hook of a model that gives its CC sites the output sizes of ``settings`` for the inputs at hand.
+    """Forward pre-hook of a model that gives its resizable sites the output sizes of ``settings`` for the inputs at hand.
 
     The sizes depend on the inputs' shapes: what is pinned, and how large the native sizes are. So they are found once for each
     combination of shapes that the model is called with, and kept.
@@ -64,7 +64,7 @@ class Resizing(ChoosesSizes):
 
 
 def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = None) -> nn.Module:
-    """Set the output sizes of CC sites of a rewritten model, from now on; returns ``model``.
+    """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on; returns ``model``.
 
     ``settings`` maps the name of a scale group, the name of a site, or a glob of module paths (everything below) to the output
     size over the native one: a number, or one per spatial axis. ``{"layer3": 0.8, "layer4": (0.8, 0.9)}``: layer 3 works at 0.8
@@ -75,7 +75,7 @@ def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = N
     The sizes are found when the model is called, or at once where ``example_inputs`` are given: ``scale_groups``, once for a
     model and shapes of its inputs.
 
-    Raises ``InputError`` where the model has no CC site or a site can't have that size (it says what pins it), and
+    Raises ``InputError`` where the model has no resizable site or a site can't have that size (it says what pins it), and
     ``SelectionError`` for a key that hits nothing. The former at the model's call where there are no ``example_inputs``.
 
     >>> import ccrewrite, torch
@@ -149,7 +149,7 @@ def _require_hits(model: nn.Module, settings: Mapping[str, Any]) -> None:
     sites = [site for name, site in rewritten_sites(model).items() if name in known]
     for key in settings:
         if not any(hits(key, (site.name, *site.aliases)) for site in sites):
-            raise SelectionError(f"{key!r} hits no CC site or module that holds one; the sites are {', '.join(known)}")
+            raise SelectionError(f"{key!r} hits no resizable site or module that holds one; the sites are {', '.join(known)}")
 
 
 def _groups(model: nn.Module, shapes: Shapes, inputs: Inputs) -> ScaleGroups:

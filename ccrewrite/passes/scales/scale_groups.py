@@ -1,4 +1,4 @@
-"""Which CC sites must change their output sizes together, which can't, and what the others then do.
+"""Which resizable sites must change their output sizes together, which can't, and what the others then do.
 
 ``observe_sizes`` runs the model on symbolic sizes and ``Ties`` solves what it relied on. What comes out of that is a
 conjecture in both directions (code may turn a size into a number and back), so each one is tried on fake tensors: a group is
@@ -7,20 +7,19 @@ free only if the model runs with it at other sizes and its outputs keep their sh
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import sympy
-from tabulate import tabulate
 from torch import nn
 
 from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
-from ccrewrite.ir.names import hits, paths
+from ccrewrite.ir.names import hits
+from ccrewrite.ir.outcome import SiteTable
 from ccrewrite.ir.wrappers import unwrapped
+from ccrewrite.passes.scales.grouping import ScaleGroup, grouped
 from ccrewrite.passes.scales.sizes import Expr, SizeRun, observe_sizes, samplings_of
 from ccrewrite.passes.scales.ties import Ties, number
 from ccrewrite.passes.scales.trials import Pin, Trials, scaled
@@ -30,53 +29,19 @@ Settings = Mapping[str, Setting]
 """Group name, site name or glob of module paths -> output size over native size, one number or one per axis."""
 
 
-@dataclass(frozen=True)
-class ScaleGroup:
-    """Sites whose output sizes are chosen together. ``native`` has each site's size as it is; ``pins`` one entry for each
-    axis, None where the axis is free; ``relations`` each site's sizes as expressions of those that can be chosen, ``n``."""
-
-    name: str
-    sites: tuple[str, ...]
-    native: tuple[Ints, ...]
-    pins: tuple[Pin | None, ...]
-    relations: tuple[str, ...]
-
-    @property
-    def free_axes(self) -> tuple[int, ...]:
-        return tuple(axis for axis, pin in enumerate(self.pins) if pin is None)
-
-    @property
-    def free(self) -> bool:
-        """Whether every axis is free."""
-        return not any(self.pins)
-
-
-class ScaleGroups(Sequence[ScaleGroup]):
-    """The scale groups of a model for inputs of one shape, in the order of the run. ``print`` it, or take ``to_json()``.
+@dataclass(frozen=True, eq=False)
+class ScaleGroups(SiteTable[ScaleGroup]):
+    """The scale groups of a model for inputs of one shape, in the order of the run; to index by the name of a group or of one
+    of its sites.
 
     For code that computes with sizes: ``run`` has each site's sizes as symbols, ``ties`` says which symbols are roots and
     how the others follow from them, ``pins`` which roots keep their size, and why.
     """
 
-    def __init__(self, run: SizeRun, ties: Ties, pins: Mapping[Expr, Pin]) -> None:
-        self.run, self.ties, self.pins = run, ties, dict(pins)
-        self._groups = tuple(self._named())
-
-    @overload
-    def __getitem__(self, key: int | str) -> ScaleGroup: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[ScaleGroup, ...]: ...
-    def __getitem__(self, key: int | str | slice) -> ScaleGroup | tuple[ScaleGroup, ...]:
-        """By position, by group name, or by the name of one of the group's sites."""
-        if not isinstance(key, str):
-            return self._groups[key]
-        for group in self._groups:
-            if key == group.name or key in group.sites:
-                return group
-        raise KeyError(f"no scale group or site is called {key!r}; there are {', '.join(g.name for g in self)}")
-
-    def __len__(self) -> int:
-        return len(self._groups)
+    sites: tuple[ScaleGroup, ...]
+    run: SizeRun = field(repr=False)
+    ties: Ties = field(repr=False)
+    pins: dict[Expr, Pin] = field(repr=False)
 
     @property
     def free(self) -> tuple[ScaleGroup, ...]:
@@ -139,41 +104,7 @@ class ScaleGroups(Sequence[ScaleGroup]):
             raise SelectionError(f"{key!r} hits no group, site or module; the scale groups are {known}")
         return sites
 
-    def _named(self) -> Iterator[ScaleGroup]:
-        components = self._components()
-        for sites in components:
-            prefix = _common(sites)
-            own = prefix and all(s in sites for s in self.run.sites if prefix in paths(s))
-            name = prefix if own else sites[0]
-            first = self.run.sites[sites[0]]
-            pins = tuple(self._pin(self.ties.size(s)) for s in first.symbols)
-            relations = tuple(self._relations(sites))
-            yield ScaleGroup(name, tuple(sites), tuple(self.run.sites[s].native for s in sites), pins, relations)
-
-    def _components(self) -> list[list[str]]:
-        """Sites that share roots, directly or through others."""
-        components: list[tuple[list[str], set[Expr]]] = []
-        for name, sizes in self.run.sites.items():
-            roots = {r for s in sizes.symbols for r in self.ties.size(s).free_symbols}
-            meeting = [c for c in components if c[1] & roots]
-            components = [c for c in components if not c[1] & roots]
-            components.append(([n for c in meeting for n in c[0]] + [name], roots.union(*(c[1] for c in meeting))))
-        order = list(self.run.sites)
-        return sorted((sorted(c, key=order.index) for c, _ in components), key=lambda c: order.index(c[0]))
-
-    def _pin(self, expression: Expr) -> Pin | None:
-        return next((self.pins[r] for r in expression.free_symbols if r in self.pins), None)
-
-    def _relations(self, sites: Sequence[str]) -> Iterator[str]:
-        """Each site's sizes as expressions of the group's roots: ``n0 x n1``, ``2*n0 x 2*n1``."""
-        sizes = [[self.ties.size(s) for s in self.run.sites[site].symbols] for site in sites]
-        roots = dict.fromkeys(r for site in sizes for e in site for r in self.ties.roots if r in e.free_symbols)
-        names = {r: sympy.Symbol(f"n{i}" if len(roots) > 1 else "n") for i, r in enumerate(roots)}
-        for site in sizes:
-            yield " x ".join(str(e.xreplace(names)) for e in site)
-
     def rows(self) -> list[dict[str, str]]:
-        """The table's cells, by column."""
         return [
             {
                 "group": g.name if i == 0 else "",
@@ -187,15 +118,9 @@ class ScaleGroups(Sequence[ScaleGroup]):
             for i, site in enumerate(g.sites)
         ]
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
         """``{"groups": [{"name", "sites", "native", "pins", "relations", "free_axes"}]}``."""
-        return json.dumps({"groups": [{**asdict(g), "free_axes": g.free_axes} for g in self]}, indent=2)
-
-    def __str__(self) -> str:
-        return f"{tabulate(self.rows(), headers='keys', disable_numparse=True)}\n{self.summary()}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self.summary()}</p>{tabulate(self.rows(), headers='keys', tablefmt='html', disable_numparse=True)}"
+        return {"groups": [{**asdict(g), "free_axes": g.free_axes} for g in self]}
 
     def summary(self) -> str:
         """One line: how many groups, how many of them free."""
@@ -203,13 +128,15 @@ class ScaleGroups(Sequence[ScaleGroup]):
 
 
 def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
-    """The groups of CC sites of a rewritten model whose output sizes must change together, and which of them can.
+    """The groups of sites of a rewritten model whose output sizes must change together, and which of them can.
+
+    Sites are those of layers that can give another size than their convolution's (CC).
 
     A site's output size is free to choose unless something downstream relies on it: an addition or a concatenation ties it to
     another site's or to the input's, a flatten before a linear layer, a position embedding or the shape of the model's outputs
     pins it. No values are computed: the model runs on fake tensors, some runs for each group.
 
-    Raises ``InputError`` where the model has no CC site, ``ModelRunError`` where it can't run on fake tensors.
+    Raises ``InputError`` where the model has no resizable site, ``ModelRunError`` where it can't run on fake tensors.
 
     >>> import ccrewrite, torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
@@ -228,13 +155,14 @@ def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
             "are unknown. Check that model(*example_inputs) runs, and that no TorchScript or NumPy code sees its tensors"
         ) from error
     ties = Ties.of(run)
-    return ScaleGroups(run, ties, Trials(model, inputs, run, ties).pins())
+    pins = Trials(model, inputs, run, ties).pins()
+    return ScaleGroups(grouped(run, ties, pins), run, ties, pins)
 
 
 def require_sites(model: nn.Module) -> None:
     if not samplings_of(model):
         raise InputError(
-            f"this {type(model).__name__} has no CC site, so no size can be chosen: rewrite it first, "
+            f"this {type(model).__name__} has no resizable site (a CC layer, say), so no size can be chosen: rewrite it first, "
             "model = ccrewrite.rewrite(model, inputs).model"
         )
 
@@ -244,8 +172,3 @@ def _ratios(key: str, setting: Setting, ndim: int) -> tuple[float, ...]:
     if len(ratios) not in (1, ndim) or not all(0 < r < float("inf") for r in ratios):
         raise InputError(f"{key!r}: expected one positive ratio, or {ndim} (one per axis), found {setting!r}")
     return ratios * ndim if len(ratios) == 1 else ratios
-
-
-def _common(sites: Sequence[str]) -> str:
-    """The path of the innermost module that contains all sites; a single site's own name."""
-    return next((p for p in reversed(paths(sites[0])) if all(p in paths(s) for s in sites)), "")

@@ -1,8 +1,8 @@
 """What the sizes of a run's feature maps have to do with each other, found by running the model on symbolic sizes.
 
-Every CC site's output gets a size of its own, a symbol, and the model runs on fake tensors: no values, only shapes. torch's own
-shape rules carry the symbols through every operator, and through the Python code between them. Whatever must be equal for the
-run to go on is asked of the ``SizeEnv``, which answers with the native sizes and writes the equality down.
+Every resizable site's output gets a size of its own, a symbol, and the model runs on fake tensors: no values, only shapes.
+torch's own shape rules carry the symbols through every operator, and through the Python code between them. Whatever must be
+equal for the run to go on is asked of the ``SizeEnv``, which answers with the native sizes and writes the equality down.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def samplings_of(model: nn.Module) -> dict[str, ResizableSampling]:
 
 
 def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
-    """Run ``model`` on fake tensors with a symbol for each axis of each CC site's output. Leaves it as it was.
+    """Run ``model`` on fake tensors with a symbol for each axis of each resizable site's output. Leaves it as it was.
 
     Raises whatever the model raises: ``scale_groups`` says it in its own words.
     """
@@ -175,7 +175,7 @@ def try_sizes(
 def _fake_run(
     model: nn.Module, inputs: Inputs, sizes: Callable[[str, tuple[Any, ...]], tuple[Any, ...]], env: SizeEnv | None
 ) -> Generator[tuple[Callable[[], Any], Whereabouts]]:
-    """``model`` with each CC sampling giving an empty output of the sizes that ``sizes(site, natural sizes)`` says."""
+    """``model`` with each resizable sampling giving an empty output of the sizes that ``sizes(site, natural sizes)`` says."""
     dispatcher = enable_python_dispatcher() if env else nullcontext()  # some C++ operators would make numbers of symbols
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True, static_shapes=True)
     with preserved(model, None), torch.no_grad(), module_stack(model) as stack:
