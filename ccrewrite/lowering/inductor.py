@@ -7,18 +7,21 @@ where they don't, the operators run their code eagerly inside the compiled model
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ccrewrite import families, folded, gathering
-from ccrewrite.families.regions import EXPANSIONS
+from ccrewrite import families, folded, gathering, ir
+from ccrewrite.families.regions import EXPANSIONS, REGIONS
 
 try:
     from torch._inductor import config
@@ -37,12 +40,27 @@ def options() -> dict[str, Any]:
     return {"post_grad_custom_pre_pass": _expansion()} if known else {}
 
 
-def code_hash() -> str:
-    """Of the code of all layers: changes with it."""
+def code_hash() -> str | None:
+    """Of the code that the operators stand for, and all that it calls: changes with it. None where some of it is in no file
+    (a family in a notebook): nothing may then be taken from a cache."""
+    brought = (*EXPANSIONS.values(), *(region.code for region in REGIONS.values()))
+    if not all(isinstance(function, FunctionType) for function in brought):
+        return None
+    packages = {function.__module__.partition(".")[0] for function in brought}
+    return _hash_of(frozenset(packages - {"ccrewrite"}))
+
+
+@functools.cache
+def _hash_of(packages: frozenset[str]) -> str | None:
+    """Of this package's layers, and of others' whole ``packages``."""
     code = hashlib.sha256()
-    for room in (families, folded, gathering):
-        for file in sorted(Path(room.__path__[0]).rglob("*.py")):
-            code.update(file.read_bytes())
+    for module in (families, folded, gathering, ir, *(sys.modules[name] for name in sorted(packages))):
+        folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+        file = getattr(module, "__file__", None)
+        if not folders and file is None:
+            return None
+        for source in sorted(f for folder in folders for f in folder.rglob("*.py")) or [Path(cast(str, file))]:
+            code.update(source.read_bytes())
     return code.hexdigest()
 
 

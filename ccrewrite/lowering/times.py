@@ -47,10 +47,14 @@ def cache_file() -> Path:
     return Path(folder) / "forms.json"
 
 
-def cache_key(device: torch.device, mode: str, *what: Any) -> str:
-    """Equal for what may be expected to take equally long: ``what`` (shapes and options), on this device and these versions."""
+def cache_key(device: torch.device, mode: str, *what: Any) -> str | None:
+    """Equal for what may be expected to take equally long: ``what`` (shapes and options), on this device and these versions.
+    None where the code's version can't be told."""
+    code = inductor.code_hash()
+    if code is None:
+        return None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    where = (name, torch.get_num_threads(), torch.__version__, inductor.code_hash())
+    where = (name, torch.get_num_threads(), torch.__version__, code)
     return hashlib.sha256(repr((where, mode, what)).encode()).hexdigest()[:32]
 
 

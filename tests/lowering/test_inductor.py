@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +15,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ccrewrite.families.dcls.forms.operators import FORMS, dcls_conv
+from ccrewrite.families.regions import REGIONS, Region
 from ccrewrite.lowering import inductor
+from ccrewrite.lowering.times import cache_key
 
 
 def inputs(form: str) -> list[Tensor]:
@@ -89,3 +96,34 @@ def test_calls_of_open_sizes_share_nothing():
     assert not list(graph.named_children())
     given = inputs("shifts")
     torch.testing.assert_close(graph(*given), twice(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_the_hash_covers_the_code_that_others_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else Inductor would take what it compiled of a family's code before that was changed."""
+    ours = inductor.code_hash()
+    (tmp_path / "rotations").mkdir()
+    file = tmp_path / "rotations" / "__init__.py"
+    file.write_text("def code(tensors, constants, numbers): return tensors[0]\n")
+    (tmp_path / "rotations" / "angles.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = importlib.import_module("rotations").code
+    monkeypatch.setitem(REGIONS, "rotations", Region(code, code))
+    with_theirs = inductor.code_hash()
+    assert with_theirs not in (ours, None)
+    (tmp_path / "rotations" / "angles.py").write_text("PI = 3\n")
+    inductor._hash_of.cache_clear()  # as in the next process
+    assert inductor.code_hash() not in (ours, with_theirs, None)
+    monkeypatch.delitem(sys.modules, "rotations")
+
+
+@pytest.mark.parametrize("kind", ["notebook", "partial"])
+def test_code_without_a_file_is_never_cached(kind: str, monkeypatch: pytest.MonkeyPatch):
+    def code(tensors: Any, constants: str, numbers: Any) -> Tensor:
+        return tensors[0]
+
+    monkeypatch.setitem(sys.modules, "notebook", types.ModuleType("notebook"))
+    monkeypatch.setattr(code, "__module__", "notebook")
+    monkeypatch.setitem(REGIONS, "mine", Region(code if kind == "notebook" else functools.partial(code), code))
+    assert inductor.code_hash() is None
+    assert cache_key(torch.device("cpu"), "training", "a layer") is None
+    inductor._hash_of.cache_clear()
