@@ -266,7 +266,7 @@ def definition(case: Case) -> list[Tensor]:
     sampling = case.ours.sampling
     given = [t.detach().double().requires_grad_() for t in (case.x, case.ours.weight, sampling.offset)]
     x, weight, offset = given
-    kernel = dcls_kernel(weight, offset, None, sampling.placement, sampling.interpolation, sampling.width)
+    kernel = dcls_kernel(weight, offset, None, sampling.grid)
     y = F.conv2d(x, kernel, padding=case.ours.padding, groups=case.ours.groups)
     return [y, *torch.autograd.grad(y.sin().sum(), given)]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ccrewrite.families.dcls.kernel import place
+from ccrewrite.families.dcls.place import place
 from ccrewrite.families.interpolation import SCRATCH_WIDTH, KeepInside, interpolate
 
 GRID = 4

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.dcls.kernel import Axis, positions_of, widths_of
-from ccrewrite.families.interpolation import MIN_WIDTH, Interpolation
+from ccrewrite.families.dcls.grid import Grid
+from ccrewrite.families.interpolation import MIN_WIDTH
 from ccrewrite.families.learnable import Recording, clamp_between_, rounded
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import Ints
@@ -29,13 +29,11 @@ class TapPositions(Sampling):
     widening: nn.Parameter | None
     """Of the same shape: the logarithm of each tap's width over ``width``; None for "linear"."""
     axes: Ints
-    placement: tuple[Axis, ...]
-    interpolation: Interpolation
-    width: float
+    grid: Grid
 
     def cells(self) -> list[Tensor]:
         """Where the taps are on each axis, ``(A, B, prod(taps))`` in samples from the window's first cell, inside it."""
-        return positions_of(self.placement, self.taps, self.offset)
+        return self.grid.positions(self.taps, self.offset)
 
     def positions(self) -> Tensor:
         """Where the taps are: ``(len(axes), A, B, *taps)``, in samples from the window's centre, inside the window."""
@@ -44,17 +42,17 @@ class TapPositions(Sampling):
 
     def widths(self) -> Tensor | None:
         """Width of every tap, of ``offset``'s shape, in samples; None for "linear"."""
-        found = widths_of(self.placement, self.interpolation, self.width, self.widening)
+        found = self.grid.widths(self.widening)
         return None if self.widening is None else torch.stack([w for w in found if w is not None]).view(self.offset.shape)
 
     def clamp_(self) -> None:
-        placed = [self.placement[axis] for axis in self.axes]
+        placed = [self.grid.axes[axis] for axis in self.axes]
         starts = torch.stack([axis.start(self.taps, self.offset) for axis in placed])
         ends = starts.new_tensor([axis.size - 1 for axis in placed])[:, None] - starts
         shape = (len(placed), 1, 1, *self.taps)
         clamp_between_(self.offset, -starts.view(shape), ends.view(shape))
         if self.widening is not None:
-            narrowest = math.log(MIN_WIDTH[self.interpolation] / self.width)
+            narrowest = math.log(MIN_WIDTH[self.grid.interpolation] / self.grid.width)
             clamp_between_(self.widening, starts.new_tensor(narrowest), starts.new_tensor(math.inf))
 
     @torch.no_grad()
@@ -64,10 +62,10 @@ class TapPositions(Sampling):
             away = cells[axis].round() - cells[axis]
             near = away.abs() <= tol
             placed = torch.where(near, cells[axis].round(), cells[axis])
-            offset.copy_((placed - self.placement[axis].start(self.taps, self.offset)).view(offset.shape))
+            offset.copy_((placed - self.grid.axes[axis].start(self.taps, self.offset)).view(offset.shape))
             moved = max(moved, float((away.abs() * near).max()))
         if width is not None and self.widening is not None:
-            self.widening.fill_(math.log(max(width, MIN_WIDTH[self.interpolation]) / self.width))
+            self.widening.fill_(math.log(max(width, MIN_WIDTH[self.grid.interpolation]) / self.grid.width))
         return moved
 
     def recording(self) -> Recording:
@@ -75,7 +73,7 @@ class TapPositions(Sampling):
 
     def picture(self) -> dict[str, Any]:
         cells = torch.stack(self.cells()).detach().double()  # (axes, A, B, taps)
-        starts = torch.stack([axis.start(self.taps, cells) for axis in self.placement])[:, None, None].expand_as(cells)
+        starts = torch.stack([axis.start(self.taps, cells) for axis in self.grid.axes])[:, None, None].expand_as(cells)
         centre = torch.tensor([(n - 1) / 2 for n in self.window], dtype=cells.dtype, device=cells.device)
         offset = cells - starts
         distance = offset.square().sum(0).sqrt()

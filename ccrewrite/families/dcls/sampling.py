@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families import regions
-from ccrewrite.families.dcls import kernel as placement
+from ccrewrite.families.dcls import kernel
 from ccrewrite.families.dcls.forms import bands, estimate, operators, slices
 from ccrewrite.families.dcls.forms.choice import cheapest
 from ccrewrite.families.dcls.forms.places import Layout
-from ccrewrite.families.dcls.kernel import Axis, positions_of
+from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
 from ccrewrite.families.sampling import readable
@@ -104,8 +104,9 @@ class DclsSampling(TapPositions):
         self.width = _start_width(interpolation, width, elements, dtype or torch.get_default_dtype())
         exact = interpolation == "linear" or self.width <= sharp_width(interpolation, dtype or torch.get_default_dtype())
         self.starts_exact = exact and elements is None
-        self.placement = self._placement()
-        self.coded = placement.coded(self.placement, interpolation, self.width)
+        grid_of = Grid.of_taps if elements is None else Grid.of_elements
+        self.grid = grid_of(g, self.margin, self.axes, interpolation, self.width)
+        self.coded = self.grid.to_text()  # now, for torch.compile can't trace it
         shared = sharing in ("tap", "out") and g.groups == 1
         banded = shared and bands.pays(math.prod(self.taps), self.window, g.stride, g.in_channels)
         self.forms = ("window", *(("bands",) if shared else ()), *self._compiled_forms(g))
@@ -124,19 +125,6 @@ class DclsSampling(TapPositions):
         sets = {"tap": 1, "in": 1, "group": g.groups}.get(self.sharing, g.out_channels)
         own = 1 if self.sharing not in ("in", "full") else g.in_channels // g.groups
         return operators.applicable(g.groups, (g.out_channels, g.in_channels // g.groups), (sets, own), g.stride)
-
-    def _placement(self) -> tuple[Axis, ...]:
-        window, fixed = self.window, [a for a in range(self.ndim) if a not in self.axes]
-        rows = {a: row for row, a in enumerate(self.axes)}
-        if self.elements is None:
-            grid = zip(window, self.margin, self.dilation, strict=True)
-            return tuple(Axis(size, a, float(m), d, rows.get(a, -1)) for a, (size, m, d) in enumerate(grid))
-        return tuple(
-            Axis(size, 0, self.margin[a] + (self.kernel_size[a] - 1) / 2, 0, rows[a])
-            if a in rows
-            else Axis(size, 1 + fixed.index(a), 0.0, 1, -1)
-            for a, size in enumerate(window)
-        )
 
     @property
     def taps(self) -> Ints:
@@ -224,18 +212,18 @@ class DclsSampling(TapPositions):
             tensors = *autocast(input, weight), *self.parameters()
             numbers = *layout.stride, *(n for pair in layout.pads for n in pair)
             return regions.region("dcls_bands", tensors, self.coded, numbers)
-        places = self.offset, self.widening, self.placement, self.interpolation, self.width
-        return bands.dcls_conv_shifted(input, weight, None, *places, layout.stride, layout.pads)
+        # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
+        return bands.banded_conv(input, weight, self.offset, self.widening, self.grid, layout.stride, layout.pads)
 
     def _as_slices(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
-        positions = torch.stack(positions_of(self.placement, self.taps, self._offset()))
+        positions = torch.stack(self.grid.positions(self.taps, self._offset()))
         return slices.dcls_conv(*autocast(input, weight.flatten(2)), positions, self.sharing, layout)
 
     def _as_operator(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
         if self.opaque and regions.called():
             positions = regions.region("dcls_positions", (self._offset(),), self.coded)[:, :, 0]
         else:
-            positions = torch.stack([along[:, 0] for along in positions_of(self.placement, self.taps, self._offset())])
+            positions = torch.stack([along[:, 0] for along in self.grid.positions(self.taps, self._offset())])
         return operators.dcls_conv(input, weight.flatten(2), positions, cast(str, self.form), self.window, layout.pads)
 
     def _offset(self) -> Tensor:
@@ -244,8 +232,7 @@ class DclsSampling(TapPositions):
     def kernel(self, weight: Tensor) -> Tensor:
         if self.opaque and regions.called():
             return regions.region("dcls_kernel", (weight, *self.parameters()), self.coded)
-        # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
-        return placement.dcls_kernel(weight, self.offset, self.widening, self.placement, self.interpolation, self.width)
+        return kernel.dcls_kernel(weight, self.offset, self.widening, self.grid)
 
     def extra_repr(self) -> str:
         grid = f"dilation={self.dilation}" if self.elements is None else f"elements={self.elements}"
@@ -273,7 +260,7 @@ def share_positions(*layers: nn.Module) -> None:
             raise InputError(f"share_positions takes DCLS layers, found {type(layers[index]).__name__} at index {index}")
     first, *others = cast(list[DclsSampling], samplings)
     for index, other in enumerate(others, 1):
-        for name in ("interpolation", "width", "placement"):
+        for name in ("interpolation", "width", "grid"):
             _same(name, getattr(first, name), getattr(other, name), index)
         _same("offset's shape", tuple(first.offset.shape), tuple(other.offset.shape), index)
     for other in others:

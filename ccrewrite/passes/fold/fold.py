@@ -178,7 +178,7 @@ def _snap_(sampling: Sampling, tol: float) -> float:
         for offset, axis in zip(sampling.offset, sampling.axes, strict=True):
             away = cells[axis].round() - cells[axis]
             near = away.abs() <= tol
-            start = sampling.placement[axis].start(sampling.taps, sampling.offset)
+            start = sampling.grid.axes[axis].start(sampling.taps, sampling.offset)
             placed = torch.where(near, cells[axis].round(), cells[axis])
             offset.copy_((placed - start).view(offset.shape))
             moved = max(moved, float((away.abs() * near).max()))

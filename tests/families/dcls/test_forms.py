@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ccrewrite.families.dcls.forms.operators import FORMS, applicable, dcls_conv
-from ccrewrite.families.dcls.kernel import place
+from ccrewrite.families.dcls.place import place
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

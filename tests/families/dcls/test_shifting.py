@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ccrewrite
-from ccrewrite.families.dcls.forms.bands import dcls_conv_shifted, pays
+from ccrewrite.families.dcls.forms.bands import banded_conv, pays
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.ir.geometry import ConvGeometry
 
@@ -27,9 +27,9 @@ def test_equals_the_window(ndim, sharing, interpolation, stride, moved):
     x = torch.randn(2, 3, *(9, 8, 7)[:ndim], dtype=torch.float64, requires_grad=True)
     weight, bias = conv.weight, conv.bias
     window = sampling(x, weight, bias, conv.stride, conv.padding, conv.dilation, 1)
-    places = sampling.offset, sampling.widening, sampling.placement, sampling.interpolation, sampling.width
+    places = sampling.offset, sampling.widening, sampling.grid
     pads = tuple((p + 1, p + 1) for p in conv.padding)
-    shifted = dcls_conv_shifted(x, weight, bias, *places, conv.stride, pads)
+    shifted = banded_conv(x, weight, *places, conv.stride, pads) + bias.view(-1, *(1,) * ndim)
     torch.testing.assert_close(shifted, window, rtol=1e-12, atol=1e-12)
     upstream = torch.randn_like(window)
     tensors = [x, weight, bias, *sampling.parameters()]
@@ -41,10 +41,10 @@ def test_equals_the_window(ndim, sharing, interpolation, stride, moved):
 
 def test_second_derivatives():
     sampling = DclsSampling.of(ConvGeometry.from_module(nn.Conv2d(2, 2, 2, dilation=4)), dtype=torch.float64)
-    places = sampling.widening, sampling.placement, sampling.interpolation, sampling.width, (1, 1), ((2, 2), (2, 2))
+    places = sampling.widening, sampling.grid, (1, 1), ((2, 2), (2, 2))
 
     def function(x, weight, offset):
-        return dcls_conv_shifted(x, weight, None, offset, *places)
+        return banded_conv(x, weight, offset, *places)
 
     inwards = torch.tensor([1.0, -1.0]).double()  # both taps stand on a border of the window
     signs = torch.stack([inwards[:, None].expand(2, 2), inwards.expand(2, 2)])[:, None, None]

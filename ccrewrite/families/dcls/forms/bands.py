@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ccrewrite.families.dcls.kernel import Axis, decoded, positions_of, widths_of
+from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.interpolation import interpolate, interpolate_backward
 from ccrewrite.families.regions import REGIONS, Region
 from ccrewrite.ir.geometry import Ints
@@ -35,48 +35,42 @@ def pays(taps: int, window: Ints, stride: Ints, channels: int) -> bool:
 
 
 @torch.fx.wrap
-def dcls_conv_shifted(
+def banded_conv(
     input: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     offset: Tensor,
     widening: Tensor | None,
-    axes: tuple[Axis, ...],
-    interpolation: str,
-    width: float,
+    grid: Grid,
     stride: Ints,
     pads: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """The convolution with ``dcls_kernel(weight, offset, ...)``, ``groups`` 1 and positions shared by the input channels.
-
-    ``input`` is ``(N, in, *size)`` or ``(in, *size)``. A leaf for ``torch.fx.symbolic_trace``.
-    """
+    """The convolution with ``dcls_kernel(weight, offset, widening, grid)``, ``groups`` 1 and positions shared by the input
+    channels, without a bias. ``input`` is ``(N, in, *size)`` or ``(in, *size)``. A leaf for ``torch.fx.symbolic_trace``."""
     dtype = torch.float64 if torch.float64 in (weight.dtype, offset.dtype) else torch.float32
-    positions = positions_of(axes, weight.shape[2:], offset.to(dtype))
-    widths = widths_of(axes, interpolation, width, None if widening is None else widening.to(dtype))
+    positions = grid.positions(weight.shape[2:], offset.to(dtype))
+    widths = grid.widths(None if widening is None else widening.to(dtype))
     factors: list[Tensor] = []
-    for axis, position, spread in zip(axes, positions, widths, strict=True):
+    for axis, position, spread in zip(grid.axes, positions, widths, strict=True):
         if axis.size == 1:
             factors.append(position.new_ones(1, position.shape[-1], 1))
             continue
-        kind = interpolation if axis.row >= 0 else "linear"
-        factors.append(Interpolate.apply(kind, position[:, 0], None if spread is None else spread[:, 0], axis.size, len(axes)))
-    batched = input if input.dim() == 2 + len(axes) else input[None]
-    out = shifted_conv(batched, weight, factors, stride, pads)
-    out = out if batched is input else out[0]
-    return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * len(axes))
+        kind = grid.interpolation if axis.moves else "linear"
+        along = None if spread is None else spread[:, 0]
+        factors.append(Interpolate.apply(kind, position[:, 0], along, axis.size, len(grid.axes)))
+    batched = input if input.dim() == 2 + len(grid.axes) else input[None]
+    out = conv_of_factors(batched, weight, factors, stride, pads)
+    return out if batched is input else out[0]
 
 
 def _bands(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
     input, weight, offset, widening = (*tensors, None)[:4]
-    axes, interpolation, width = decoded(constants)
-    stride, pads = _stride_and_pads(numbers, len(axes))
-    places = cast(Tensor, offset), widening, axes, interpolation, width
-    return dcls_conv_shifted(cast(Tensor, input), cast(Tensor, weight), None, *places, stride, pads)
+    grid = Grid.from_text(constants)
+    parameters = cast(Tensor, offset), widening, grid
+    return banded_conv(cast(Tensor, input), cast(Tensor, weight), *parameters, *_stride_and_pads(numbers, len(grid.axes)))
 
 
 def _bands_like(tensors: Sequence[Tensor], constants: str, numbers: Sequence[int]) -> Tensor:
-    input, axes = tensors[0], decoded(constants)[0]
+    input, axes = tensors[0], Grid.from_text(constants).axes
     ndim = len(axes)
     spans = zip(input.shape[-ndim:], axes, *_stride_and_pads(numbers, ndim), strict=True)
     outputs = [(n + low + high - axis.size) // s + 1 for n, axis, s, (low, high) in spans]
@@ -90,7 +84,7 @@ def _stride_and_pads(numbers: Sequence[int], ndim: int) -> tuple[Ints, tuple[tup
 REGIONS["dcls_bands"] = Region(_bands, _bands_like)
 
 
-def shifted_conv(
+def conv_of_factors(
     input: Tensor, weight: Tensor, factors: Sequence[Tensor], stride: Ints, pads: Sequence[tuple[int, int]]
 ) -> Tensor:
     """The convolution of ``input`` ``(N, in, *size)`` with the effective kernel of ``weight`` ``(out, in, *taps)``.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ccrewrite.families.dcls.forms.places import Layout
 from ccrewrite.families.dcls.forms.ways import Depthwise, Indexed, Inputs, Products, Way, indexed_forms
-from ccrewrite.families.dcls.kernel import place
+from ccrewrite.families.dcls.place import place
 from ccrewrite.gathering.corners import pad
 
 FEWER = 2
