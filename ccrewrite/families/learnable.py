@@ -38,10 +38,10 @@ class Learnable(nn.Module):
     """Learnable geometry as training and reports see it."""
 
     parameter_group: ClassVar[str] = "geometry"
-    """The optimizer group of its parameters (``ccrewrite.training.param_groups``). "positions" is for those that are places of
-    taps, which ``ccrewrite.training.snap`` can round."""
+    """The optimizer group of its parameters (``ccrewrite.training.param_groups``). "positions" is for places of taps, in
+    samples: they learn at 5 times the rate, and ``ccrewrite.training.snap`` can round them."""
     lr_scale: ClassVar[float] = 1.0
-    """Learning rate of its parameters over that of weights."""
+    """Learning rate of its parameters over what the group says."""
 
     def clamp_(self) -> None:
         """Write parameters that an optimizer carried past their bounds back onto them, in place. Parameters may be sharded:

@@ -72,7 +72,7 @@ class Comparison:
         return json.dumps(self.data, separators=(",", ":"), allow_nan=False)
 
     def to_markdown(self) -> str:
-        from ccrewrite.report.tables import document
+        from ccrewrite.report.document import document
 
         return document(self)
 
@@ -95,12 +95,12 @@ class Comparison:
         return [write(folder / name, text) for name, text in texts.items()]
 
     def __str__(self) -> str:
-        from ccrewrite.report.tables import overview
+        from ccrewrite.report.document import overview
 
         return f"{self.summary()}\n\n{overview(self)}"
 
     def _repr_html_(self) -> str:
-        from ccrewrite.report.tables import overview
+        from ccrewrite.report.document import overview
 
         return f"<p>{escape(self.summary())}</p>{overview(self, 'html')}"
 

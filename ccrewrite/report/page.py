@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ccrewrite.errors import InputError
-from ccrewrite.report import tables
+from ccrewrite.report import contents, document, tables
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, TRAINING, Comparison
 
 ASSETS = Path(__file__).with_name("assets")
@@ -28,17 +28,17 @@ def page(comparison: Comparison) -> str:
     return environment.get_template("page.html.j2").render(
         data=data,
         summary=comparison.summary(),
-        inputs=tables.inputs(data),
-        made=tables.made(data).replace("`", ""),
-        notes=tables.notes(data),
+        inputs=document.inputs(data),
+        made=document.made(data).replace("`", ""),
+        notes=document.notes(data),
         tiles=_tiles(comparison),
-        costs=tables.costs(comparison),
-        parameters=tables.parameters(comparison),
-        batches=tables.batches(comparison),
-        trade=tables.trade(comparison),
-        groups=tables.scale_groups(comparison),
-        outputs=tables.outputs(comparison),
-        fields=tables.receptive_fields(comparison),
+        costs=contents.costs(comparison),
+        parameters=contents.parameters(comparison),
+        batches=contents.batches(comparison),
+        trade=contents.trade(comparison),
+        groups=contents.scale_groups(comparison),
+        outputs=contents.outputs(comparison),
+        fields=contents.receptive_fields(comparison),
         sites={name: found for name, found in tabled.items() if found["rows"]},
         words=tables.WORDS,
         # Nothing in a script element may look like its end.
@@ -88,7 +88,7 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
 def _sites(comparison: Comparison, variant: str) -> dict[str, Any]:
     """Columns and rows of the sortable table; a cell's ``value`` is what it sorts by."""
     rows: list[dict[str, Any]] = []
-    listed = iter(tables.sites(comparison, variant))
+    listed = iter(contents.sites(comparison, variant))
     columns: list[str] = []
     for index, site in enumerate(comparison.data["sites"]):
         entry = site["variants"].get(variant)
@@ -106,7 +106,7 @@ def _value(column: str, text: str, entry: dict[str, Any]) -> str:
         return text
     if column.startswith("drift"):
         learnt = entry.get("learnt", {})
-        values = map(abs, tables.first_drift(learnt)[1])
+        values = map(abs, contents.first_drift(learnt)[1])
         return str(learnt["distance"]["max"] if "distance" in learnt else max(values, default=""))
     first = text.split(" ")[0].replace(",", "")
     return "" if first == "differs" else first

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ccrewrite.ir.sites import Plan
-from ccrewrite.report import tables
+from ccrewrite.report import contents, tables
 from ccrewrite.report.changes import Regression
 from ccrewrite.report.comparison import ORIGINAL, Comparison
+from ccrewrite.report.document import made
 
 COLOURS = {"worse": "red", "missing": "red", "better": "green", "differs": "red"}
 
@@ -20,13 +21,13 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     """Parameters, costs and errors of the models, and the sites of each."""
     data = comparison.data
     sections = [
-        ("Parameters", tables.parameters(comparison)),
-        ("Cost", tables.costs(comparison)),
-        ("Outputs against the original's", tables.outputs(comparison)),
+        ("Parameters", contents.parameters(comparison)),
+        ("Cost", contents.costs(comparison)),
+        ("Outputs against the original's", contents.outputs(comparison)),
     ]
     names = [v["name"] for v in data["variants"] if v["name"] != ORIGINAL]
-    sections += [(f"Sites of {name}", tables.sites(comparison, name)) for name in names]
-    _show([(title, rows) for title, rows in sections if rows], [comparison.summary(), tables.made(data)], console)
+    sections += [(f"Sites of {name}", contents.sites(comparison, name)) for name in names]
+    _show([(title, rows) for title, rows in sections if rows], [comparison.summary(), made(data)], console)
 
 
 def show_regression(found: Regression, console: Console) -> None:

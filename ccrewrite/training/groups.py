@@ -19,20 +19,20 @@ def param_groups(
     lr: float,
     weight_decay: float = 0.0,
     *,
-    position_lr_scale: float | None = None,
+    position_lr_scale: float = 5.0,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of any model as optimizer groups, each parameter once (shared ones too).
 
     - "weights": ``lr``, ``weight_decay``;
     - "vectors" (biases, norm scales; with ``decay_vectors`` they are among the weights): ``lr``, no decay;
-    - what samplings add, in the groups and at the scales of ``lr`` that these ask for (``Sampling.parameter_group``,
-      ``lr_scale``), without decay, which would pull it back to where it started. Of DCLS layers, ``offset`` and ``widening``:
-      "positions", at 5 times ``lr``, the authors' scale (arXiv 2112.03740, appendix; 100 in their spiking nets). What CC layers
-      add: "geometry", at ``lr``.
+    - "positions" (of DCLS layers, ``offset`` and ``widening``): ``position_lr_scale * lr``, no decay, for decay would pull taps
+      back to where they started. 5 is the authors' scale (arXiv 2112.03740, appendix; 100 in their spiking nets);
+    - "geometry" (what CC layers add): ``lr``, no decay;
+    - groups of others' samplings, as their ``parameter_group`` and ``lr_scale`` say, no decay.
 
-    ``position_lr_scale`` is another scale for the group "positions". Learning-rate schedulers of torch keep the ratio. Groups
-    without parameters are left out. Raises ``InputError`` where nothing is trainable or a rate is negative.
+    Learning-rate schedulers of torch keep the ratio. Groups without parameters are left out. Raises ``InputError`` where
+    nothing is trainable or a rate is negative.
 
     >>> from ccrewrite.nn import DclsConv2d
     >>> model = nn.Sequential(DclsConv2d(3, 8, 3, dilation=2), nn.BatchNorm2d(8))
@@ -41,7 +41,7 @@ def param_groups(
     """
     model = model_of(model)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("position_lr_scale", position_lr_scale)):
-        if value is not None and value < 0:
+        if value < 0:
             raise InputError(f"{name} must be at least 0, found {value}")
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     owners = {id(p): sampling for sampling in model.modules() if isinstance(sampling, Sampling) for p in sampling.parameters()}
@@ -51,10 +51,9 @@ def param_groups(
             continue
         if sampling is None:
             key = ("vectors" if parameter.ndim < 2 and not decay_vectors else "weights"), 1.0
-        elif sampling.parameter_group == "positions" and position_lr_scale is not None:
-            key = "positions", position_lr_scale
         else:
-            key = sampling.parameter_group, sampling.lr_scale
+            name = sampling.parameter_group
+            key = name, sampling.lr_scale * (position_lr_scale if name == "positions" else 1)
         groups.setdefault(key, []).append(parameter)
     if not groups:
         raise InputError("the model has no parameter that requires a gradient; nothing to optimize")

@@ -24,7 +24,9 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.timing import time_cases
 from ccrewrite.report import Comparison, compare, regression
 from ccrewrite.report.compiling import room_for
-from ccrewrite.report.tables import FORMATS, batches, document, overview, scale_groups, sites, trade
+from ccrewrite.report.contents import batches, scale_groups, sites, trade
+from ccrewrite.report.document import document, overview
+from ccrewrite.report.tables import FORMATS
 from ccrewrite.report.variants import batch_of
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report-schema.json").read_text())

@@ -17,7 +17,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import adopt_
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.report import Comparison, compare
-from ccrewrite.report.tables import sites
+from ccrewrite.report.contents import sites
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report-schema.json").read_text())
 

@@ -49,7 +49,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def test_its_parameters_are_geometry_unless_it_says_otherwise() -> None:
     groups = {g["name"]: (g["lr"], g["weight_decay"]) for g in param_groups(network(), 0.1, 0.05)}
     assert groups == {"weights": (0.1, 0.05), "vectors": (0.1, 0.0), "geometry": (0.1, 0.0)}
-    for scale, rate in ((None, 0.2), (3.0, pytest.approx(0.3))):
+    for scale, rate in ((5.0, 1.0), (3.0, pytest.approx(0.6))):
         groups = {g["name"]: g["lr"] for g in param_groups(network(Bounded), 0.1, position_lr_scale=scale)}
         assert groups == {"weights": 0.1, "vectors": 0.1, "positions": rate}
 

@@ -22,7 +22,6 @@ class TapPositions(Sampling):
     """The positions of a DCLS sampling, which makes the attributes."""
 
     parameter_group = "positions"
-    lr_scale = 5.0  # the authors' (arXiv 2112.03740, appendix)
 
     offset: nn.Parameter
     """``(len(axes), A, B, *taps)``, in samples."""

@@ -239,10 +239,7 @@ function kernels(learnt) {
   }
 }
 
-const words = {
-  mean: "mean offset (samples)", std: "standard deviation", max_abs: "largest",
-  shift: "shift (samples)", residual_max_abs: "largest residual",
-};
+const words = { mean: "mean offset (samples)", std: "standard deviation", max_abs: "largest", shift: "shift (samples)", residual_max_abs: "largest residual" };
 function facts(site, variant) {
   const learnt = variant.learnt, list = document.getElementById("facts");
   const size = (v) => v.map(short).join(" x ");
