@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ccrewrite.errors import ExportError, InputError, ModelRunError
-from ccrewrite.export.report import RunCheck
-from ccrewrite.export.sizes import Sizes
+from ccrewrite.export.report import FileCheck, FileRun
+from ccrewrite.export.sizes import SizePlan
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.ir.check import COMPILED
+from ccrewrite.ir.check import COMPILED, OutputCheck
+from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.verify import compare_outputs, outputs_of
@@ -65,32 +65,36 @@ def _resized(value: Any, axes: Mapping[int, str], sizes: Mapping[str, int]) -> A
     return value
 
 
-def checked(
-    model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: Sizes | None, tolerance: float | None
-) -> tuple[RunCheck, ...]:
+def checked(model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: SizePlan | None, tolerance: float | None) -> FileCheck:
     """The file at ``path`` in onnxruntime against ``model`` in eager mode, on each of ``runs``, and at several sizes where the
     file asks for them. Raises ``ExportError`` where it doesn't run, or gives something else."""
     from ccrewrite.export.copies import runnable  # of the extra onnx
 
     with runnable(path) as (file, copied):
         session = session_of(file)
-    found: list[RunCheck] = []
+    found: list[FileRun] = []
     for inputs in runs:
-        for settings, given in sizes.trials(model, inputs) if sizes else [(None, dict[str, tuple[int, ...]]())]:
+        for settings, given in sizes.trials(model, inputs) if sizes else [(None, dict[str, Ints]())]:
             if settings is None:
-                check = _check(model, session, copied, inputs, given, tolerance)
+                run = _run_both(model, session, copied, inputs, given, tolerance)
             else:
                 with resized(model, settings, inputs):
-                    check = _check(model, session, copied, inputs, given, tolerance)
-            if not check.ok:
-                shown = ", ".join(f"{n} {s}" for n, s in (check.shapes | check.sizes).items())
+                    run = _run_both(model, session, copied, inputs, given, tolerance)
+            if not run.ok:
                 raise ExportError(
-                    f"the file computes something else than the model on inputs of shape {shown}: {check.note}. Where the "
+                    f"the file computes something else than the model on inputs of shape {run}: {run.note}. Where the "
                     "shape is not that of the example inputs, a size computed in the model's Python code may have become a "
                     "constant. Nothing was written"
                 )
-            found.append(check)
-    return tuple(found)
+            found.append(run)
+    return FileCheck.of(found, runtime())
+
+
+def runtime() -> str:
+    """What files are run in."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def session_of(path: Path) -> Any:
@@ -110,9 +114,9 @@ def run_file(session: Any, fed: Mapping[str, Any]) -> list[Tensor]:
         return [torch.from_numpy(np.asarray(v)) for v in session.run(None, dict(fed))]
 
 
-def _check(
-    model: nn.Module, session: Any, copied: bool, inputs: Inputs, given: Mapping[str, tuple[int, ...]], tolerance: float | None
-) -> RunCheck:
+def _run_both(
+    model: nn.Module, session: Any, copied: bool, inputs: Inputs, given: Mapping[str, Ints], tolerance: float | None
+) -> FileRun:
     expected = [t for t in tree_leaves(_run(model, inputs)) if isinstance(t, Tensor)]
     tensors = dict(_named_tensors(model, inputs))
     found = run_file(session, _feed(session, tensors, given))
@@ -120,35 +124,17 @@ def _check(
         raise ExportError(f"the file has {len(found)} outputs, the model has {len(expected)}")
     if copied:
         found = [f.to(e.dtype) if f.is_floating_point() else f for f, e in zip(found, expected, strict=True)]
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    return replace(compared(expected, found, shapes, dict(given), tolerance), in_float32=copied)
+    outputs = compared(expected, found, tolerance)
+    return FileRun({name: tuple(t.shape) for name, t in tensors.items()}, outputs, dict(given), in_float32=copied)
 
 
-def compared(
-    expected: Sequence[Tensor],
-    found: Sequence[Tensor],
-    shapes: dict[str, tuple[int, ...]],
-    sizes: dict[str, tuple[int, ...]],
-    tolerance: float | None,
-) -> RunCheck:
-    """One run's outputs, in order; ``tolerance`` is relative, None: ``COMPILED``."""
+def compared(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> tuple[OutputCheck, ...]:
+    """One run's outputs, in order. ``tolerance`` is relative to an output's largest magnitude; None: ``COMPILED``."""
     tolerances = COMPILED | {torch.float64: COMPILED[torch.float32]}  # files in float64 run as copies in float32
     if tolerance is not None:
         tolerances = dict.fromkeys(tolerances, tolerance)
     pairs = {f"output {i}": t for i, t in enumerate(expected)}
-    outputs = compare_outputs(pairs, {f"output {i}": t for i, t in enumerate(found)}, tolerances)
-    worse = [o for o in outputs if not o.ok]
-    return RunCheck(
-        shapes,
-        max((o.max_abs_error for o in outputs), default=0.0),
-        max((o.max_rel_error for o in outputs), default=0.0),
-        sum(o.flips for o in outputs if o.note),
-        not worse,
-        f"{worse[0].path} {worse[0].note or f'is off by {worse[0].max_rel_error:.1e} of its largest magnitude'}"
-        if worse
-        else "",
-        sizes,
-    )
+    return compare_outputs(pairs, {f"output {i}": t for i, t in enumerate(found)}, tolerances)
 
 
 @contextmanager
@@ -175,7 +161,7 @@ def _named_tensors(model: nn.Module, inputs: Inputs) -> list[tuple[str, Tensor]]
     return named
 
 
-def _feed(session: Any, tensors: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _feed(session: Any, tensors: Mapping[str, Tensor], given: Mapping[str, Ints]) -> dict[str, Any]:
     fed: dict[str, Any] = {name: torch.tensor(size, dtype=torch.int64).numpy() for name, size in given.items()}
     types = {i.name: i.type for i in session.get_inputs()}
     names = [n for n in types if n not in fed]

@@ -8,13 +8,15 @@ import onnx_ir as ir
 import torch
 
 from ccrewrite.errors import InputError
-from ccrewrite.export.graph import module_of
+from ccrewrite.export.metadata import MODULE, module_of
+from ccrewrite.families.onnx import OnnxCall
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.onnx_nodes import DTYPES
 from ccrewrite.ir.sites import UNDECIDED, Decision, Site
 
 PLAIN = ("", "ai.onnx")
 QUANTIZED = ("ConvInteger", "QLinearConv")
-DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
+TORCH_DTYPES = {theirs: ours for ours, theirs in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ class Convolution:
     node: ir.Node
     site: Site
     pads: Ints
+
+    @property
+    def call(self) -> OnnxCall:
+        """What an operator that stands for it has to compute."""
+        g = self.site.geometry
+        first, second = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
+        pads = tuple(zip(self.pads[: g.ndim], self.pads[g.ndim :], strict=True))
+        shapes = [s[2:] for s in (*self.site.input_shapes, *self.site.output_shapes) if len(s) > 2]
+        longest = tuple(max((shape[a] for shape in shapes), default=0) for a in range(g.ndim))
+        return OnnxCall(g, pads, (first, second // g.groups, *g.kernel_size), longest, self.site.dtype)
 
 
 def convolutions(model: ir.Model) -> list[Convolution]:
@@ -52,7 +64,7 @@ def convolutions(model: ir.Model) -> list[Convolution]:
 
 
 def _name(node: ir.Node, weights: set[str]) -> str:
-    known = node.metadata_props.get("ccrewrite.module") or module_of(node, weights)
+    known = node.metadata_props.get(MODULE) or module_of(node, weights)
     return known or (node.name or "").strip("/").replace("/", ".")
 
 
@@ -61,7 +73,7 @@ def _convolution(node: ir.Node, name: str) -> Convolution:
     assert data is not None
     assert weight is not None
     get = node.attributes.get_ints
-    shape = _ints(weight.shape)
+    shape = ints(weight.shape)
     kernel = tuple(get("kernel_shape", shape[2:]))
     ndim = len(kernel)
     transposed = node.op_type == "ConvTranspose"
@@ -81,11 +93,11 @@ def _convolution(node: ir.Node, name: str) -> Convolution:
         decision = Decision(False, "no-rule", "the file doesn't say the shape of its weight")
     elif auto.startswith("SAME") or "output_shape" in node.attributes:
         decision = Decision(False, "no-rule", "its pads depend on the size of its input (auto_pad or output_shape)")
-    elif weight.dtype is not None and weight.dtype not in DTYPES:
+    elif weight.dtype is not None and weight.dtype not in TORCH_DTYPES:
         decision = Decision(False, "no-rule", f"its weight is {weight.dtype.name}; float32 and float16 are taken")
-    weight_name = weight.name if weight.is_initializer() else None
-    shapes = tuple((_ints(v.shape),) if v.shape is not None else () for v in (data, node.outputs[0]))
-    dtype = DTYPES.get(weight.dtype or ir.DataType.FLOAT, torch.float32)
+    weight_name = weight.name if ir.convenience.get_const_tensor(weight) is not None else None
+    shapes = tuple((ints(v.shape),) if v.shape is not None else () for v in (data, node.outputs[0]))
+    dtype = TORCH_DTYPES.get(weight.dtype or ir.DataType.FLOAT, torch.float32)
     aliases = (node.name,) if node.name and node.name != name else ()
     site = Site(
         name, aliases, "functional", node.op_type, geometry, 1, shapes[0], shapes[1], name, weight_name, dtype,
@@ -94,6 +106,6 @@ def _convolution(node: ir.Node, name: str) -> Convolution:
     return Convolution(node, site, pads)
 
 
-def _ints(shape: ir.Shape | None) -> Ints:
+def ints(shape: ir.Shape | None) -> Ints:
     """Sizes; 0 for open ones."""
     return tuple(n if isinstance(n, int) else 0 for n in shape or ())

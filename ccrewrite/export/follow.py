@@ -16,7 +16,7 @@ from ccrewrite.errors import ExportError
 from ccrewrite.export.check import run_file, session_of
 from ccrewrite.export.convolutions import Convolution
 from ccrewrite.export.files import write
-from ccrewrite.export.graph import END, _constant
+from ccrewrite.export.graph import END, constant_of
 from ccrewrite.export.report import SizeTrial
 from ccrewrite.export.sizes import SizeInput
 from ccrewrite.ir.geometry import Ints
@@ -143,7 +143,7 @@ def _doubt(watched: Watched, old: Ints, new: Ints, known: set[Ints]) -> str | No
         pads = [low for *_, low, _ in watched.window] + [high for *_, high in watched.window]
         return f"pads {pads} of {watched.name}" if _same(watched.window, old[2:]) else None
     place, called = NUMBERS[node.op_type]
-    values = [None if v is None else _constant(v) for v in node.inputs]
+    values = [None if v is None else constant_of(v) for v in node.inputs]
     values += [None] * (5 - len(values))
     numbers = values[place]
     if not numbers:

@@ -1,18 +1,13 @@
-"""Passes over an ONNX graph (onnx_ir): forms that every runtime takes, and metadata that says where a node comes from."""
+"""Passes over an ONNX graph (onnx_ir): forms that every runtime takes."""
 
 from __future__ import annotations
 
-import ast
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
-TORCH_KEYS = ("pkg.torch.", "pkg.onnxscript.", "namespace")
-"""Beginnings of the metadata keys that torch leaves: stack traces with local paths, mostly."""
 
 END = 2**31 - 1
 """A ``Slice`` that stops there or beyond goes to the end."""
@@ -30,7 +25,7 @@ def unwrap_pads_(model: ir.Model) -> int:
     count = 0
     for node in list(model.graph.all_nodes()):
         if node.op_type == "Pad" and node.attributes.get_string("mode") == "wrap":
-            pads = _constant(node.inputs[1])
+            pads = constant_of(node.inputs[1])
             if pads is None or min(pads) < 0:
                 continue
             _unwrap_(node, pads)
@@ -70,7 +65,7 @@ def crop_transposed_(model: ir.Model) -> int:
         if crop.op_type != "Slice" or len(crop.inputs) < 4:
             continue
         conv = crop.inputs[0].producer() if crop.inputs[0] is not None else None
-        starts, stops, axes, *steps = (_constant(value) for value in crop.inputs[1:])
+        starts, stops, axes, *steps = (constant_of(value) for value in crop.inputs[1:])
         if conv is None or conv.op_type != "ConvTranspose" or starts is None or stops is None or axes is None:
             continue
         if any(step is None or set(step) != {1} for step in steps) or min(starts) < 0 or min(axes) < 2:
@@ -120,61 +115,20 @@ def put_instead_(node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
     graph.remove(node, safe=True)
 
 
-def _constant(value: ir.Value | None) -> list[int] | None:
-    """Whole numbers."""
+def constant_of(value: ir.Value | None) -> list[int] | None:
+    """Its whole numbers; None where it isn't a constant, or has others."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
         return None
     return [int(n) for n in tensor.numpy().ravel()]
 
 
-def annotate_(model: ir.Model, origins: Mapping[str, str]) -> None:
-    """Nodes get the path of the module that they come from (``ccrewrite.module``), convolutions also what was folded there
-    (``ccrewrite.from``; ``origins`` by module path); whatever torch noted, with its paths on this machine, goes."""
-    weights = {name.rpartition(".")[0] for name in model.graph.initializers}
-    for node in model.graph.all_nodes():
-        module = module_of(node, weights)
-        if module is not None and module.removesuffix("graph").removesuffix(".") in origins:  # a ``ResizedConv``'s
-            module = module.removesuffix("graph").removesuffix(".")
-        _strip(node.metadata_props)
-        if module is not None:
-            node.metadata_props["ccrewrite.module"] = module
-            if (node.op_type in ("Conv", "ConvTranspose") or node.domain == "ccrewrite") and module in origins:
-                node.metadata_props["ccrewrite.from"] = origins[module]
-                node.name = f"{module or 'model'}/{node.op_type}"
-    _distinct(model.graph.all_nodes())
-    values = itertools.chain(
-        model.graph.inputs, model.graph.initializers.values(), *(n.outputs for n in model.graph.all_nodes())
-    )
-    for owner in (model, model.graph, *values, *model.functions.values()):
-        _strip(owner.metadata_props)
-    model.doc_string = model.graph.doc_string = None
-
-
-def module_of(node: ir.Node, weights: set[str]) -> str | None:
-    """The path of the module whose forward made the node: that of its weight, for a batch norm merged into a convolution
-    gives its own."""
-    if node.op_type in ("Conv", "ConvTranspose"):
-        weight = node.inputs[1]
-        owner, _, name = ((weight.name if weight else None) or "").rpartition(".")
-        if name == "weight" and owner in weights:
-            return owner
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes is None:
-        return None
-    *modules, _ = ast.literal_eval(scopes)
-    module = modules[-1].partition(".ccrewrite.")[0].removeprefix("ccrewrite.") if modules else ""
-    return module.removesuffix("sampling").removesuffix(".")  # a layer's own, of an open size
-
-
-def _strip(properties: Any) -> None:
-    for key in [k for k in properties if k.startswith(TORCH_KEYS)]:
-        del properties[key]
-
-
-def _distinct(nodes: Iterable[ir.Node]) -> None:
-    seen: Counter[str] = Counter()
-    for node in nodes:
-        name = node.name or node.op_type
-        seen[name] += 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+def free_name(model: ir.Model, name: str) -> str:
+    """``name``, with a number behind it where ``model`` has a value of that name."""
+    taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
+    taken |= {v.name for n in model.graph.all_nodes() for v in n.outputs}
+    found, count = name, 1
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    return found

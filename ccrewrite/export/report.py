@@ -1,32 +1,98 @@
-"""What an export found out about the file that it wrote: ``ExportReport``."""
+"""What writing an ONNX file found out about it: ``OnnxFile``, the outcome of ``export_onnx`` and ``rewrite_onnx``."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from tabulate import tabulate
 
 from ccrewrite.export.sizes import SizeInput
-from ccrewrite.passes.fold.sites import FoldedSite
+from ccrewrite.ir.check import Check, OutputCheck
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.outcome import Outcome
+from ccrewrite.ir.sites import Plan
+
+CODES: dict[str, str] = {
+    "size-input": "its output size is an input of the file, or follows one",
+    "size-ratio": "its output size follows that of the model's inputs",
+    "function": "a call of a function of the file, with what was learned beside it",
+}
+"""Code -> what became of a site that ``export_onnx`` did not fold; of those that it did, see ``fold``'s."""
 
 
 @dataclass(frozen=True)
-class RunCheck:
-    """One run of the file in the runtime against the model in eager mode. Errors over all outputs; the relative one is relative
-    to each output's largest magnitude. ``flips`` counts differing integers."""
+class FileRun:
+    """One run of the file in onnxruntime, against what it was made of.
 
-    shapes: dict[str, tuple[int, ...]]
-    max_abs_error: float
-    max_rel_error: float
-    flips: int
-    ok: bool
-    note: str = ""
-    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    """What the inputs that choose internal sizes were given."""
+    ``shapes``: of the inputs. ``sizes``: what the inputs that choose internal sizes were given. ``outputs``: the comparison.
+    ``in_float32``: the runtime doesn't compute in the file's type, so a copy of the file in float32 was run.
+    """
+
+    shapes: dict[str, Ints]
+    outputs: tuple[OutputCheck, ...]
+    sizes: dict[str, Ints] = field(default_factory=dict[str, Ints])
     in_float32: bool = False
-    """The runtime doesn't compute in the file's type, so a copy of the file in float32 was run."""
+
+    @property
+    def ok(self) -> bool:
+        return all(o.ok for o in self.outputs)
+
+    @property
+    def max_abs_error(self) -> float:
+        return max((o.max_abs_error for o in self.outputs), default=0.0)
+
+    @property
+    def max_rel_error(self) -> float:
+        """Relative to each output's largest magnitude."""
+        return max((o.max_rel_error for o in self.outputs), default=0.0)
+
+    @property
+    def flips(self) -> int:
+        """How many elements of integer and boolean outputs differ."""
+        return sum(o.flips for o in self.outputs if o.note)
+
+    @property
+    def note(self) -> str:
+        """What is wrong; "" where nothing is."""
+        worst = next((o for o in self.outputs if not o.ok), None)
+        if worst is None:
+            return ""
+        return f"{worst.path} {worst.note or f'is off by {worst.max_rel_error:.1e} of its largest magnitude'}"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {times(size)}" for name, size in (self.shapes | self.sizes).items())
+
+
+@dataclass(frozen=True)
+class FileCheck(Check):
+    """What verifying a file found: ``runs`` of it in ``runtime``, and as ``outputs`` the outputs of all of them."""
+
+    runtime: str = ""
+    runs: tuple[FileRun, ...] = ()
+
+    @classmethod
+    def of(cls, runs: Sequence[FileRun], runtime: str) -> FileCheck:
+        return cls(tuple(o for run in runs for o in run.outputs), ran=True, runtime=runtime, runs=tuple(runs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, a summary for each run."""
+        runs = [
+            {
+                **{name: getattr(run, name) for name in ("shapes", "sizes", "ok", "max_abs_error", "max_rel_error")},
+                **{name: getattr(run, name) for name in ("flips", "note", "in_float32")},
+            }
+            for run in self.runs
+        ]
+        errors = {"max_abs_error": self.max_abs_error, "max_rel_error": self.max_rel_error}
+        return {"ok": self.ok, "ran": self.ran, "runtime": self.runtime, **errors, "runs": runs}
+
+    def __str__(self) -> str:
+        copy = ", as a copy in float32" if any(run.in_float32 for run in self.runs) else ""
+        rows = [(run, f"{run.max_rel_error:.1e}", run.flips) for run in self.runs]
+        return tabulate(rows, headers=(f"run in {self.runtime}{copy}", "max rel error", "flips"), disable_numparse=True)
 
 
 @dataclass(frozen=True)
@@ -40,8 +106,8 @@ class SizeTrial:
     """
 
     input: str
-    native: tuple[int, ...]
-    size: tuple[int, ...]
+    native: Ints
+    size: Ints
     others: str
     failure: str = ""
     doubts: tuple[str, ...] = ()
@@ -53,53 +119,96 @@ class SizeTrial:
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """A verified file. ``ops_before`` and ``ops_after``: how many nodes of each operator, before and after constants were
-    folded. ``sites``: what became of each rewritten convolution (empty for a model that was not rewritten)."""
+class OnnxSite:
+    """What became of one convolution in a file. ``window``: of its kernel, where it has a geometry that can be learned.
+    ``initializers``: the names of what it learned, where the file has that apart."""
+
+    name: str
+    layer: str
+    code: str
+    message: str
+    window: Ints = ()
+    initializers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OnnxFile(Outcome[OnnxSite]):
+    """A verified ONNX file. ``size`` is its bytes, external data included; ``size_inputs`` are those of its inputs that choose
+    internal sizes."""
 
     path: str
     opset: int
     size: int
-    """Bytes, external data included."""
-    runtime: str
-    checks: tuple[RunCheck, ...]
-    ops_before: dict[str, int]
-    ops_after: dict[str, int]
-    sites: tuple[FoldedSite, ...] = ()
-    size_inputs: tuple[SizeInput, ...] = ()
+    sites: tuple[OnnxSite, ...]
+    check: FileCheck  # pyright: ignore[reportIncompatibleVariableOverride]
+    size_inputs: tuple[SizeInput, ...]
 
-    @property
-    def max_rel_error(self) -> float:
-        return max(c.max_rel_error for c in self.checks)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
-
-    def __str__(self) -> str:
-        runs = [
-            (" ".join(f"{n}={times(size)}" for n, size in (c.shapes | c.sizes).items()), f"{c.max_rel_error:.1e}", c.flips)
-            for c in self.checks
+    def rows(self) -> list[dict[str, str]]:
+        return [
+            {"site": s.name, "layer": s.layer, "window": times(s.window), "becomes": s.code, "": s.message} for s in self.sites
         ]
-        copy = ", as a copy in float32" if any(c.in_float32 for c in self.checks) else ""
-        sites = [(s.name, s.layer, times(s.window), s.code, s.message) for s in self.sites]
+
+    def notes(self) -> list[str]:
         asked = [
             (x.name, " ".join(f"{n}[{a}]" for n, a in x.axes), times(x.native), " ".join(x.sites)) for x in self.size_inputs
         ]
-        return "\n".join(
-            filter(
-                None,
-                (
-                    tabulate(sites, headers=("site", "layer", "window", "becomes", "")) if sites else "",
-                    tabulate(asked, headers=("size input", "chooses", "native", "sites")) if asked else "",
-                    tabulate(runs, headers=(f"run in {self.runtime}{copy}", "max rel error", "flips"), disable_numparse=True),
-                    f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})",
-                    f"{self.path}: opset {self.opset}, {self.size} bytes",
-                ),
-            )
-        )
+        inputs = tabulate(asked, headers=("size input (0: native)", "chooses", "native", "sites")) if asked else ""
+        apart = [name for site in self.sites for name in site.initializers]
+        learned = f"learned: {', '.join(apart)}" if apart else ""
+        return [inputs, learned, str(self.check), f"{self.path}: opset {self.opset}, {self.size} bytes"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "opset": self.opset,
+            "size": self.size,
+            "sites": [asdict(s) for s in self.sites],
+            "size_inputs": [asdict(x) for x in self.size_inputs],
+            "check": self.check.to_dict(),
+        }
 
 
-def times(sizes: tuple[int, ...]) -> str:
+@dataclass(frozen=True)
+class ExportedFile(OnnxFile):
+    """What ``export_onnx`` wrote. ``sites`` are the rewritten convolutions (none of a model that was not rewritten).
+    ``ops_before`` and ``ops_after``: how many nodes of each operator, before and after constants were folded."""
+
+    ops_before: dict[str, int]
+    ops_after: dict[str, int]
+
+    def notes(self) -> list[str]:
+        *others, path = super().notes()
+        operators = f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})"
+        return [*others, operators, path]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "ops_before": self.ops_before, "ops_after": self.ops_after}
+
+
+@dataclass(frozen=True)
+class RewrittenFile(OnnxFile):
+    """What ``rewrite_onnx`` wrote. ``sites`` are all convolutions of the file, as the ``plan`` that was carried out has them;
+    ``trials`` its runs at other sizes."""
+
+    plan: Plan
+    trials: tuple[SizeTrial, ...]
+
+    def rows(self) -> list[dict[str, str]]:
+        return self.plan.rows()
+
+    def summary(self) -> str:
+        return self.plan.summary()
+
+    def notes(self) -> list[str]:
+        rows = [(t.input, times(t.native), times(t.size), t.others, str(t)) for t in self.trials]
+        tried = tabulate(rows, headers=("size input", "native", "tried", "others", "the rest of the file")) if rows else ""
+        return [tried, *super().notes()]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "plan": self.plan.to_dict(), "trials": [asdict(t) for t in self.trials]}
+
+
+def times(sizes: Ints) -> str:
     return "x".join(map(str, sizes))
 
 

@@ -2,84 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from ccrewrite.errors import ExportError, InputError, SelectionError, SizeWarning
-from ccrewrite.export.check import compared, run_file, session_of
+from ccrewrite.export.check import compared, run_file, runtime, session_of
 from ccrewrite.export.files import replacing, require_packages, save, writable
-from ccrewrite.export.report import RunCheck, SizeTrial, times
+from ccrewrite.export.report import FileCheck, FileRun, OnnxSite, RewrittenFile, SizeTrial
 from ccrewrite.export.sizes import SizeInput
-from ccrewrite.families.cc.rule import StridedToCC
-from ccrewrite.families.dcls.rule import DilatedToDcls
+from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.check import COMPILED, TOLERANCE
-from ccrewrite.ir.sites import Plan
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.passes.decide import Patterns, Selection, decide
-from ccrewrite.passes.rules import LeaveAlone, Rules, check_rules, rule_for
+from ccrewrite.passes.rules import Rules, check_rules, rule_for
 
 if TYPE_CHECKING:
     import onnx_ir
 
+    from ccrewrite.export.convolutions import Convolution
+
 OLDEST = 13
 """Operator set."""
-
-
-@dataclass(frozen=True)
-class OnnxResult:
-    """What ``rewrite_onnx`` did: the plan as carried out, the inputs that choose sizes, the initializers that hold positions,
-    the runs of the new file against the old one, and its runs at other sizes."""
-
-    path: str
-    plan: Plan
-    size_inputs: tuple[SizeInput, ...]
-    positions: dict[str, str]
-    """Site -> the initializer's name."""
-    checks: tuple[RunCheck, ...]
-    trials: tuple[SizeTrial, ...]
-
-    @property
-    def max_rel_error(self) -> float:
-        return max((c.max_rel_error for c in self.checks), default=0.0)
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "path": self.path,
-                "plan": json.loads(self.plan.to_json()),
-                "size_inputs": [asdict(s) for s in self.size_inputs],
-                "positions": self.positions,
-                "checks": [asdict(c) for c in self.checks],
-                "trials": [asdict(t) for t in self.trials],
-            },
-            indent=2,
-        )
-
-    def __str__(self) -> str:
-        rows = [(t.input, times(t.native), times(t.size), t.others, str(t)) for t in self.trials]
-        return "\n".join(
-            filter(
-                None,
-                (
-                    str(self.plan),
-                    tabulate(rows, headers=("size input (0: native)", "native", "tried", "others", "the rest of the file"))
-                    if rows
-                    else "",
-                    f"positions: {', '.join(self.positions.values())}" if self.positions else "",
-                    f"{self.path}: at native sizes {self.max_rel_error:.1e} from the original, relative",
-                ),
-            )
-        )
 
 
 def rewrite_onnx(
@@ -92,7 +46,7 @@ def rewrite_onnx(
     kinds: str | Sequence[str] | None = None,
     example_inputs: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE[torch.float32],
-) -> OnnxResult:
+) -> RewrittenFile:
     """Write the ONNX file ``path_in``, of any producer and operator set 13 or later, to ``path_out`` with its convolutions
     rewritten; what was done.
 
@@ -102,6 +56,8 @@ def rewrite_onnx(
     - Dilated ones become calls of a function in the file, ``ccrewrite::DclsConv``, whose taps are where the initializer
       ``"<site>.positions"`` says (axes, filters or 1, channels or 1, taps; in samples from the window's first): to be edited,
       and at the start exactly those of the dilated grid.
+    - What rules of other families take becomes what their samplings' ``onnx_form`` says, one or the other of these, and is left
+      alone where they have none.
 
     ``rules``, ``include``, ``exclude`` and ``kinds`` as ``ccrewrite.plan``'s. A site is called after its weight, or after its
     node. Both files are run in onnxruntime on ``example_inputs`` (arrays or tensors by name; None: drawn at random, where the
@@ -109,8 +65,9 @@ def rewrite_onnx(
     after that.
 
     Raises ``InputError`` for a file that can't be read (external data missing), of an older operator set, or with convolutions
-    in control flow, for options that can't be used and where ``path_out`` can't be written, ``SelectionError`` where there
-    is nothing to rewrite, ``ExportError`` where the new file differs. ``path_out`` is untouched then.
+    in control flow, for rules that are not exact, options that can't be used and where ``path_out`` can't be written,
+    ``SelectionError`` where there is nothing to rewrite, ``ExportError`` where the new file differs. ``path_out`` is untouched
+    then.
 
     >>> import ccrewrite, tempfile
     >>> x = torch.randn(1, 2, 16)
@@ -132,35 +89,97 @@ def rewrite_onnx(
         raise SelectionError(f"{source} has no convolution")
     checked_rules = check_rules(rules)
     for rule in checked_rules:
-        if not (isinstance(rule, (DilatedToDcls, LeaveAlone)) or (isinstance(rule, StridedToCC) and rule.exact)):
-            raise InputError(
-                f"rule {rule.name}: an ONNX file takes dilated-to-dcls, strided-to-cc and transposed-to-cc, exact ones"
-            )
+        if not rule.exact:
+            raise InputError(f"rule {rule.name} is not exact ({rule}), and an ONNX file is rewritten exactly or not at all")
     sites = decide([c.site for c in found], checked_rules, Selection(include, exclude, kinds))
-    plan = Plan(sites, checked_rules, "onnx")
+    additions = _additions(sites, checked_rules)
+    plan = Plan(tuple(_decided(s, additions.get(s.name)) for s in sites), checked_rules, "onnx")
     if not plan.rewritten:
         raise SelectionError(f"nothing can be rewritten in {source}: {plan.summary()}")
     inputs = _inputs(model, example_inputs)
     free_group_norms_(model)
     watched = watch_(model, found)
-    sizes, positions = _rewrite_(model, [replace(c, site=s) for c, s in zip(found, sites, strict=True)], checked_rules)
+    asked, learned = _rewrite_(model, [replace(c, site=s) for c, s in zip(found, plan.sites, strict=True)], additions)
     with replacing(target) as temporary:
-        trials = tried(model, watched, temporary.parent, inputs, sizes)
+        trials = tried(model, watched, temporary.parent, inputs, asked)
         unwatch_(model, watched)
         save(model, temporary, external=source.with_name(f"{source.name}.data").exists())
-        check = _compared(source, temporary, inputs, sizes, tolerance)
-        if not check.ok:
-            raise ExportError(f"the rewritten file computes something else than {source}: {check.note}. Nothing was written")
-    result = OnnxResult(str(target), plan, tuple(sizes), positions, (check,), trials)
+        run = _compared(source, temporary, inputs, asked, tolerance)
+        if not run.ok:
+            raise ExportError(f"the rewritten file computes something else than {source}: {run.note}. Nothing was written")
+        size = sum(f.stat().st_size for f in temporary.parent.iterdir())
+    written = tuple(
+        OnnxSite(s.name, s.layer, s.code, s.message, a.window if (a := additions.get(s.name)) else (), learned.get(s.name, ()))
+        for s in plan
+    )
+    opset = model.opset_imports[""]
+    check = FileCheck.of([run], runtime())
+    _warn_of_doubts(source, trials)
+    return RewrittenFile(str(target), opset, size, written, check, tuple(asked), plan, trials)
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """What a rule adds to a convolution: its sampling's ``window`` and ``form``, and what kind that sampling is."""
+
+    kind: str
+    window: Ints
+    form: OnnxForm | None
+
+
+def _additions(sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, _Addition]:
+    """For each site that a rule takes."""
+    found: dict[str, _Addition] = {}
+    with random_states_kept():
+        torch.manual_seed(0)
+        for site in sites:
+            rule = rule_for(site, rules)
+            if site.decision.rewritten and rule is not None:
+                sampling = rule.sampling(site, dtype=torch.float32, device="cpu")
+                found[site.name] = _Addition(type(sampling).__name__, sampling.window, sampling.onnx_form())
+    return found
+
+
+def _decided(site: Site, addition: _Addition | None) -> Site:
+    """``site``, left alone where what a rule adds to it can't be said in an ONNX file."""
+    if addition is None or addition.form is not None:
+        return site
+    message = f"{site.decision.code} makes a {addition.kind} of it, which has no operator of its own in ONNX (onnx_form)"
+    return replace(site, decision=Decision(False, "no-rule", message))
+
+
+def _rewrite_(
+    model: onnx_ir.Model, found: Sequence[Convolution], additions: Mapping[str, _Addition]
+) -> tuple[list[SizeInput], dict[str, tuple[str, ...]]]:
+    """Rewrite the sites whose decision says so, in place: the inputs that choose sizes, and by site what was learned."""
+    from ccrewrite.export.functions import Functions
+    from ccrewrite.export.surgery import call_, forget_sizes_, size_
+
+    functions = Functions(model)
+    asked: list[SizeInput] = []
+    learned: dict[str, tuple[str, ...]] = {}
+    for conv in found:
+        name = conv.site.name
+        form = additions[name].form if conv.site.decision.rewritten else None
+        if form is not None and form.sized:
+            asks, learned[name] = size_(model, conv, form)
+            asked.append(asks)
+        elif form is not None:
+            learned[name] = call_(model, conv, form, functions)
+    if asked:
+        forget_sizes_(model)
+    return asked, learned
+
+
+def _warn_of_doubts(source: Path, trials: Sequence[SizeTrial]) -> None:
     doubts = dict.fromkeys(doubt for trial in trials for doubt in trial.doubts)
     if doubts:
         warnings.warn(
             f"{source} has numbers that are right at its native sizes, and at others only if its model doesn't compute them of "
             f"these: {', '.join(doubts)}. Compare with the model before you ask for other sizes (result.trials says which)",
             SizeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return result
 
 
 def _load(path: Path) -> onnx_ir.Model:
@@ -186,25 +205,6 @@ def _load(path: Path) -> onnx_ir.Model:
     return model
 
 
-def _rewrite_(model: onnx_ir.Model, found: Sequence[Any], rules: Sequence[Rule]) -> tuple[list[SizeInput], dict[str, str]]:
-    from ccrewrite.export import surgery
-
-    sizes: list[SizeInput] = []
-    positions: dict[str, str] = {}
-    known: dict[Any, str] = {}
-    for conv in found:
-        if not conv.site.decision.rewritten:
-            continue
-        rule = rule_for(conv.site, rules)
-        if isinstance(rule, DilatedToDcls):
-            positions[conv.site.name] = surgery.to_dcls_(model, conv, rule, known)
-        else:
-            sizes.append(surgery.to_cc_(model, conv, cast(StridedToCC, rule)))
-    if sizes:
-        surgery.forget_sizes_(model)
-    return sizes, positions
-
-
 def _inputs(model: onnx_ir.Model, given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     """Values for the original's inputs."""
     values = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
@@ -228,11 +228,12 @@ def _inputs(model: onnx_ir.Model, given: Mapping[str, Any] | None) -> dict[str, 
 
 def _compared(
     source: Path, target: Path, inputs: Mapping[str, np.ndarray], sizes: Sequence[SizeInput], tolerance: float
-) -> RunCheck:
+) -> FileRun:
+    """Both files at the native sizes."""
     expected = run_file(session_of(source), inputs)
     zeros = {s.name: np.zeros(len(s.axes), np.int64) for s in sizes}
     found = run_file(session_of(target), {**inputs, **zeros})
-    shapes = {n: tuple(v.shape) for n, v in inputs.items()}
     if any(t.dtype == torch.float16 for t in expected):
         tolerance = max(tolerance, COMPILED[torch.float16])
-    return compared(expected, found, shapes, {s.name: (0,) * len(s.axes) for s in sizes}, tolerance)
+    outputs = compared(expected, found, tolerance)
+    return FileRun({n: tuple(v.shape) for n, v in inputs.items()}, outputs, {s.name: (0,) * len(s.axes) for s in sizes})

@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from ccrewrite.errors import InputError
 from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
+from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
@@ -148,6 +149,10 @@ class Sampling(Learnable, ABC):
         """Move the geometry off its start, in place: at the start some forms may have less to do than they usually have."""
         for parameter in self.parameters():
             parameter.add_(0.3)
+
+    def onnx_form(self) -> OnnxForm | None:
+        """How a layer stays open in an ONNX file; None: it is folded before its model is exported."""
+        return None
 
     def describe(self) -> str:
         """What was added, in one line for a plan's table."""

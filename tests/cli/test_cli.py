@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import ccrewrite
 from ccrewrite.cli.main import app
-from ccrewrite.export import resampling
+from ccrewrite.families.cc.onnx import kernel
 from ccrewrite.ir import check
 
 MODEL = "cli_models:network"
@@ -189,7 +189,7 @@ def test_a_failed_verification_is_a_failure(run, tmp_path, monkeypatch):
     assert exported.exit_code == 2
     assert "something else than the model" in exported.stderr
     with monkeypatch.context() as patch:
-        patch.setattr(resampling, "_basis", lambda op, basis, distance: op.Relu(op.Sub(1.5, op.Abs(distance))))
+        patch.setattr(kernel, "basis", lambda op, name, distance: op.Relu(op.Sub(1.5, op.Abs(distance))))
         rewritten = run("rewrite-onnx", "right.onnx", "--out", "wrong.onnx")
     assert rewritten.exit_code == 2
     assert "something else than" in rewritten.stderr

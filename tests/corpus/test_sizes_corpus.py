@@ -23,10 +23,10 @@ def test_files_of_open_sizes(name: str, tmp_path: Path) -> None:
     """At the native sizes, and at two others of every group that is free, against the resized model in eager mode."""
     _, inputs, rewritten = moved(name)
     report = export_onnx(rewritten, tmp_path / "m.onnx", inputs, sizes="input")
-    print(f"open sizes: {name} {report.max_rel_error:.1e}, {[(x.name, x.native) for x in report.size_inputs]}")  # noqa: T201
+    print(f"open sizes: {name} {report.check.max_rel_error:.1e}, {[(x.name, x.native) for x in report.size_inputs]}")  # noqa: T201
     assert report.size_inputs
-    assert len({str(check.sizes) for check in report.checks}) == 3
-    assert report.max_rel_error <= 1e-4
+    assert len({str(run.sizes) for run in report.check.runs}) == 3
+    assert report.check.max_rel_error <= 1e-4
 
 
 @pytest.mark.parametrize("name", PINNED)

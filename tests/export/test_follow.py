@@ -126,7 +126,7 @@ def test_same_padding_is_warned_of_and_group_norms_follow(tmp_path: Path) -> Non
     ccrewrite.export_onnx(model, tmp_path / "in.onnx", x)
     with pytest.warns(SizeWarning, match=r"pads \[1, 1\] of next"):
         result = rewrite_onnx(tmp_path / "in.onnx", tmp_path / "out.onnx")
-    assert result.max_rel_error <= 1e-5
+    assert result.check.max_rel_error <= 1e-5
     session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
     rewritten: Any = ccrewrite.rewrite(model, x).model
     errors = {}

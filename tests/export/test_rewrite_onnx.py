@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import ccrewrite
 from ccrewrite.errors import ExportError, InputError, SelectionError
-from ccrewrite.export import resampling, rewrite
+from ccrewrite.export import rewrite
 from ccrewrite.export.rewrite import rewrite_onnx
+from ccrewrite.families.cc.onnx import kernel
 
 
 class Net(nn.Module):
@@ -77,9 +78,12 @@ def test_rewritten(name: str, files: dict[str, Path], net: nn.Module, tmp_path: 
         "up": "transposed-to-cc",
         "plain": "plain",
     }
-    assert result.max_rel_error <= 1e-5
+    assert result.check.max_rel_error <= 1e-5
     assert [s.name for s in result.size_inputs] == ["stem.0.size", "up.size"]
-    assert result.positions == {"context": "context.positions", "wide": "wide.positions"}
+    assert {s.name: s.initializers for s in result if s.initializers} == {
+        "context": ("context.positions",),
+        "wide": ("wide.positions",),
+    }
     assert len(json.loads(result.to_json())["plan"]["sites"]) == 5
     assert "up.size" in str(result)
     torch.testing.assert_close(run(target, x=x.numpy()), net(x), rtol=0, atol=1e-5)
@@ -114,7 +118,7 @@ def test_selected(files: dict[str, Path], tmp_path: Path) -> None:
     result = rewrite_onnx(files["script17"], tmp_path / "m.onnx", rules=rules)
     file = onnx.load(tmp_path / "m.onnx")
     assert [f.name for f in file.functions] == ["DclsConv", "DclsConv_2"]
-    assert result.max_rel_error <= 1e-5
+    assert result.check.max_rel_error <= 1e-5
     with pytest.raises(SelectionError, match="nothing can be rewritten"):
         rewrite_onnx(files["script17"], tmp_path / "n.onnx", include="plain")
     with pytest.raises(InputError, match="strided-to-cc"):
@@ -133,7 +137,7 @@ def test_half_precision_and_uneven_pads(tmp_path: Path) -> None:
     target = save(tmp_path, nodes, [weight], 16, TensorProto.FLOAT16)
     result = rewrite_onnx(target, tmp_path / "m.onnx")
     assert [s.name for s in result.plan] == ["Conv_0", "Conv_1", "ConvTranspose_2"]
-    assert result.max_rel_error <= 1e-2
+    assert result.check.max_rel_error <= 1e-2
 
 
 def strided(opset: int = 16, **attributes: Any) -> tuple[list[Any], list[Any], int]:
@@ -190,7 +194,7 @@ def test_files_that_cannot_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         patch.setattr(rewrite, "save", full)
         refuses("No space left", source)
     with monkeypatch.context() as patch:
-        patch.setattr(resampling, "_basis", lambda op, basis, distance: op.Relu(op.Sub(1.5, op.Abs(distance))))
+        patch.setattr(kernel, "basis", lambda op, name, distance: op.Relu(op.Sub(1.5, op.Abs(distance))))
         refuses("something else", source, ExportError)
 
 

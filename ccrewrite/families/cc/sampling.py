@@ -19,6 +19,7 @@ from ccrewrite.families.cc import curves, native, resized
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, Basis, profile
 from ccrewrite.families.learnable import Recording, clamp_between_
+from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
@@ -126,23 +127,28 @@ class CCSampling(ResizableSampling):
         return moved
 
     def recording(self) -> Recording:
-        return curves.recording(self._along(), self.kernel_size)
+        return curves.recording(self.along(), self.kernel_size)
 
     def picture(self) -> dict[str, Any]:
-        return curves.picture(self._along(), self.kernel_size)
+        return curves.picture(self.along(), self.kernel_size)
 
     def kernel(self, weight: Tensor) -> Tensor:
-        return native.cc_kernel(weight, self._along(), self.dilation, self.margin)
+        return native.cc_kernel(weight, self.along(), self.dilation, self.margin)
 
     def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-        return native.cc_native(input, weight, bias, self._along(), self.margin, call)
+        return native.cc_native(input, weight, bias, self.along(), self.margin, call)
 
     def _at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         asks = (call, asked, scale, self.alignment, self.rescaled)
         # By their module: symbolic_trace makes leaves of the names there, not of ones imported here.
-        return resized.cc_resized(input, weight, bias, self._along(), self.margin, *asks, self.runs_plain())
+        return resized.cc_resized(input, weight, bias, self.along(), self.margin, *asks, self.runs_plain())
+
+    def onnx_form(self) -> OnnxForm:
+        from ccrewrite.families.cc.onnx.form import CCForm  # of the extra onnx
+
+        return CCForm(self)
 
     def fit_error(self, weight: Tensor) -> float:
         """How far the native kernel is from ``weight`` on its grid: largest difference over the largest weight."""
@@ -157,7 +163,7 @@ class CCSampling(ResizableSampling):
         """Power of what was learned on top of the interpolant at frequencies that samples one apart can't carry, summed over
         axes and averaged over taps (the idea is FlexConv's, arXiv 2110.08059). Zero at the start; for a loss."""
         total: list[Tensor] = []
-        for along in self._along():
+        for along in self.along():
             half = along.twice_support / 2
             taps = torch.arange(self.kernel_size[along.axis], device=along.layers[0].device)
             with full_precision(taps.device):
@@ -171,7 +177,8 @@ class CCSampling(ResizableSampling):
     def _axes(self) -> list[Any]:
         return list(self.network if self.shift is None else self.residual)
 
-    def _along(self) -> tuple[Along, ...]:
+    def along(self) -> tuple[Along, ...]:
+        """The continuous kernel of each axis."""
         extents = (0,) * self.ndim if self.shift is not None else self.window
         # Of two samples nothing needs to be cut: natively no kernel is wider.
         within = (0,) * self.ndim if self.shift is None or min(self.margin) >= SUPPORT else self.window

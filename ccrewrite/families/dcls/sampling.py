@@ -26,6 +26,7 @@ from ccrewrite.families.dcls.forms.places import Layout
 from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
+from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.sampling import readable
 from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints
@@ -233,6 +234,13 @@ class DclsSampling(TapPositions):
         if self.opaque and regions.called():
             return regions.region("dcls_kernel", (weight, *self.parameters()), self.coded)
         return kernel.dcls_kernel(weight, self.offset, self.widening, self.grid)
+
+    def onnx_form(self) -> OnnxForm | None:
+        if self.interpolation != "linear":
+            return None
+        from ccrewrite.families.dcls.onnx import DclsForm  # of the extra onnx
+
+        return DclsForm(self)
 
     def extra_repr(self) -> str:
         grid = f"dilation={self.dilation}" if self.elements is None else f"elements={self.elements}"

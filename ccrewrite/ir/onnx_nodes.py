@@ -1,4 +1,4 @@
-"""ONNX nodes, written as calls: ``Nodes``."""
+"""ONNX nodes, written as calls: ``Nodes``. Needs the extra ``onnx``, so it is imported only by what writes files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.tape import Tape
 
 Operand = ir.Value | int | float | Sequence[int] | np.ndarray | None
+
+DTYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
+"""The types that our operators compute in."""
 
 
 class Nodes:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite import nn as ccnn
-from ccrewrite.export.functions import CCConv
-from ccrewrite.export.nodes import Nodes
-from ccrewrite.export.sized import operator
+from ccrewrite.families.cc.bands import LONG
+from ccrewrite.families.cc.onnx.operator import CCConv
+from ccrewrite.families.onnx import OnnxCall
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.onnx_nodes import Nodes
 
 CASES: dict[str, Any] = {
     "strided": lambda: ccnn.CCConv2d(2, 3, 3, stride=2, padding=1),
@@ -37,23 +38,28 @@ CASES: dict[str, Any] = {
 }
 
 
-def model_of(what: CCConv, tensors: list[Any]) -> ir.Model:
+def operator(layer: Any, *, long: bool) -> tuple[CCConv, dict[str, Tensor]]:
+    """What a float32 layer is in ONNX."""
+    g, form = ConvGeometry.from_module(layer), layer.sampling.onnx_form()
+    longest = (LONG + 1 if long else LONG,) * g.ndim
+    call = OnnxCall(g, g.pads, tuple(layer.weight.shape), longest, torch.float32)
+    return form.operator(call), form.tensors
+
+
+def model_of(what: CCConv, layer: Any, native: Any, tensors: dict[str, Tensor]) -> ir.Model:
     """A file with the operator alone: inputs x and asked, everything else constant."""
-    names = what.inputs()
     x, asked = ir.val("x", ir.DataType.FLOAT), ir.val("asked", ir.DataType.INT64, [len(what.axes)])
-    known = {"x": x, "asked": asked}
-    initializers = []
-    for name, tensor in zip((n for n in names if n not in known), tensors, strict=True):
-        known[name] = None
-        if tensor is not None:
-            known[name] = ir.val(name, const_value=ir.tensor(tensor, name=name))
-            initializers.append(known[name])
+    constants = {"weight": layer.weight.numpy(), "native": np.array(native), **{n: t.numpy() for n, t in tensors.items()}}
+    if layer.bias is not None:
+        constants["bias"] = layer.bias.numpy()
+    known = {n: ir.val(n, const_value=ir.tensor(c, name=n)) for n, c in constants.items()}
     op = Nodes()
-    out = what.body(op, [known[n] for n in names])
+    more = {"native": known["native"], "asked": asked, **{n: known[n] for n in tensors}}
+    out = what.body(op, x, known["weight"], known.get("bias"), more)
     out.name, out.dtype = "y", ir.DataType.FLOAT
-    out.shape = ir.Shape([None] * (len(what.axes) + 2))
-    graph = ir.Graph([x, asked], [out], nodes=list(op.nodes), initializers=initializers, opset_imports={"": 18}, name="g")
-    x.shape = ir.Shape([None] * (len(what.axes) + 2))
+    x.shape = out.shape = ir.Shape([None] * (len(what.axes) + 2))
+    nodes, initializers = list(op.nodes), list(known.values())
+    graph = ir.Graph([x, asked], [out], nodes=nodes, initializers=initializers, opset_imports={"": 18}, name="g")
     return ir.Model(graph, ir_version=8)
 
 
@@ -74,15 +80,13 @@ def test_every_size(name: str, moved: bool, long: bool) -> None:
     if moved:
         for tensor in cc.movers():
             nn.init.normal_(tensor, std=0.3)
-    still = bool(cc.movers()) and not moved
     layer.requires_grad_(False)
     shape = (7, 9, 8)[: geometry.ndim]
     x = torch.randn(2, geometry.in_channels, *shape)
-    flags = [long] * geometry.ndim
-    what, learned = operator(cc, geometry, still=still, mode=layer.padding_mode, long=flags, dtype=torch.float32)
+    what, learned = operator(layer, long=long)
+    assert bool(learned) == (moved or not cc.movers())
     native = np.array(geometry.output_size(shape))
-    bias = None if layer.bias is None else layer.bias.numpy()
-    session = session_of(model_of(what, [layer.weight.numpy(), bias, native, *(t.numpy() for t in learned)]))
+    session = session_of(model_of(what, layer, native, learned))
     sizes = (np.ones_like(native), native, native + 2, np.maximum(1, native // 2), 3 * native)
     for size in sizes:
         (found,) = session.run(None, {"x": x.numpy(), "asked": size})
@@ -97,24 +101,18 @@ def test_long_signals_lose_no_phase(long: bool) -> None:
     """Coordinates of 6000 -> 8001 samples times taps are beyond what float32 can count."""
     torch.manual_seed(0)
     layer = ccnn.CCConvTranspose1d(1, 1, 4, stride=2, padding=1).requires_grad_(False)
-    geometry, x = ConvGeometry.from_module(layer), torch.randn(1, 1, 3000)
-    what, _ = operator(layer.sampling, geometry, still=True, mode="zeros", long=[long], dtype=torch.float32)
-    session = session_of(model_of(what, [layer.weight.numpy(), layer.bias.numpy(), np.array([6000])]))
+    x = torch.randn(1, 1, 3000)
+    what, learned = operator(layer, long=long)
+    assert not learned
+    session = session_of(model_of(what, layer, [6000], learned))
     (found,) = session.run(None, {"x": x.numpy(), "asked": np.array([8001])})
     layer.output_size = 8001
     exact = layer.double()(x.double())
     assert float((torch.from_numpy(found) - exact).abs().max()) <= 1e-5
 
 
-def test_it_is_an_onnx_function(tmp_path: Any) -> None:
-    what, _ = operator(
-        ccnn.CCConv2d(2, 3, 3, stride=2).sampling,
-        ConvGeometry.from_module(nn.Conv2d(2, 3, 3, stride=2)),
-        still=True,
-        mode="zeros",
-        long=[False, False],
-        dtype=torch.float32,
-    )
-    model = model_of(what, [np.zeros((3, 2, 3, 3), np.float32), None, np.array([3, 3])])
-    ir.save(model, tmp_path / "m.onnx")
+def test_the_checker_takes_it(tmp_path: Any) -> None:
+    layer = ccnn.CCConv2d(2, 3, 3, stride=2).requires_grad_(False)
+    what, learned = operator(layer, long=False)
+    ir.save(model_of(what, layer, [3, 3], learned), tmp_path / "m.onnx")
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)

@@ -1,0 +1,55 @@
+"""What a CC layer becomes in an ONNX file: ``CCForm``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ccrewrite.families.cc.bands import LONG
+from ccrewrite.families.cc.onnx.axis import Axis, Profile
+from ccrewrite.families.cc.onnx.operator import CCConv
+from ccrewrite.families.cc.profile import gain
+from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.onnx import OnnxCall, OnnxForm
+from ccrewrite.ir.onnx_nodes import DTYPES
+
+
+class CCForm(OnnxForm):
+    """A ``CCSampling`` at an output size that is known when the file runs."""
+
+    sized = True
+
+    def __init__(self, layer: CCSampling) -> None:
+        self.layer = layer
+        self.tensors = {} if layer.at_start() else learned(layer)
+
+    def operator(self, call: OnnxCall) -> CCConv:
+        g, layer = call.geometry, self.layer
+        axes = tuple(
+            Axis(
+                taps=g.kernel_size[a],
+                stride=g.stride[a],
+                dilation=g.dilation[a],
+                low=call.pads[a][0],
+                high=call.pads[a][1],
+                profile=Profile.of(along),
+                transposed=g.transposed,
+                centred=layer.alignment == "centred",
+                rescaled=layer.rescaled,
+                long=call.longest[a] > LONG,
+                mode=g.padding_mode,
+                dtype=DTYPES[call.dtype].value,
+            )
+            for a, along in enumerate(layer.along())
+        )
+        return CCConv(axes, g.groups)
+
+
+def learned(layer: CCSampling) -> dict[str, Tensor]:
+    """``shift``, where there is one, and for each axis ``gain<axis>`` and ``layer<axis>_<number>``."""
+    found: dict[str, Tensor] = {} if layer.shift is None else {"shift": layer.shift}
+    for a, along in enumerate(layer.along()):
+        taps = torch.arange(layer.kernel_size[a], device=along.layers[0].device)
+        found[f"gain{a}"] = gain(taps, along)
+        found |= {f"layer{a}_{i}": tensor for i, tensor in enumerate(along.layers)}
+    return found
