@@ -19,7 +19,6 @@ from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
 from ccrewrite.passes.rules import Rules, check_rules
-from ccrewrite.passes.scales.resize import resize_
 from ccrewrite.passes.substitute import copied, revert_, substitute_
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 
@@ -131,6 +130,8 @@ def revert(model: GivenModel) -> nn.Module:
     What the added geometry had learnt is dropped. Raises ``InputError`` where nothing in ``model`` was rewritten.
     """
     module = require_bare(model_of(model, "what revert changes back"), "revert")
+    from ccrewrite.passes.scales.resize import resize_  # sympy, which only those pay who revert
+
     resize_(module, None)
     if not revert_(module):
         raise InputError(f"nothing in this {type(module).__name__} was rewritten")

@@ -8,7 +8,8 @@ import pytest
 
 import ccrewrite
 
-HEAVY = ("torch", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "onnx", "onnx_ir", "matplotlib", "tabulate")
+HEAVIER = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "onnx", "onnx_ir", "matplotlib")
+HEAVY = ("torch", "tabulate", *HEAVIER)
 
 
 def test_public_names() -> None:
@@ -85,7 +86,19 @@ def test_training_and_reports_import_nothing_heavy() -> None:
     assert found.strip() == "[]"
 
 
+def imported(statement: str, names: tuple[str, ...]) -> str:
+    code = f"import sys; {statement}; print([name for name in {names} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = f"import sys, ccrewrite; print([name for name in {HEAVY} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "[]"
+    assert imported("import ccrewrite", HEAVY) == "[]"
+
+
+def test_only_what_compiles_imports_a_compiler_and_only_what_reads_onnx_files_imports_onnx() -> None:
+    light = [name for name in ccrewrite.__all__ if name not in ("aot", "lower")]
+    assert imported(f"from ccrewrite import {', '.join(light)}", HEAVIER) == "[]"
+
+
+def test_rewriting_needs_no_sympy_to_be_imported() -> None:
+    assert imported("from ccrewrite import plan, rewrite, rewrite_, revert, verify", (*HEAVIER, "sympy")) == "[]"

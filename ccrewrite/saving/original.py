@@ -3,11 +3,11 @@ already give the same answers."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
@@ -62,7 +62,8 @@ def class_of(module: nn.Module) -> str:
     if isinstance(module, fx.GraphModule):
         return fx.GraphModule.__name__  # the name of its class changes when it is copied
     kind = type(module)
-    if issubclass(kind, FSDPModule):
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it isn't imported, nothing is sharded
+    if fsdp is not None and issubclass(kind, fsdp.FSDPModule):
         kind = kind.__bases__[1]
     if parametrize.is_parametrized(module):
         kind = kind.__bases__[0]

@@ -17,7 +17,6 @@ import sympy
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._pytree import tree_map
@@ -78,6 +77,8 @@ class SizeEnv(ShapeEnv):
 
     def fresh(self, name: str, native: int) -> tuple[Expr, Any]:
         """A new symbol with its value in this run, and the size (a ``torch.SymInt``) to shape tensors with."""
+        from torch._dynamo.source import ConstantSource  # seconds, which only those pay who ask
+
         source = ConstantSource(name)
         symbol = self.create_symbol(native, source, DimDynamic.DYNAMIC, None, do_not_specialize_zero_one=True)
         self.values[symbol] = native
