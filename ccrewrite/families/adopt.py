@@ -40,7 +40,7 @@ class Samplings(nn.ModuleDict):
         self.suffixes: dict[str, str] = {}
         """Key -> what the name of the site adds to the module's path (``ccrewrite.families.sites``)."""
 
-    def put(self, key: str, sampling: Sampling, suffix: str) -> None:
+    def put(self, key: str, sampling: nn.Module, suffix: str) -> None:
         self[key], self.suffixes[key] = sampling.train(self.training), suffix
 
     def __delitem__(self, key: str) -> None:
@@ -145,7 +145,7 @@ def release_(layer: RewrittenConv) -> _ConvNd:
     return cast(_ConvNd, layer)
 
 
-def host_(module: nn.Module, key: str, sampling: Sampling, route: Route, suffix: str) -> None:
+def host_(module: nn.Module, key: str, sampling: nn.Module, route: Route, suffix: str) -> None:
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place.
 
     ``suffix``: what the name of the site adds to the path of ``module`` (``ccrewrite.families.sites``)."""

@@ -24,6 +24,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
 from ccrewrite.families.onnx import OnnxForm
+from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
@@ -153,6 +154,13 @@ class Sampling(Learnable, ABC):
     def onnx_form(self) -> OnnxForm | None:
         """How a layer stays open in an ONNX file; None: it is folded before its model is exported."""
         return None
+
+    def alternatives(self, geometry: ConvGeometry) -> tuple[Alternative, ...]:
+        """What a layer of this ``geometry`` can be folded to, as the sampling is now, besides one with a dense kernel.
+
+        ``ccrewrite.fold`` takes the one that pays most, or what ``forms=`` names; the name is then the site's code.
+        """
+        return ()
 
     def describe(self) -> str:
         """What was added, in one line for a plan's table."""

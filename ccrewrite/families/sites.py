@@ -39,6 +39,11 @@ class RewrittenSite:
         """Of the sampling, in the model."""
         return f"{self.path}.{'sampling' if self.key is None else f'{HOSTED}.{self.key}'}".removeprefix(".")
 
+    @property
+    def layer(self) -> str:
+        """The class of its module, as reports call it."""
+        return type(self.module).__name__.removeprefix("Parametrized")
+
 
 def rewritten_sites(model: nn.Module) -> dict[str, RewrittenSite]:
     """The rewritten sites of ``model`` by name, in the order of its modules. Wrappers are looked through."""

@@ -9,39 +9,17 @@ zeros. Compiled, with stride 1, the sums are those of ``ccrewrite.gathering.move
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.dcls.sampling import DclsSampling
-from ccrewrite.folded.cuts import Fusing
+from ccrewrite.folded.fusing import Fusing
 from ccrewrite.gathering.corners import Corners, Pads, pad, row_strides
 from ccrewrite.gathering.moved import channel_rows, moved_sum
 from ccrewrite.ir.geometry import ConvGeometry, Ints
-
-GATHER_COST = 75
-"""Multiplications that a dense convolution does in the time of gathering, weighting and adding one sample."""
-PAYS = 1.5
-"""From how much estimated time of a dense kernel, over that of gathered products, these are taken."""
-
-
-def suits(sampling: Any, geometry: ConvGeometry) -> bool:
-    """Whether a layer can be folded so."""
-    return (
-        isinstance(sampling, DclsSampling)
-        and sampling.interpolation == "linear"
-        and tuple(sampling.offset.shape[1:3]) == (geometry.out_channels, 1)
-        and geometry.groups == 1
-        and (geometry.padding_mode == "zeros" or not any(sampling.margin))
-    )
-
-
-def cost_of_dense(taps: int, geometry: ConvGeometry, cells: int) -> float:
-    """Estimated time of a dense convolution with a kernel of ``cells``, over that of ``taps`` products, gathered."""
-    return geometry.in_channels * cells / (taps * (geometry.in_channels + GATHER_COST * 2**geometry.ndim))
 
 
 class GatheredConv(Fusing):
@@ -139,13 +117,15 @@ GATHERED: dict[type, type[GatheredConv]] = {
 """torch's layer -> the gathered one."""
 
 
-def gather_(conv: _ConvNd, sampling: DclsSampling) -> None:
-    """Make ``conv``, which has the weight ``(out, in, *taps)``, one whose taps lie at ``sampling``'s positions. In place."""
+def make_(conv: _ConvNd, positions: Tensor, window: Ints, margin: Ints) -> str:
+    """Make ``conv``, of torch's own class with the weight ``(out, in, *taps)``, one whose taps lie at ``positions``
+    ``(ndim, out, taps)``, in cells of a window that exceeds the original extent by ``margin``. In place; the site's message."""
     inner = conv.weight.shape[1]
     mixing = conv.weight.detach().flatten(2).permute(2, 0, 1).reshape(-1, inner)
-    positions = torch.stack([cells[:, 0] for cells in sampling.cells()]).detach()
     conv.__class__ = cast(type[_ConvNd], GATHERED[type(conv)])
     layer = cast(GatheredConv, conv)
-    layer.window, layer.margin = sampling.window, sampling.margin
-    layer.register_buffer("positions", positions.to(torch.promote_types(positions.dtype, torch.float32)).contiguous())
+    layer.window, layer.margin = window, margin
+    positions = positions.detach().to(torch.promote_types(positions.dtype, torch.float32))
+    layer.register_buffer("positions", positions.contiguous())
     conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=conv.weight.requires_grad)
+    return f"{positions.shape[2]} taps of each channel in {'x'.join(map(str, window))}"

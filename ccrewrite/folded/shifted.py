@@ -8,25 +8,15 @@ are constants here: a shift is a slice, and linear interpolation the weighted su
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.ir.geometry import ConvGeometry, Ints
-
-SHIFT_COST = 300
-"""Multiplications that a convolution does in the time of one shifted and weighted sample (four slices, not fused)."""
-
-
-PAYS = 1.5
-"""From how much estimated time of a dense kernel, over that of taps apart, they are kept apart."""
 
 
 class Shift(NamedTuple):
@@ -37,40 +27,6 @@ class Shift(NamedTuple):
 
 
 Taps = tuple[tuple[Shift, ...], ...]
-
-
-def shifts_of(sampling: DclsSampling) -> Taps:
-    """Where each tap of a linear, shared sampling lies now. Samples with coefficient 0 are left out."""
-    positions = torch.stack([cells.flatten() for cells in sampling.cells()]).double().T.tolist()
-    return tuple(tuple(_corners(position)) for position in positions)
-
-
-def _corners(position: Sequence[float]) -> list[Shift]:
-    along: list[list[tuple[int, float]]] = []
-    for place in position:
-        low = math.floor(place)
-        along.append([(c, f) for c, f in ((low, low + 1 - place), (low + 1, place - low)) if f > 0])
-    corners = itertools.product(*along)
-    return [Shift(tuple(cell for cell, _ in corner), math.prod(factor for _, factor in corner)) for corner in corners]
-
-
-def suits(sampling: Any, geometry: ConvGeometry) -> bool:
-    """Whether a layer's taps can be kept apart."""
-    return (
-        isinstance(sampling, DclsSampling)
-        and sampling.interpolation == "linear"
-        and tuple(sampling.offset.shape[1:3]) == (1, 1)
-        and geometry.groups == 1
-        and (geometry.padding_mode == "zeros" or not any(sampling.margin))
-    )
-
-
-def cost_of_dense(taps: Taps, geometry: ConvGeometry, cells: int) -> float:
-    """Estimated time of a dense convolution with a kernel of ``cells``, over that of keeping the taps apart."""
-    channels = geometry.in_channels * geometry.out_channels
-    narrow = min(geometry.in_channels, geometry.out_channels)
-    apart = channels * len(taps) + SHIFT_COST / 4 * narrow * sum(map(len, taps))
-    return channels * cells / apart
 
 
 class ShiftedConv(nn.Module):
@@ -156,16 +112,18 @@ SHIFTED: dict[type, type[ShiftedConv]] = {nn.Conv1d: ShiftedConv1d, nn.Conv2d: S
 """torch's layer -> the shifted one."""
 
 
-def keep_apart_(conv: _ConvNd, sampling: DclsSampling, taps: Taps) -> None:
-    """Make ``conv``, which has the weight ``(out, in, *taps)``, one whose taps lie at ``sampling``'s positions. In place."""
+def make_(conv: _ConvNd, taps: Taps, window: Ints, margin: Ints) -> str:
+    """Make ``conv``, of torch's own class with the weight ``(out, in, *taps)``, one whose taps lie where ``taps`` says, in a
+    window that exceeds the original extent by ``margin``. In place; the site's message."""
     out, inner = conv.weight.shape[:2]
     flat = conv.weight.detach().flatten(2)
     conv.__class__ = cast(type[_ConvNd], SHIFTED[type(conv)])
     layer = cast(ShiftedConv, conv)
-    layer.shifts, layer.window, layer.margin = taps, sampling.window, sampling.margin
+    layer.shifts, layer.window, layer.margin = taps, window, margin
     layer.shifts_first = any(s > 1 for s in conv.stride) or inner <= 2 * out
     if layer.shifts_first:
         mixing = flat.transpose(1, 2).reshape(out, -1)
     else:
         mixing = flat.permute(2, 0, 1).reshape(-1, inner)
     conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=conv.weight.requires_grad)
+    return f"{len(taps)} taps apart in {'x'.join(map(str, window))}"

@@ -8,31 +8,22 @@ In eager mode, and where it is exported, it is the dense convolution with the sa
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.dcls.sampling import DclsSampling
-from ccrewrite.folded.cuts import Cut, FoldedConv, Fusing, laid_out, used
+from ccrewrite.folded.cuts import cut_out, described, laid_out, used
+from ccrewrite.folded.fusing import Fusing
+from ccrewrite.folded.padded import PaddedConv
 from ccrewrite.gathering.rows import sum_of_cells
-from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast
 
-PAYS = 3.0
-"""From how many cells of a dense kernel for each one visited they are visited alone, where nothing is measured. Between 1.5 and
-this, large maps gain and small ones lose."""
 
-
-def suits(sampling: Any, geometry: ConvGeometry) -> bool:
-    """Whether a layer's cells can be visited one by one: a depthwise DCLS layer without strides."""
-    depthwise = geometry.groups == geometry.in_channels > 1
-    return isinstance(sampling, DclsSampling) and depthwise and not any(s > 1 for s in geometry.stride)
-
-
-class SparseConv(Fusing, FoldedConv):
-    """Mixin for ``nn.ConvNd``: ``weight`` is the dense kernel as in ``FoldedConv``, and ``cells`` ``(out, K)`` says where it is
+class SparseConv(Fusing, PaddedConv):
+    """Mixin for ``nn.ConvNd``: ``weight`` is the dense kernel as in ``PaddedConv``, and ``cells`` ``(out, K)`` says where it is
     not zero: flat indices into a filter, filled up with the number of cells."""
 
     cells: Tensor
@@ -68,12 +59,16 @@ SPARSE: dict[type, type[SparseConv]] = {nn.Conv1d: SparseConv1d, nn.Conv2d: Spar
 """torch's layer -> the sparse one."""
 
 
-def visit_(conv: _ConvNd, cuts: tuple[Cut, ...]) -> None:
-    """Make ``conv``, whose weight has been cut, one that visits its non-zero cells alone. In place."""
-    filled = used(conv.weight, len(cuts)).flatten(1)
+def make_(conv: _ConvNd, kernel: Tensor, margin: Ints) -> str:
+    """Make ``conv``, of torch's own class and depthwise, one with the non-zero cells of ``kernel`` ``(out, 1, *window)``, which
+    exceeds the original extent by ``margin``. In place; the site's message."""
+    dense, cuts = cut_out(kernel, margin)
+    filled = used(dense, len(cuts)).flatten(1)
     count = max(1, int(filled.sum(1).amax()))
     cells = torch.arange(filled.shape[1], device=filled.device).expand(filled.shape).masked_fill(~filled, filled.shape[1])
     conv.__class__ = cast(type[_ConvNd], SPARSE[type(conv)])
     layer = cast(SparseConv, conv)
     layer.cuts = cuts
     layer.register_buffer("cells", cells.sort(1).values[:, :count].to(torch.int32))
+    conv.weight = nn.Parameter(dense, requires_grad=conv.weight.requires_grad)
+    return f"{count} cells of {described(dense, cuts)}"

@@ -13,7 +13,7 @@ from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import ExportError, InputError
-from ccrewrite.folded.cuts import Fusing
+from ccrewrite.folded.fusing import Fusing
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of

@@ -10,12 +10,15 @@ from torch import nn
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import rewritten_sites
+from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.observe import Like, module_calls
 from ccrewrite.lowering.calls import SiteCall
 from ccrewrite.lowering.measure import measure, measure_folded
 from ccrewrite.lowering.times import Seconds, Times, cache_key
-from ccrewrite.passes.fold.fold import alternatives, find
+from ccrewrite.passes.fold.fold import alternatives
+from ccrewrite.passes.fold.layers import DENSE
 
 WORTH_MEASURING = 5.0
 """Forms whose estimate is so many times the best one's are not measured."""
@@ -76,23 +79,23 @@ def key_of(site: SiteCall) -> str | None:
 
 
 def choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -> dict[str, Choice]:
-    """The form of each site that can be folded to two. One that is clearly dearer is not tried: its dense kernel may be
+    """The form of each site that can be folded to several. Where one is clearly dearer it is not tried: its dense kernel may be
     gigabytes of zeros."""
-    places = find(model)
-    near = {
-        name: other
-        for name, other in alternatives(model).items()
-        if name not in forced and 1 / WORTH_MEASURING < other.cost_of_dense < WORTH_MEASURING
-    }
-    layers = {name: cast(RewrittenConv, model.get_submodule(places[name].module)) for name in near}
+    sites, near = rewritten_sites(model), dict[str, list[Alternative]]()
+    for name, offered in alternatives(model).items():
+        worth = [a for a in offered if 1 / WORTH_MEASURING < a.cost_of_dense < WORTH_MEASURING]
+        if worth and name not in forced:
+            near[name] = worth
+    layers = {name: cast(RewrittenConv, sites[name].module) for name in near}
     times = Times()
     chosen: dict[str, Choice] = {}
     for name, calls in module_calls(model, inputs, layers).items():
         if not calls:
             continue
-        layer, other, input = layers[name], near[name], cast(Like, calls[0].args[0])
-        forms = (other.form, "dense")
-        key = cache_key(input.device, "inference", input.shape, str(layer), *other)
+        layer, input = layers[name], cast(Like, calls[0].args[0])
+        forms = (*(a.name for a in near[name]), DENSE)
+        told = [(a.name, a.cost_of_dense, a.kernel, a.samples) for a in near[name]]
+        key = cache_key(input.device, "inference", input.shape, str(layer), told)
         seconds, known = times.of(key, lambda layer=layer, input=input, forms=forms: measure_folded(layer, input.shape, forms))
         chosen[name] = Choice.fastest("cached" if known else "measured", seconds)
     times.keep()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.outcome import GivenModel, model_of
@@ -17,7 +18,7 @@ from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.check import checked
 from ccrewrite.lowering.choose import Choice, check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
-from ccrewrite.passes.fold.fold import find, fold, sampling_at
+from ccrewrite.passes.fold.fold import fold
 
 MODES = ("inference", "training")
 
@@ -63,15 +64,15 @@ def lower(
     if mode not in MODES:
         raise InputError(f"mode must be 'inference' or 'training', found {mode!r}")
     given, inputs = model_of(model, "what lower compiles"), Inputs.of(example_inputs)
-    places = find(given)
-    if not places:
+    known = rewritten_sites(given)
+    if not known:
         raise InputError(
             f"nothing in this {type(given).__name__} was rewritten, so there is nothing to lower; use torch.compile"
         )
     forced = dict(forms or {})
-    unknown = forced.keys() - places.keys()
+    unknown = forced.keys() - known.keys()
     if unknown:
-        raise InputError(f"forms names {', '.join(sorted(unknown))}; the rewritten sites are {', '.join(places)}")
+        raise InputError(f"forms names {', '.join(sorted(unknown))}; the rewritten sites are {', '.join(known)}")
     prepare = _for_training_ if mode == "training" else _for_inference
     prepared, sites = prepare(given, inputs, forced, measured)
     compiled = cast(nn.Module, torch.compile(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options()))
@@ -98,7 +99,7 @@ def _for_inference(model: nn.Module, inputs: Inputs, forced: Mapping[str, str], 
 
 def _for_training_(model: nn.Module, inputs: Inputs, forced: Mapping[str, str], measured: bool) -> Prepared:
     """``model`` itself, whose samplings now know their forms, and those."""
-    samplings = {name: sampling_at(model, place) for name, place in find(model).items()}
+    samplings = {name: site.sampling for name, site in rewritten_sites(model).items()}
     check_forced(forced, samplings)
     chosen = choose(site_calls(model, inputs, samplings), forced, measured)
     for name, sampling in samplings.items():

@@ -55,7 +55,7 @@ def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[s
 
     def inference(form: str) -> Callable[[], object]:
         folded, run = copied(layer), _compiled()
-        fold_layer_(cast(RewrittenConv, folded), keep=False, form=form)
+        fold_layer_(cast(RewrittenConv, folded), form=form)
         folded.eval()
 
         @torch.no_grad()

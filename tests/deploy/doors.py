@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import ccrewrite
-from ccrewrite.passes.fold.fold import find
+from ccrewrite.families.sites import rewritten_sites
 
 BATCH = ({0: Dim("batch", max=8)},)
 """For ``torch.export``. ExecuTorch plans its memory for a largest batch."""
@@ -31,7 +31,7 @@ def pt2(model: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def aoti(model: nn.Module, x: Tensor, path: Path) -> None:
-    if find(model):
+    if rewritten_sites(model):
         ccrewrite.aot(model, path, x, dynamic_shapes=BATCH)
     else:
         torch._inductor.aoti_compile_and_package(program(model, x), package_path=str(path))
@@ -57,7 +57,7 @@ def _executorch(model: nn.Module, x: Tensor, path: Path, partitioners: list[obje
 @torch.no_grad()
 def program(model: nn.Module, x: Tensor) -> ExportedProgram:
     """The folded model as a program of ``torch.export``, for any batch."""
-    folded = ccrewrite.fold(model, x).model if find(model) else model
+    folded = ccrewrite.fold(model, x).model if rewritten_sites(model) else model
     return torch.export.export(folded.eval(), (x,), dynamic_shapes=BATCH, strict=False)
 
 

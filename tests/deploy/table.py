@@ -6,13 +6,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ccrewrite.passes.fold.sites import FORMS
+from ccrewrite.passes.fold.sites import CODES
 
 
 def table(report: dict[str, Any]) -> str:
     """Markdown: in each cell how many models with that form agree, and the largest error; refusals below."""
     outcomes: list[dict[str, Any]] = report["outcomes"]
-    forms = [form for form in dict.fromkeys([*FORMS, "size-input"]) if any(form in o["forms"] for o in outcomes)]
+    forms = [form for form in dict.fromkeys([*CODES, "size-input"]) if any(form in o["forms"] for o in outcomes)]
     runtimes = list(dict.fromkeys(o["runtime"] for o in outcomes))
     rows = [[r, *(_cell([o for o in outcomes if o["runtime"] == r and f in o["forms"]]) for f in forms)] for r in runtimes]
     versions = ", ".join(f"{name} {v}" for name, v in report["versions"].items() if name != "ccrewrite")

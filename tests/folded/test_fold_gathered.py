@@ -78,8 +78,8 @@ def test_exported() -> None:
 
 def test_taken_where_a_dense_kernel_would_be_mostly_zeros() -> None:
     model, _ = rewritten("plain")
-    other = alternatives(model)["(root)"]
-    assert (other.form, other.kernel) == ("gathered", (13, 13))
+    (other,) = alternatives(model)["(root)"]
+    assert (other.name, other.kernel) == ("gathered", (13, 13))
     assert 9 < other.samples <= 36
     assert alternatives(rewritten("plain", "full")[0]) == {}
     wide = DclsConv2d(256, 8, 3, dilation=12, sharing="out")

@@ -125,11 +125,11 @@ def test_which_layers_have_the_choice() -> None:
             model.sampling.offset.fill_(0.5)
         return model
 
-    other = alternatives(moved(groups=8))["(root)"]
-    assert (other.form, other.kernel, other.samples) == ("sparse", (9, 9), 25)
+    (other,) = alternatives(moved(groups=8))["(root)"]
+    assert (other.name, other.kernel, other.samples) == ("sparse", (9, 9), 25)
     assert alternatives(moved(groups=4)) == {}
     assert alternatives(moved(groups=8, stride=2)) == {}
-    assert alternatives(moved(groups=1))["(root)"].form == "shifted"
+    assert [a.name for a in alternatives(moved(groups=1))["(root)"]] == ["shifted"]
     with pytest.raises(InputError, match=r"can't be folded to 'shifted'.*\(root\) \(sparse or dense\)"):
         fold(moved(groups=8), x, forms={"(root)": "shifted"})
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families import regions
+from ccrewrite.families.dcls import fold as folding
 from ccrewrite.families.dcls import kernel
 from ccrewrite.families.dcls.forms import bands, estimate, operators, slices
 from ccrewrite.families.dcls.forms.choice import cheapest
@@ -28,6 +29,7 @@ from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.sampling import readable
+from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
@@ -241,6 +243,9 @@ class DclsSampling(TapPositions):
         from ccrewrite.families.dcls.onnx import DclsForm  # of the extra onnx
 
         return DclsForm(self)
+
+    def alternatives(self, geometry: ConvGeometry) -> tuple[Alternative, ...]:
+        return folding.alternatives(self, geometry)
 
     def extra_repr(self) -> str:
         grid = f"dilation={self.dilation}" if self.elements is None else f"elements={self.elements}"

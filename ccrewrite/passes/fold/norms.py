@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,33 +17,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ccrewrite.families.adopt import TORCH_LAYERS
-from ccrewrite.folded.cuts import FOLDED
+from ccrewrite.folded.padded import PADDED
 from ccrewrite.folded.sparse import SPARSE
 from ccrewrite.ir.capture import Inputs, Program, capture
+from ccrewrite.passes.fold.sites import FoldedNorm
 
-NORMS: dict[str, str] = {
-    "folded": "its scale and shift are in the convolution before it; an identity is left",
-    "no-convolution": "what comes before it is no convolution layer with a weight of its own",
-    "several-calls": "it, or the convolution before it, is called more than once",
-    "several-users": "the convolution's output is used elsewhere too",
-    "shared-weight": "the convolution's weight is another module's as well",
-    "no-statistics": "it normalises by the batch at hand",
-    "hooked": "a forward hook sees what is between them",
-    "not-exported": "torch.export refuses the model, so nothing says what comes before it",
-    "never-called": "the example inputs don't reach it",
-    "verification-failed": "the outputs changed when norms were folded, so none was",
-}
-"""Code -> what became of a batch norm."""
-PLAIN = (*TORCH_LAYERS, *FOLDED.values(), *SPARSE.values())
-
-
-@dataclass(frozen=True)
-class FoldedNorm:
-    """What became of one batch norm. ``code`` is a key of ``NORMS``; ``conv`` the path of the convolution before it."""
-
-    name: str
-    code: str
-    conv: str = ""
+PLAIN = (*TORCH_LAYERS, *PADDED.values(), *SPARSE.values())
+"""Layers whose weight can be scaled along its output channels."""
 
 
 @torch.no_grad()

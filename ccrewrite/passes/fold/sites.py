@@ -1,19 +1,18 @@
-"""What folding answers, as data: ``FoldedSite`` for each site, and ``Folded``."""
+"""What folding answers, as data: ``FoldedSite`` for each site, ``FoldedNorm`` for each batch norm, and ``Folded``."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 from torch import nn
 
 from ccrewrite.ir.check import Check, OutputCheck
-from ccrewrite.passes.fold.norms import FoldedNorm
+from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.outcome import Outcome
 
-FORMS: dict[str, str] = {
+CODES: dict[str, str] = {
     "original": "its geometry is at its start: the original layer or call, with its own weight",
     "convolution": "a torch layer with the effective kernel, dilated where its cells are",
     "padded": "the same, with pads that differ from side to side",
@@ -26,12 +25,35 @@ FORMS: dict[str, str] = {
     "not-selected": "left out by include or exclude: still learnable",
     "verification-failed": "the outputs changed when it was folded: still learnable",
 }
-"""Code -> what became of a site. docs/deploy.md has a section for each."""
+"""Code -> what became of a site. docs/deploy.md has a section for each. Where a family's ``Sampling.alternatives`` offers
+another layer, the alternative's name is the code."""
+STILL_LEARNABLE = ("size-asked", "not-selected", "verification-failed")
+
+NORM_CODES: dict[str, str] = {
+    "folded": "its scale and shift are in the convolution before it; an identity is left",
+    "no-convolution": "what comes before it is no convolution layer with a weight of its own",
+    "several-calls": "it, or the convolution before it, is called more than once",
+    "several-users": "the convolution's output is used elsewhere too",
+    "shared-weight": "the convolution's weight is another module's as well",
+    "no-statistics": "it normalises by the batch at hand",
+    "hooked": "a forward hook sees what is between them",
+    "not-exported": "torch.export refuses the model, so nothing says what comes before it",
+    "never-called": "the example inputs don't reach it",
+    "verification-failed": "the outputs changed when norms were folded, so none was",
+}
+"""Code -> what became of a batch norm."""
+
+
+class Answer(NamedTuple):
+    """What became of a site: a code, and the values that belong to it."""
+
+    code: str
+    message: str
 
 
 @dataclass(frozen=True)
 class FoldedSite:
-    """What became of one site. ``code`` is a key of ``FORMS``.
+    """What became of one site. ``code`` is a key of ``CODES``.
 
     ``moved`` is the largest distance, in samples, by which ``tol`` let a position be snapped, and ``kernel_error`` what that
     did to the effective kernel, ``|K' - K| / |K|`` (2-norms): 0 where nothing was snapped.
@@ -39,7 +61,7 @@ class FoldedSite:
 
     name: str
     layer: str
-    window: tuple[int, ...]
+    window: Ints
     code: str
     message: str
     moved: float = 0.0
@@ -48,11 +70,20 @@ class FoldedSite:
     @property
     def folded(self) -> bool:
         """Whether its geometry is learnable no more."""
-        return self.code not in ("size-asked", "not-selected", "verification-failed")
+        return self.code not in STILL_LEARNABLE
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldedNorm:
+    """What became of one batch norm. ``code`` is a key of ``NORM_CODES``; ``conv`` the path of the convolution before it."""
+
+    name: str
+    code: str
+    conv: str = ""
+
+
+@dataclass(frozen=True)
+class Folded(Outcome[FoldedSite]):
     """What ``fold`` returns.
 
     ``check`` compares the folded model with the rewritten one (after snapping, where ``tol`` is not 0). ``lost`` says what
@@ -66,35 +97,8 @@ class Folded:
     norms: tuple[FoldedNorm, ...] = ()
     """What became of the batch norms, where ``batch_norm`` was asked for."""
 
-    def __iter__(self) -> Iterator[FoldedSite]:
-        return iter(self.sites)
-
-    def __getitem__(self, name: str) -> FoldedSite:
-        """The site of this name."""
-        for site in self.sites:
-            if site.name == name:
-                return site
-        raise KeyError(f"no site is called {name!r}; there are {', '.join(s.name for s in self.sites)}")
-
-    def summary(self) -> str:
-        """One line: how many sites, by code."""
-        codes = Counter(s.code for s in self.sites)
-        return f"{len(self.sites)} sites: " + ", ".join(f"{n} {code}" for code, n in codes.most_common())
-
-    def to_json(self) -> str:
-        check = {"ok": self.check.ok, **asdict(self.check)}
-        return json.dumps(
-            {
-                "sites": [asdict(s) for s in self.sites],
-                "norms": [asdict(n) for n in self.norms],
-                "check": check,
-                "lost": [asdict(o) for o in self.lost],
-            },
-            indent=2,
-        )
-
-    def __str__(self) -> str:
-        rows = [
+    def rows(self) -> list[dict[str, str]]:
+        return [
             {
                 "site": s.name,
                 "layer": s.layer,
@@ -106,10 +110,23 @@ class Folded:
             }
             for s in self.sites
         ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data: ``{"sites", "norms", "check", "lost"}``."""
+        return {
+            "sites": [asdict(s) for s in self.sites],
+            "norms": [asdict(n) for n in self.norms],
+            "check": self.check.to_dict(),
+            "lost": [asdict(o) for o in self.lost],
+        }
+
+    def notes(self) -> list[str]:
         lost = max((o.max_rel_error for o in self.lost), default=0.0)
-        snapped = f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else ""
-        outputs = f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}"
-        norms = tabulate([(n.name, n.code, n.conv) for n in self.norms], headers=("batch norm", "", "convolution"))
-        table = tabulate(rows, headers="keys", disable_numparse=True)
-        parts = (table, norms if self.norms else "", self.summary(), snapped, outputs, self.check.note)
-        return "\n".join(filter(None, parts))
+        return [
+            tabulate([(n.name, n.code, n.conv) for n in self.norms], headers=("batch norm", "", "convolution"))
+            if self.norms
+            else "",
+            f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else "",
+            f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}",
+            self.check.note,
+        ]

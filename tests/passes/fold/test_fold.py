@@ -22,15 +22,16 @@ import ccrewrite
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.adopt import LAYERS
 from ccrewrite.families.dcls.sampling import SHARINGS
-from ccrewrite.folded.cuts import FOLDED, FixedSampling
+from ccrewrite.folded.fixed import FixedSampling
 from ccrewrite.folded.gathered import GATHERED
+from ccrewrite.folded.padded import PADDED
 from ccrewrite.folded.shifted import SHIFTED
 from ccrewrite.folded.sparse import SPARSE
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.sites import ROOT
 from ccrewrite.nn import CCSampling, DclsConv1d, DclsConv2d, DclsSampling, Sampling
 from ccrewrite.passes.fold.fold import alternatives, fold
-from ccrewrite.passes.fold.sites import FORMS, Folded
+from ccrewrite.passes.fold.sites import CODES, Folded
 from ccrewrite.passes.scales.resize import resize_
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 
@@ -87,7 +88,7 @@ def moved_layers(draw: st.DrawFn) -> tuple[Case, nn.Module]:
     return case, layer
 
 
-LAYERS_OF = {"padded": FOLDED, "shifted": SHIFTED, "gathered": GATHERED, "sparse": SPARSE}
+LAYERS_OF = {"padded": PADDED, "shifted": SHIFTED, "gathered": GATHERED, "sparse": SPARSE}
 
 
 @given(moved_layers(), st.booleans())
@@ -95,7 +96,7 @@ LAYERS_OF = {"padded": FOLDED, "shifted": SHIFTED, "gathered": GATHERED, "sparse
 def test_layers_of_any_geometry(drawn: tuple[Case, nn.Module], other: bool) -> None:
     case, layer = drawn
     model = OneLayer(layer, case.extra)
-    forms = {name: a.form for name, a in alternatives(model).items()} if other else None
+    forms = {name: offered[0].name for name, offered in alternatives(model).items()} if other else None
     result = fold(model, case.input, forms=forms)
     assert result.check.ok
     assert worst(result.model, model, case.input) <= 1e-12
@@ -307,7 +308,7 @@ def test_taps_placed_freely() -> None:
     layer = DclsConv2d(4, 4, padding="same", groups=4, elements=5, window=7, dtype=torch.float64)
     x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
     result = fold(layer, x)
-    assert type(result.model) in (nn.Conv2d, FOLDED[nn.Conv2d])
+    assert type(result.model) in (nn.Conv2d, PADDED[nn.Conv2d])
     assert worst(result.model, layer, x) <= 1e-12
 
 
@@ -356,7 +357,7 @@ def test_the_result_as_data_and_as_text() -> None:
     assert [s["name"] for s in data["sites"]] == ["0", "3", "5"]
     assert data["check"]["ok"] is True
     assert "3 sites" in str(result)
-    assert {s.code for s in result} <= FORMS.keys()
+    assert {s.code for s in result} <= CODES.keys()
     with pytest.raises(KeyError, match="nowhere"):
         result["nowhere"]
 
@@ -494,4 +495,4 @@ def test_sizes_that_are_not_folded() -> None:
 
 def test_every_form_has_its_section() -> None:
     page = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text().partition("\n## ONNX")[0]
-    assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == list(FORMS)
+    assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == list(CODES)

@@ -1,0 +1,98 @@
+"""What a DCLS layer can be folded to besides a dense kernel."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
+
+from ccrewrite.folded import gathered, shifted, sparse
+from ccrewrite.folded.alternative import Alternative
+from ccrewrite.folded.cuts import cut_out, used
+from ccrewrite.folded.shifted import Shift, Taps
+from ccrewrite.ir.geometry import ConvGeometry
+
+if TYPE_CHECKING:
+    from ccrewrite.families.dcls.sampling import DclsSampling
+
+SHIFT_COST = 300
+"""Multiplications that a convolution does in the time of one shifted and weighted sample (four slices, not fused)."""
+GATHER_COST = 75
+"""Multiplications that a dense convolution does in the time of gathering, weighting and adding one sample."""
+APART_PAYS = 1.5
+"""From how much estimated time of a dense kernel, over that of taps kept apart, these are taken."""
+SPARSE_PAYS = 3.0
+"""From how many cells of a dense kernel for each one visited they are visited alone, where nothing is measured. Between 1.5 and
+this, large maps gain and small ones lose."""
+
+
+def alternatives(sampling: DclsSampling, geometry: ConvGeometry) -> tuple[Alternative, ...]:
+    """Taps that lie far apart stay apart where the input channels share their positions. Of a depthwise kernel, the cells that
+    aren't zero can be visited alone."""
+    padded = geometry.padding_mode == "zeros" or not any(sampling.margin)
+    if geometry.groups == 1 and sampling.interpolation == "linear" and padded:
+        if sampling.sets == (1, 1):
+            return (_shifted(sampling, geometry),)
+        if sampling.sets == (geometry.out_channels, 1):
+            return (_gathered(sampling, geometry),)
+    if geometry.depthwise and not any(s > 1 for s in geometry.stride):
+        return (_sparse(sampling),)
+    return ()
+
+
+def _shifted(sampling: DclsSampling, geometry: ConvGeometry) -> Alternative:
+    taps, kernel = shifts_of(sampling), _used_cells(sampling).shape[1:]
+    samples = sum(map(len, taps))
+    channels = geometry.in_channels * geometry.out_channels
+    narrow = min(geometry.in_channels, geometry.out_channels)
+    apart = channels * len(taps) + SHIFT_COST / 4 * narrow * samples
+    make_ = functools.partial(shifted.make_, taps=taps, window=sampling.window, margin=sampling.margin)
+    return Alternative("shifted", channels * kernel.numel() / apart, APART_PAYS, tuple(kernel), samples, make_)
+
+
+def _gathered(sampling: DclsSampling, geometry: ConvGeometry) -> Alternative:
+    cells, positions = _used_cells(sampling), torch.stack([along[:, 0] for along in sampling.cells()])
+    kernel, inner = cells.shape[1:], geometry.in_channels
+    apart = math.prod(sampling.taps) * (inner + GATHER_COST * 2**geometry.ndim)
+    make_ = functools.partial(gathered.make_, positions=positions, window=sampling.window, margin=sampling.margin)
+    samples = int(cells.sum()) // len(cells)
+    return Alternative("gathered", inner * kernel.numel() / apart, APART_PAYS, tuple(kernel), samples, make_)
+
+
+def _sparse(sampling: DclsSampling) -> Alternative:
+    cells = _used_cells(sampling)
+    visited, kernel = int(cells.flatten(1).sum(1).amax()), cells.shape[1:]
+
+    def make_(conv: _ConvNd) -> str:
+        return sparse.make_(conv, sampling.kernel(conv.weight), sampling.margin)
+
+    return Alternative("sparse", kernel.numel() / visited, SPARSE_PAYS, tuple(kernel), visited, make_)
+
+
+def _used_cells(sampling: DclsSampling) -> Tensor:
+    """Where the smallest kernel that a layer can be folded to isn't zero, ``(positions' sets, *kernel)``. Positions tell that,
+    whatever the weights."""
+    like = sampling.offset
+    kernel = sampling.kernel(torch.ones(*sampling.sets, *sampling.taps, dtype=like.dtype, device=like.device))
+    return used(cut_out(kernel, sampling.margin)[0], sampling.ndim)
+
+
+def shifts_of(sampling: DclsSampling) -> Taps:
+    """Where each tap of a linear, shared sampling lies now. Samples with coefficient 0 are left out."""
+    positions = torch.stack([cells.flatten() for cells in sampling.cells()]).double().T.tolist()
+    return tuple(tuple(_corners(position)) for position in positions)
+
+
+def _corners(position: Sequence[float]) -> list[Shift]:
+    along: list[list[tuple[int, float]]] = []
+    for place in position:
+        low = math.floor(place)
+        along.append([(c, f) for c, f in ((low, low + 1 - place), (low + 1, place - low)) if f > 0])
+    corners = itertools.product(*along)
+    return [Shift(tuple(cell for cell, _ in corner), math.prod(factor for _, factor in corner)) for corner in corners]

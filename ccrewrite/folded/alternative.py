@@ -1,0 +1,34 @@
+"""What a layer can be folded to besides a dense kernel: ``Alternative``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch.nn.modules.conv import _ConvNd
+
+from ccrewrite.ir.geometry import Ints
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A plain layer that computes what a convolution with a dense kernel would.
+
+    ``name`` is what ``fold(forms=)`` calls it and the code of a site that becomes it. ``cost_of_dense``: estimated time of the
+    dense kernel over this layer's. Where that is above ``pays_above``, it is taken unasked.
+    """
+
+    name: str
+    cost_of_dense: float
+    pays_above: float
+    kernel: Ints
+    """The dense kernel's size."""
+    samples: int
+    """How many of its cells aren't zero."""
+    make_: Callable[[_ConvNd], str] = field(repr=False, compare=False)
+    """Makes such a layer of the torch layer that it is given, with the weight that the sampling takes. In place; returns the
+    site's message."""
+
+    @property
+    def pays(self) -> bool:
+        return self.cost_of_dense > self.pays_above

@@ -1,0 +1,68 @@
+"""A constant geometry that is applied to the weight at each call, for weights that are known at run time only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.folded.cuts import Cut, Pads, conv_of_cut, described
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.operators import bind, full_precision
+
+
+class FixedSampling(nn.Module):
+    """The kernel is ``matrix . weight``. Called as the sampling that it replaces: with the arguments of the torch function.
+
+    Args:
+        matrix: ``(taps, A, B, *cells)``, cut as ``cuts`` say, with ``A`` a divisor of the weight's first dimension and ``B`` of
+            its second.
+        kernel_size, dilation, transposed: of the convolution that the calls ask for.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, cuts: Sequence[Cut], kernel_size: Ints, dilation: Ints, transposed: bool) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.transposed = transposed
+        self.cuts = tuple(cuts)
+        self.register_buffer("matrix", matrix)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel_size)
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        call = bind(self.transposed, self.ndim, arguments, named)
+        pads: Pads = ()
+        if not self.transposed:
+            padding = (0,) * self.ndim if call["padding"] == "valid" else call["padding"]
+            ones, zeros = (1,) * self.ndim, (0,) * self.ndim
+            pads = ConvGeometry(1, 1, self.kernel_size, ones, padding, self.dilation, 1, zeros).pads
+        return conv_of_cut(input, fixed_kernel(weight, self.matrix), bias, call, self.cuts, pads)
+
+    def describe(self) -> str:
+        """The kernel that it makes, in a few words."""
+        return described(self.matrix, self.cuts)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, cuts={tuple(tuple(c) for c in self.cuts)}"
+
+
+@torch.fx.wrap
+def fixed_kernel(weight: Tensor, matrix: Tensor) -> Tensor:
+    """``(*weight.shape[:2], *cells)``. A leaf for ``torch.fx.symbolic_trace``."""
+    rows, columns = weight.shape[:2]
+    sets, inner = matrix.shape[1:3]
+    with full_precision(weight.device):
+        flat = weight.to(matrix.dtype).flatten(2)
+        if sets == inner == 1:
+            kernel = flat @ matrix.flatten(1)
+        else:
+            spread = matrix.flatten(3).repeat_interleave(rows // sets, 1).repeat_interleave(columns // inner, 2)
+            kernel = (flat.movedim(-1, 0)[..., None] * spread).sum(0)
+    return kernel.view(rows, columns, *matrix.shape[3:]).to(weight.dtype)

@@ -1,0 +1,85 @@
+"""A folded convolution whose pads differ from side to side: torch's layers pad both sides alike."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ccrewrite.folded.cuts import Cut, conv_of_cut, described
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+
+
+class PaddedConv(nn.Module):
+    """Mixin for ``nn.ConvNd``: a fixed kernel whose pads differ from side to side.
+
+    ``weight`` is what was cut out of the effective kernel. ``kernel_size``, ``stride``, ``padding``, ``dilation`` and the rest
+    are the original's, for code that reads them; ``cuts`` says how the kernel lies in that extent.
+    """
+
+    cuts: tuple[Cut, ...]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = cast(_ConvNd, self)
+        call = {"stride": layer.stride, "groups": layer.groups}
+        return conv_of_cut(input, weight, bias, call, self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, cuts={tuple(tuple(c) for c in self.cuts)}"
+
+
+class PaddedConvTranspose(PaddedConv):
+    """The same for ``nn.ConvTransposeNd``."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        layer = cast(_ConvTransposeNd, self)
+        extra: Any = layer.output_padding
+        if output_size is not None:
+            stride, padding, taps = (list(cast(Ints, v)) for v in (layer.stride, layer.padding, layer.kernel_size))
+            extra = layer._output_padding(input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
+        call = {"stride": layer.stride, "padding": layer.padding, "output_padding": extra, "groups": layer.groups}
+        return conv_of_cut(input, layer.weight, layer.bias, call, self.cuts, ())
+
+
+class PaddedConv1d(PaddedConv, nn.Conv1d):
+    """See ``PaddedConv``."""
+
+
+class PaddedConv2d(PaddedConv, nn.Conv2d):
+    """See ``PaddedConv``."""
+
+
+class PaddedConv3d(PaddedConv, nn.Conv3d):
+    """See ``PaddedConv``."""
+
+
+class PaddedConvTranspose1d(PaddedConvTranspose, nn.ConvTranspose1d):
+    """See ``PaddedConv``."""
+
+
+class PaddedConvTranspose2d(PaddedConvTranspose, nn.ConvTranspose2d):
+    """See ``PaddedConv``."""
+
+
+class PaddedConvTranspose3d(PaddedConvTranspose, nn.ConvTranspose3d):
+    """See ``PaddedConv``."""
+
+
+PADDED: dict[type, type[PaddedConv]] = {
+    nn.Conv1d: PaddedConv1d,
+    nn.Conv2d: PaddedConv2d,
+    nn.Conv3d: PaddedConv3d,
+    nn.ConvTranspose1d: PaddedConvTranspose1d,
+    nn.ConvTranspose2d: PaddedConvTranspose2d,
+    nn.ConvTranspose3d: PaddedConvTranspose3d,
+}
+"""torch's layer -> the padded one."""
+
+
+def make_(conv: _ConvNd, cuts: tuple[Cut, ...]) -> str:
+    """Make ``conv``, of torch's own class, whose weight has been cut, one that pads as the cuts need. In place; the site's
+    message."""
+    conv.__class__ = cast(type[_ConvNd], PADDED[type(conv)])
+    cast(PaddedConv, conv).cuts = cuts
+    return described(conv.weight, cuts)

@@ -1,0 +1,144 @@
+"""A model folded in several ways, until it computes what it did before: ``fold_verified``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, cast
+
+from torch import nn
+
+from ccrewrite.errors import ModelRunError
+from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.sites import RewrittenSite, rewritten_sites
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.check import Check, OutputCheck
+from ccrewrite.passes.fold.layers import fold_hosted_, fold_layer_
+from ccrewrite.passes.fold.resized import Shapes, resized_layer
+from ccrewrite.passes.fold.sites import Answer, Folded, FoldedSite
+from ccrewrite.passes.fold.snap import Loss
+from ccrewrite.passes.substitute import copied
+from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
+
+
+class Way(IntEnum):
+    """How a site is folded. A site that changes the outputs when it is folded in one way is folded in the next."""
+
+    OWN_WEIGHT = 0
+    """Its layer gets the weight and the attributes that suit the geometry."""
+    SAME_WEIGHT = 1
+    """Weight and attributes stay, for something else reads them; the geometry is applied to the weight at each call."""
+    LEFT = 2
+    """It stays learnable."""
+
+
+Ways = Mapping[str, Way]
+"""The selected sites, by name, and how each one is folded."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A copy of the model with its sites folded in some ways, what became of each, and its outputs compared."""
+
+    model: nn.Module
+    sites: tuple[FoldedSite, ...]
+    outputs: tuple[OutputCheck, ...]
+
+    @property
+    def failure(self) -> str:
+        """What is wrong with the outputs; empty where nothing is."""
+        wrong = next((o for o in self.outputs if not o.ok), None)
+        return "" if wrong is None else wrong.note or f"{wrong.path} changed by {wrong.max_rel_error:.1e}"
+
+    def folded(self, note: str = "") -> Folded:
+        return Folded(self.model, self.sites, Check(self.outputs, True, note))
+
+
+@dataclass
+class Folding:
+    """A rewritten model that is to be folded, and what is known of its sites.
+
+    ``before`` are its outputs. ``forms`` are what sites are forced to become, ``shapes`` what the layers that ask for a size
+    are called with, ``losses`` what snapping did. ``reasons`` says why a site can't be folded in the way that was tried last.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    before: Mapping[str, Any]
+    forms: Mapping[str, str]
+    shapes: Shapes
+    losses: Mapping[str, Loss]
+    reasons: dict[str, str] = field(default_factory=dict[str, str])
+
+    def attempt(self, ways: Ways) -> Attempt:
+        """A copy with the sites folded in these ways."""
+        model = copied(self.model)
+        sites: list[FoldedSite] = []
+        for name, site in rewritten_sites(model).items():
+            layer, window = site.layer, site.sampling.window
+            model, answer = self._with_site(model, site, ways.get(name))
+            sites.append(FoldedSite(name, layer, window, *answer, *self.losses.get(name, Loss())))
+        return Attempt(model, tuple(sites), compared(self.before, model, self.inputs))
+
+    def right_with(self, names: Sequence[str], ways: Ways, least: Way) -> bool:
+        """Whether the outputs stay the same with ``names`` in their ``ways``, every other site in ``least`` or a later one."""
+        tried = {name: way if name in names else max(way, least) for name, way in ways.items()}
+        failure = self.attempt(tried).failure
+        if failure and len(names) == 1:
+            self.reasons[names[0]] = failure
+        return not failure
+
+    def _with_site(self, model: nn.Module, site: RewrittenSite, way: Way | None) -> tuple[nn.Module, Answer]:
+        """``model`` with one site folded, in place or (where it is that site) another one; what became of the site."""
+        if way is None:
+            return model, Answer("not-selected", "still learnable")
+        if way is Way.LEFT:
+            return model, Answer("verification-failed", self.reasons.get(site.name, ""))
+        if site.key is not None:
+            return model, fold_hosted_(site.module, site.key)
+        layer = cast(RewrittenConv, site.module)
+        resized = resized_layer(layer, self.shapes[site.name]) if site.name in self.shapes else None
+        if resized is not None:
+            size = "x".join(map(str, resized.size))
+            return _exchanged(model, layer, resized), Answer("resized", f"for inputs of {size} samples")
+        return model, fold_layer_(layer, keep=way is Way.SAME_WEIGHT, form=self.forms.get(site.name))
+
+
+def fold_verified(folding: Folding, chosen: Sequence[str]) -> Folded:
+    """``folding``'s model with each site of ``chosen`` folded in the first way that leaves the outputs as they are."""
+    ways = dict.fromkeys(chosen, Way.OWN_WEIGHT)
+    attempt = folding.attempt(ways)
+    if not attempt.failure:
+        return attempt.folded()
+    again = outputs_of(folding.model, folding.inputs)
+    if not all(o.ok for o in compare_outputs(folding.before, again)):
+        return attempt.folded("two runs of the rewritten model differ as well: it is not deterministic")
+    for way in (Way.SAME_WEIGHT, Way.LEFT):
+        candidates = [name for name, now in ways.items() if now < way]
+        failing = culprits(candidates, functools.partial(folding.right_with, ways=ways, least=way))
+        ways |= dict.fromkeys(failing, way)
+        attempt = folding.attempt(ways)
+        if not attempt.failure:
+            return attempt.folded()
+    return attempt.folded("sites that are right by themselves differ together")
+
+
+def compared(before: Mapping[str, Any], folded: nn.Module, inputs: Inputs) -> tuple[OutputCheck, ...]:
+    """The outputs of a folded model, or the error that it raises, against those of the model ``before``."""
+    try:
+        return compare_outputs(before, outputs_of(folded, inputs))
+    except ModelRunError as error:
+        note = f"the folded model raised {type(error.__cause__).__name__}: {error.__cause__}"
+        return (OutputCheck("output", "", (), math.inf, math.inf, 0, False, note),)
+
+
+def _exchanged(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """``model`` with one module for another, wherever it is registered."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old and path:
+            owner, _, name = path.rpartition(".")
+            model.get_submodule(owner)._modules[name] = new
+    return new if model is old else model

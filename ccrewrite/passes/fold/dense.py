@@ -1,0 +1,45 @@
+"""A layer whose weight is the effective kernel, cut to its non-zero cells: torch's own, or one that pads unevenly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ccrewrite.folded import padded
+from ccrewrite.folded.cuts import Cut, cut_out
+from ccrewrite.folded.padded import PADDED
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.passes.fold.sites import Answer
+
+
+def with_kernel_(conv: _ConvNd, kernel: Tensor, margin: Ints) -> Answer | None:
+    """Give ``conv`` this effective kernel, ``(*weight.shape[:2], *window)``, in a window that exceeds the original extent by
+    ``margin``. In place; None, and nothing done, for a class that can't pad as the cut kernel needs."""
+    cut, cuts = cut_out(kernel, margin)
+    padding = _torch_padding(ConvGeometry.from_module(conv), cuts)
+    if padding is None and type(conv) not in PADDED:
+        return None
+    conv.weight = nn.Parameter(cut, requires_grad=conv.weight.requires_grad)
+    if padding is None:
+        return Answer("padded", padded.make_(conv, cuts))
+    conv.kernel_size = tuple(conv.weight.shape[2:])
+    conv.dilation = tuple(c.step if k > 1 else 1 for c, k in zip(cuts, conv.kernel_size, strict=True))
+    conv.padding = padding
+    conv._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in range(2)]
+    return Answer("convolution", ConvGeometry.from_module(conv).describe().split(" ", 1)[1])
+
+
+def _torch_padding(geometry: ConvGeometry, cuts: Sequence[Cut]) -> Ints | None:
+    """The ``padding`` of the torch layer that convolves with the cut kernel; None where none can."""
+    pads = list(zip(geometry.pads, cuts, strict=True))
+    rest = [(low - c.before, high - c.after) for (low, high), c in pads]
+    if any(low != high or low < 0 for low, high in rest):
+        return None
+    if geometry.padding_mode != "zeros" and any(min(c.before, c.after) < 0 for c in cuts):
+        return None
+    limits = zip(geometry.output_padding, geometry.stride, cuts, strict=True)
+    if geometry.transposed and any(e >= max(s, c.step) for e, s, c in limits):
+        return None
+    return tuple(low for low, _ in rest)
