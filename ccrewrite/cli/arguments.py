@@ -23,7 +23,7 @@ def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
         value = value()
     model, inputs = value if isinstance(value, tuple) else (value, None)
     if specs:
-        inputs = _inputs(specs)
+        inputs = inputs_of(specs)
     if inputs is None:
         name = factory.partition(":")[2]
         raise InputError(f"say what the model is called with: --input 1x3x224x224, or let {name} return (model, inputs)")
@@ -47,7 +47,7 @@ def named(reference: str, expected: str) -> Any:
     return value
 
 
-def _inputs(specs: list[str]) -> Any:
+def inputs_of(specs: list[str]) -> Any:
     generator = torch.Generator().manual_seed(0)
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}

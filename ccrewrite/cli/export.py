@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ccrewrite.cli.arguments import _inputs as inputs_of
+from ccrewrite.cli.arguments import inputs_of
 from ccrewrite.errors import InputError
 from ccrewrite.export.files import replacing, writable
 from ccrewrite.export.onnx import export_onnx

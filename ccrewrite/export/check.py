@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,15 @@ from ccrewrite.ir.preserve import preserved
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 
+OTHER_SIZES: tuple[Callable[[int], int], ...] = (
+    lambda n: n + max(1, n // 2),
+    lambda n: n + 32,
+    lambda n: 2 * n,
+    lambda n: 2 * n - 1,
+    lambda n: n + 1,
+)
+"""To try in place of an example's: networks want multiples of powers of two, or sizes that differ from them by as much."""
+
 
 def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The arguments by the names that ``model.forward`` has for them."""
@@ -34,7 +43,8 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 def named_axes(axes: Any) -> dict[int, str]:
     """The names of an argument's open axes; none where ``axes`` says nothing of them."""
-    return cast("dict[int, str]", axes) if isinstance(axes, dict) and all(isinstance(v, str) for v in axes.values()) else {}
+    named = cast("dict[int, str]", axes) if isinstance(axes, dict) else {}
+    return named if all(isinstance(label, str) for label in named.values()) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
 
 
 def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) -> Inputs:
@@ -42,8 +52,7 @@ def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) 
     found = arguments(model, inputs)
     sizes = {label: found[name].shape[axis] for name, axes in shapes.items() for axis, label in named_axes(axes).items()}
     error: Exception | None = None
-    # Networks want multiples of powers of two, or sizes that differ from them by as much as the example does.
-    for grow in (lambda n: n + max(1, n // 2), lambda n: n + 32, lambda n: 2 * n, lambda n: 2 * n - 1, lambda n: n + 1):
+    for grow in OTHER_SIZES:
         wanted = {label: grow(n) for label, n in sizes.items()}
         changed = {n: _resized(v, named_axes(shapes[n]), wanted) for n, v in found.items()}
         args = tuple(changed[n] for n in list(found)[: len(inputs.args)])

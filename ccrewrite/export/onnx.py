@@ -20,7 +20,7 @@ from ccrewrite.export.sizes import Mode, plan_sizes
 from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet, traced
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.ir.wrappers import unwrapped
+from ccrewrite.passes.scales.resize import without_wrapper
 
 BFLOAT16_SINCE = 22
 """Operator set."""
@@ -82,7 +82,7 @@ def export_onnx(
     require_packages()
     if sizes not in get_args(Mode):
         raise InputError(f"sizes must be one of {', '.join(get_args(Mode))}, found {sizes!r}")
-    module, target = unwrapped(model_of(model, "what export_onnx writes")), writable(Path(path))
+    module, target = without_wrapper(model_of(model, "what export_onnx writes")), writable(Path(path))
     inputs = Inputs.of(example_inputs)
     _require_weights(module, opset)
     plan = plan_sizes(module, inputs, sizes)

@@ -15,7 +15,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.sites import ROOT
-from ccrewrite.passes.scales.resize import Resizing, resize_
+from ccrewrite.passes.scales.resize import resize_, resizings_of
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import Expr, samplings_of
 from ccrewrite.passes.scales.trials import RATIOS, scaled
@@ -142,7 +142,7 @@ def plan_sizes(model: nn.Module, inputs: Inputs, mode: Mode) -> SizePlan | None:
     if mode == "fixed":
         return None
     require_sites(model)
-    hook = next((h for h in model._forward_pre_hooks.values() if isinstance(h, Resizing)), None)
+    hook = next(iter(resizings_of(model)), None)
     asking = [n for n, s in samplings_of(model).items() if s.scale is not None or s.output_size is not None]
     if mode == "input":
         if hook or asking:

@@ -47,7 +47,11 @@ def dynamic_shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Shapes
         for axis, label in axes.items():
             if axis not in range(value.dim()) or not (isinstance(label, str) and label.isidentifier()):
                 raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axis!r}: {label!r}")
-    return {name: dict(named[name]) if name in named else tree_map(lambda _: None, value) for name, value in found.items()}
+    return {name: dict(named[name]) if name in named else tree_map(_closed, value) for name, value in found.items()}
+
+
+def _closed(_: object) -> None:
+    """No axis of a tensor is open."""
 
 
 def traced(model: nn.Module, inputs: Inputs, shapes: Shapes | None, opset: int, sizes: SizePlan | None) -> Any:
@@ -62,7 +66,7 @@ def traced(model: nn.Module, inputs: Inputs, shapes: Shapes | None, opset: int, 
     del given[SIZES]
     named = {n: named_axes(shapes[n]) if shapes else {} for n in given}
     hint, example = torch.export.Dim.DYNAMIC, sizes.examples()
-    shapes = {n: dict.fromkeys(named[n], hint) if named[n] else tree_map(lambda _: None, v) for n, v in given.items()}
+    shapes = {n: dict.fromkeys(named[n], hint) if named[n] else tree_map(_closed, v) for n, v in given.items()}
     shapes[SIZES] = dict.fromkeys(example, hint)
     graph = _exported(model, inputs, inputs.kwargs | {SIZES: example}, shapes, opset)
     name_axes_(graph, [named[n] for n, v in given.items() for t in tree_leaves(v) if isinstance(t, Tensor)])

@@ -19,7 +19,7 @@ from ccrewrite.families.family import sampling_classes
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.wrappers import unwrapped, wrappers
-from ccrewrite.passes.scales.resize import Resizing, resize_
+from ccrewrite.passes.scales.resize import resize_, resizings_of
 from ccrewrite.saving.original import added_parameters, layer_of, original_of
 from ccrewrite.saving.placed import REMEDY, Placed, frozen, kinds_of, plain, with_suffixes
 
@@ -47,7 +47,7 @@ class Recipe:
                     f"{path}: no layer or call of this {type(model).__name__} uses this sampling as rewrite has it"
                 )
         named = [*(("", wrapper) for wrapper in around), *model.named_modules()]
-        resized = {path: dict(hook.settings) for path, module in named for hook in _hooks(module)}
+        resized = {path: dict(hook.settings) for path, module in named for hook in resizings_of(module)}
         return cls(original_of(model), tuple(Placed.of(site, kinds) for site in sites), _ties(model), frozen(resized))
 
     @classmethod
@@ -118,10 +118,6 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     for name, tensor in added_parameters(model):
         names[id(tensor)].append(name)
     return tuple(tuple(group) for group in names.values() if len(group) > 1)
-
-
-def _hooks(module: nn.Module) -> list[Resizing]:
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Resizing)]
 
 
 def _require(placed: Placed, what: str, expected: Any, found: Any) -> None:

@@ -45,6 +45,26 @@ def test_the_report(exported: tuple[nn.Module, Any, Path]) -> None:
     assert "ConvTranspose" in str(report)
 
 
+def test_it_is_an_outcome_as_others(exported: tuple[nn.Module, Any, Path]) -> None:
+    _, file, path = exported
+    assert [s.name for s in file] == ["down", "across", "up"]
+    assert (len(file), file["up"].window, file.path) == (3, (8, 8), str(path))
+    assert file.summary() == "3 sites: 2 padded, 1 convolution"
+    assert (file.check.ok, file.check.ran, len(file.check.outputs)) == (True, True, len(file.check.runs))
+    plain = json.loads(file.to_json())
+    common = ["path", "opset", "size", "sites", "size_inputs", "check"]
+    assert list(plain) == [*common, "ops_before", "ops_after"]
+    assert list(plain["sites"][0]) == ["name", "layer", "code", "message", "window", "initializers"]
+    assert plain["check"]["runs"][1]["shapes"] == {"input": [2, 3, 48, 48]}
+    assert plain["check"]["runtime"] == f"onnxruntime {onnxruntime.__version__}"
+    assert "<td>across" in file._repr_html_()
+    again = ccrewrite.rewrite_onnx(path, path.with_name("again.onnx"), example_inputs={"input": torch.zeros(1, 3, 32, 32)})
+    path.with_name("again.onnx").unlink()
+    assert list(json.loads(again.to_json())) == [*common, "plan", "trials"]
+    assert {s.name for s in again} >= {"down", "across", "up"}
+    assert f"opset {again.opset}, {again.size} bytes" in str(again)
+
+
 def test_the_file_at_other_sizes(exported: tuple[nn.Module, Any, Path]) -> None:
     model, _, path = exported
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -187,6 +207,27 @@ def test_functions_of_open_sizes(tmp_path: Path) -> None:
     names = {f.name for f in onnx.load(tmp_path / "m.onnx").functions}
     assert names == {"CCConv", "CCConv_2", "DclsConv"}
     assert report.check.max_rel_error <= 1e-5
+
+
+def test_a_function_of_an_open_size_without_bias(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 9)
+    model = moved(nn.Sequential(nn.ConvTranspose1d(2, 3, 4, stride=2, bias=False), nn.AdaptiveAvgPool1d(1)).eval(), x)
+    file = export_onnx(model, tmp_path / "m.onnx", x, functions=True, sizes="input")
+    assert (file["0"].code, file["0"].message) == ("size-input", "its output size is an input, or follows one")
+    assert file["0"].initializers[:2] == ("0.shift", "0.gain0")
+    (function,) = onnx.load(file.path).functions
+    assert list(function.input)[:5] == ["x", "weight", "bias", "native", "asked"]
+    assert file.check.max_rel_error <= 1e-5
+
+
+def test_results_and_wrappers_are_looked_through(tmp_path: Path) -> None:
+    x = torch.randn(1, 2, 12)
+    result = ccrewrite.rewrite(nn.Sequential(nn.Conv1d(2, 3, 3, dilation=2)).eval(), x)
+    assert [s.name for s in export_onnx(result, tmp_path / "m.onnx", x)] == ["0"]
+    assert [s.name for s in export_onnx(nn.DataParallel(result.model), tmp_path / "m.onnx", x)] == ["0"]
+    with pytest.raises(InputError, match="what export_onnx writes must be"):
+        export_onnx("resnet50", tmp_path / "m.onnx", x)  # type: ignore[arg-type]
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

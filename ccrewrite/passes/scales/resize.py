@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -63,6 +63,12 @@ class Resizing(ChoosesSizes):
         self.current = shapes
 
 
+def resizings_of(module: nn.Module) -> list[Resizing]:
+    """What gives ``module`` its sizes before each of its calls: one hook where ``resize_`` was called, else none."""
+    hooks: Iterable[object] = module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
+    return [hook for hook in hooks if isinstance(hook, Resizing)]
+
+
 def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = None) -> nn.Module:
     """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on; returns ``model``.
 
@@ -120,7 +126,7 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
     """
     samplings: list[ResizableSampling] = list(samplings_of(model).values())
     before = [(s, s.output_size, s.scale) for s in samplings]
-    outer = [h for h in model._forward_pre_hooks.values() if isinstance(h, Resizing)]
+    outer = resizings_of(model)
     try:
         yield resize_(model, settings, example_inputs)
     finally:
@@ -135,7 +141,7 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
 def without_wrapper(model: nn.Module) -> nn.Module:
     """``unwrapped(model)``. Raises ``InputError`` where sizes were asked of what is wrapped around it, and would be lost."""
     *outside, inside = wrappers(model)
-    if any(isinstance(hook, Resizing) for wrapper in outside for hook in wrapper._forward_pre_hooks.values()):
+    if any(resizings_of(wrapper) for wrapper in outside):
         raise InputError(
             f"the {type(model).__name__} around the model was given internal sizes, which the model inside doesn't know; "
             "undo that, ccrewrite.resize_(..., None), and resize the model inside"
