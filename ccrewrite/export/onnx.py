@@ -125,12 +125,10 @@ def _words(site: OnnxSite) -> str:
 
 def _written(ready: Prepared, learned: Mapping[str, str]) -> tuple[OnnxSite, ...]:
     """The sites, with what the file has of them. ``learned``: initializer -> site."""
-    calls = {site: dict.fromkeys(c.operator.name for c in ready.calls.values() if c.site == site) for site in learned.values()}
-    return tuple(
-        replace(
-            site,
-            message=", ".join(calls[site.name]) if site.code == FUNCTION else site.message,
-            initializers=tuple(name for name, owner in learned.items() if owner == site.name),
-        )
-        for site in ready.sites
-    )
+    found: list[OnnxSite] = []
+    for site in ready.sites:
+        called = dict.fromkeys(call.operator.name for call in ready.calls.values() if call.site == site.name)
+        message = ", ".join(called) if called and site.code == FUNCTION else site.message
+        initializers = tuple(name for name, owner in learned.items() if owner == site.name)
+        found.append(replace(site, message=message, initializers=initializers))
+    return tuple(found)

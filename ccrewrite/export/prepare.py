@@ -10,7 +10,7 @@ from torch import nn
 
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.export.kept import Calls, keep_, tensors_of
-from ccrewrite.export.report import OnnxSite
+from ccrewrite.export.report import CODES, OnnxSite
 from ccrewrite.export.sizes import SizePlan
 from ccrewrite.export.traced_sizes import TracedSizes, take_sizes_
 from ccrewrite.families.adopt import HOSTED
@@ -58,7 +58,7 @@ def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functi
         sampling, form = left[name].sampling, left[name].sampling.onnx_form()
         assert form is not None
         layer = type(left[name].module).__name__.removeprefix("Parametrized")
-        sites[name] = OnnxSite(name, layer, code, sizes.message if sizes and code != FUNCTION else "", sampling.window)
+        sites[name] = OnnxSite(name, layer, code, CODES[code], sampling.window)
         keep_(sampling, form, name, calls, None if code == FUNCTION else traced)
     if traced is not None:
         take_sizes_(model, traced)

@@ -16,11 +16,11 @@ from ccrewrite.ir.outcome import Outcome
 from ccrewrite.ir.sites import Plan
 
 CODES: dict[str, str] = {
-    "size-input": "its output size is an input of the file, or follows one",
-    "size-ratio": "its output size follows that of the model's inputs",
-    "function": "a call of a function of the file, with what was learned beside it",
+    "size-input": "its output size is an input, or follows one",
+    "size-ratio": "its output size follows the input's",
+    "function": "a call of a function in the file, with what it learned as initializers",
 }
-"""Code -> what became of a site that ``export_onnx`` did not fold; of those that it did, see ``fold``'s."""
+"""Code -> what became of a site that ``export_onnx`` did not fold. Those that it did have ``fold``'s codes."""
 
 
 @dataclass(frozen=True)

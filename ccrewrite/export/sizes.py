@@ -95,12 +95,8 @@ class SizePlan:
 
     @property
     def code(self) -> str:
-        """What a report says of the plan's sites."""
+        """What becomes of the plan's sites: a key of ``ccrewrite.export.report.CODES``."""
         return "size-input" if self.inputs else "size-ratio"
-
-    @property
-    def message(self) -> str:
-        return "its output size is an input, or follows one" if self.inputs else "its output size follows the input's"
 
     @property
     def asked(self) -> tuple[Expr, ...]:

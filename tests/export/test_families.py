@@ -108,6 +108,19 @@ class Net(nn.Module):
         return F.conv2d(x, self.kernel, dilation=3) + F.conv2d(x, self.kernel.tanh(), dilation=(3, 3), groups=1)
 
 
+class Twice(nn.Module):
+    """So many of its layers as ``steps`` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.later = nn.Conv2d(2, 2, 3, dilation=2), nn.Conv2d(2, 2, 3, dilation=2)
+        self.steps = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.used(x)
+        return self.later(x) if self.steps > 1 else x
+
+
 @pytest.fixture
 def x() -> Tensor:
     torch.manual_seed(0)
@@ -153,6 +166,14 @@ def test_one_with_a_form_is_a_function(x: Tensor, tmp_path: Path) -> None:
 def test_flat_without_functions(x: Tensor, tmp_path: Path) -> None:
     file = export_onnx(moved(Net(), x, ToScaled()), tmp_path / "m.onnx", x)
     assert {s.code for s in file} == {"convolution", "geometry"}
+
+
+def test_a_function_that_is_not_called(x: Tensor, tmp_path: Path) -> None:
+    model: Any = moved(Twice(), x, ToScaled())
+    model.steps = 1
+    file = export_onnx(model, tmp_path / "m.onnx", x, functions=True)
+    assert {s.name: s.initializers for s in file} == {"used": ("used.factor",), "later": ()}
+    assert "later.factor" not in {i.name for i in onnx.load(file.path).graph.initializer}
 
 
 def test_files_of_others(x: Tensor, tmp_path: Path) -> None:

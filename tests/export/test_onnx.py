@@ -20,6 +20,7 @@ from ccrewrite.errors import ExportError, InputError
 from ccrewrite.export import files
 from ccrewrite.export import onnx as module
 from ccrewrite.export.onnx import export_onnx
+from ccrewrite.export.report import CODES
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,11 @@ def test_it_is_an_outcome_as_others(exported: tuple[nn.Module, Any, Path]) -> No
     assert list(json.loads(again.to_json())) == [*common, "plan", "trials"]
     assert {s.name for s in again} >= {"down", "across", "up"}
     assert f"opset {again.opset}, {again.size} bytes" in str(again)
+
+
+def test_every_code_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+    assert [code for code in CODES if f"| `{code}` |" not in page] == []
 
 
 def test_the_file_at_other_sizes(exported: tuple[nn.Module, Any, Path]) -> None:
