@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ccrewrite.families.sampling import Sampling
     from ccrewrite.lowering.aot import aot
     from ccrewrite.lowering.lower import lower
-    from ccrewrite.passes.fold.fold import fold
+    from ccrewrite.passes.fold import fold
     from ccrewrite.passes.scales.resize import resize_, resized
     from ccrewrite.passes.scales.scale_groups import scale_groups
     from ccrewrite.report.measure import compare
@@ -77,7 +77,7 @@ _HOME = {
     "compare": "report.measure",
     "export_onnx": "export.onnx",
     "finetune": "training.finetune",
-    "fold": "passes.fold.fold",
+    "fold": "passes.fold",
     "load": "saving.store",
     "lower": "lowering.lower",
     "plan": "api",

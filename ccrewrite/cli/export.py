@@ -14,7 +14,7 @@ from ccrewrite.export.files import replacing, writable
 from ccrewrite.export.onnx import export_onnx
 from ccrewrite.export.rewrite import rewrite_onnx
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold import fold
 
 
 def fold_command(

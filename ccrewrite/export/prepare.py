@@ -16,7 +16,7 @@ from ccrewrite.export.traced_sizes import TracedSizes, take_sizes_
 from ccrewrite.families.adopt import HOSTED
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
-from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold import fold
 from ccrewrite.passes.substitute import copied
 
 FUNCTION = "function"

@@ -18,7 +18,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
-from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.sites import FoldedSite
 from ccrewrite.passes.verify import compare_outputs
 

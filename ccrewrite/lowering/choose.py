@@ -17,7 +17,7 @@ from ccrewrite.ir.observe import Like, module_calls
 from ccrewrite.lowering.calls import SiteCall
 from ccrewrite.lowering.measure import measure, measure_folded
 from ccrewrite.lowering.times import Seconds, Times, cache_key
-from ccrewrite.passes.fold.fold import alternatives
+from ccrewrite.passes.fold import alternatives
 from ccrewrite.passes.fold.layers import DENSE
 
 WORTH_MEASURING = 5.0

@@ -18,7 +18,7 @@ from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.check import checked
 from ccrewrite.lowering.choose import Choice, check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
-from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold import fold
 
 MODES = ("inference", "training")
 
@@ -41,7 +41,7 @@ def lower(
     ``sampling.form``, which eager code ignores where the form only pays when compiled.
 
     Where a site can take several forms (``sampling.forms`` in training, in inference "dense" or what
-    ``ccrewrite.passes.fold.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
+    ``ccrewrite.passes.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
     ``example_inputs`` give (``measured``; the times are kept on disk, see ``ccrewrite.lowering.times.cache_file``), or else
     an estimate decides. ``forms`` forces a choice: site name -> form. Inputs of other sizes run too, in the form chosen for
     these.

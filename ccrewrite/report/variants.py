@@ -16,7 +16,7 @@ from ccrewrite.report.comparison import ORIGINAL, REWRITTEN
 
 
 def _folded(model: nn.Module, inputs: Any) -> nn.Module:
-    from ccrewrite.passes.fold.fold import fold
+    from ccrewrite.passes.fold import fold
 
     return fold(model, inputs).model
 

@@ -11,7 +11,7 @@ import torch
 import ccrewrite
 from ccrewrite.errors import ExportError
 from ccrewrite.export.onnx import export_onnx
-from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold import fold
 
 from .models import MODELS, build
 from .observe import relative_error, tensors

@@ -1,1 +1,5 @@
-"""Rewritten model -> plain layers."""
+"""Rewritten model -> plain layers: ``fold``, and ``alternatives``, the sites that have a choice."""
+
+from ccrewrite.passes.fold.folding import alternatives, fold
+
+__all__ = ["alternatives", "fold"]

@@ -58,7 +58,7 @@ class Attempt:
 
 
 @dataclass
-class Folding:
+class Attempts:
     """A rewritten model that is to be folded, and what is known of its sites.
 
     ``before`` are its outputs. ``forms`` are what sites are forced to become, ``shapes`` what the layers that ask for a size
@@ -73,7 +73,7 @@ class Folding:
     losses: Mapping[str, Loss]
     reasons: dict[str, str] = field(default_factory=dict[str, str])
 
-    def attempt(self, ways: Ways) -> Attempt:
+    def of(self, ways: Ways) -> Attempt:
         """A copy with the sites folded in these ways."""
         model = copied(self.model)
         sites: list[FoldedSite] = []
@@ -86,7 +86,7 @@ class Folding:
     def right_with(self, names: Sequence[str], ways: Ways, least: Way) -> bool:
         """Whether the outputs stay the same with ``names`` in their ``ways``, every other site in ``least`` or a later one."""
         tried = {name: way if name in names else max(way, least) for name, way in ways.items()}
-        failure = self.attempt(tried).failure
+        failure = self.of(tried).failure
         if failure and len(names) == 1:
             self.reasons[names[0]] = failure
         return not failure
@@ -107,20 +107,20 @@ class Folding:
         return model, fold_layer_(layer, keep=way is Way.SAME_WEIGHT, form=self.forms.get(site.name))
 
 
-def fold_verified(folding: Folding, chosen: Sequence[str]) -> Folded:
-    """``folding``'s model with each site of ``chosen`` folded in the first way that leaves the outputs as they are."""
+def fold_verified(attempts: Attempts, chosen: Sequence[str]) -> Folded:
+    """``attempts``'s model with each site of ``chosen`` folded in the first way that leaves the outputs as they are."""
     ways = dict.fromkeys(chosen, Way.OWN_WEIGHT)
-    attempt = folding.attempt(ways)
+    attempt = attempts.of(ways)
     if not attempt.failure:
         return attempt.folded()
-    again = outputs_of(folding.model, folding.inputs)
-    if not all(o.ok for o in compare_outputs(folding.before, again)):
+    again = outputs_of(attempts.model, attempts.inputs)
+    if not all(o.ok for o in compare_outputs(attempts.before, again)):
         return attempt.folded("two runs of the rewritten model differ as well: it is not deterministic")
     for way in (Way.SAME_WEIGHT, Way.LEFT):
         candidates = [name for name, now in ways.items() if now < way]
-        failing = culprits(candidates, functools.partial(folding.right_with, ways=ways, least=way))
+        failing = culprits(candidates, functools.partial(attempts.right_with, ways=ways, least=way))
         ways |= dict.fromkeys(failing, way)
-        attempt = folding.attempt(ways)
+        attempt = attempts.of(ways)
         if not attempt.failure:
             return attempt.folded()
     return attempt.folded("sites that are right by themselves differ together")

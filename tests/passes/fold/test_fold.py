@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from geometries import CONVS, TRANSPOSED, Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moved import move_, ours, worst
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from zoo import ZOO, build, run
@@ -27,13 +28,10 @@ from ccrewrite.folded.gathered import GATHERED
 from ccrewrite.folded.padded import PADDED
 from ccrewrite.folded.shifted import SHIFTED
 from ccrewrite.folded.sparse import SPARSE
-from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.sites import ROOT
-from ccrewrite.nn import CCSampling, DclsConv1d, DclsConv2d, DclsSampling, Sampling
-from ccrewrite.passes.fold.fold import alternatives, fold
+from ccrewrite.nn import CCSampling, DclsConv1d, DclsConv2d, DclsSampling
+from ccrewrite.passes.fold import alternatives, fold
 from ccrewrite.passes.fold.sites import CODES, Folded
-from ccrewrite.passes.scales.resize import resize_
-from ccrewrite.passes.verify import compare_outputs, outputs_of
 
 PLAIN = (*CONVS, *TRANSPOSED)
 
@@ -47,24 +45,6 @@ class OneLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x, *self.extra)
-
-
-def move_(model: nn.Module, scale: float = 0.3) -> nn.Module:
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Sampling):
-                for p in module.movers() or module.parameters():
-                    p += scale * torch.randn_like(p)
-    return model
-
-
-def worst(a: nn.Module, b: nn.Module, inputs: Any) -> float:
-    given = Inputs.of(inputs)
-    return max(c.max_rel_error for c in compare_outputs(outputs_of(a, given), outputs_of(b, given)))
-
-
-def ours(model: nn.Module) -> list[str]:
-    return [n for n, m in model.named_modules() if isinstance(m, (Sampling, ccrewrite.nn.RewrittenConv))]
 
 
 @st.composite
@@ -374,125 +354,6 @@ def test_bad_input() -> None:
         fold(rewritten.to("meta"), x.to("meta"))
 
 
-class Normed2(nn.Module):
-    """Batch norms after convolutions of several kinds, and where they can't be folded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
-        self.down_norm = nn.BatchNorm2d(4)
-        self.across = nn.Conv2d(4, 4, 3, dilation=2, padding=2)
-        self.across_norm = nn.BatchNorm2d(4, affine=False)
-        self.twice = nn.Conv2d(4, 4, 3, padding=1)
-        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-        self.shown = nn.Conv2d(4, 4, 1)
-        self.shown_norm = nn.BatchNorm2d(4)
-        self.up = nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1, groups=2)
-        self.up_norm = nn.BatchNorm2d(6)
-        self.last = nn.BatchNorm2d(6)
-        self.unused = nn.BatchNorm2d(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.across_norm(self.across(self.down_norm(self.down(x)).relu())).relu()
-        x = self.second(self.twice(self.first(self.twice(x))))
-        shown = self.shown(x)
-        return self.last(self.up_norm(self.up(self.shown_norm(shown) + shown)).relu())
-
-
-def test_batch_norms_are_folded_where_that_is_right() -> None:
-    model, x = Normed2().double(), torch.randn(2, 3, 17, 17, dtype=torch.float64)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            if module.affine:
-                nn.init.normal_(module.weight)
-                nn.init.normal_(module.bias)
-    rewritten = move_(ccrewrite.rewrite(model, x).model)
-    result = fold(rewritten, x, batch_norm=True)
-    assert {n.name: n.code for n in result.norms} == {
-        "down_norm": "folded",
-        "across_norm": "folded",
-        "first": "several-calls",
-        "second": "several-calls",
-        "shown_norm": "several-users",
-        "up_norm": "folded",
-        "last": "no-convolution",
-        "unused": "never-called",
-    }
-    assert result.check.ok
-    assert worst(rewritten.eval(), result.model, x) <= 1e-12
-    assert type(result.model.down_norm) is nn.Identity
-    assert fold(rewritten, x).norms == ()
-    assert "down_norm" in str(result)
-
-
-def test_batch_norms_that_others_look_at_stay() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
-    model.add_module("batch", nn.BatchNorm2d(4, track_running_stats=False))
-    model.add_module("conv", nn.Conv2d(4, 4, 3))
-    model.add_module("instance", nn.BatchNorm2d(4, track_running_stats=False))
-    model[1].register_forward_hook(lambda module, args, out: None)
-    model.tied = None
-    model[2].also = nn.ParameterList([model[2].weight])
-    x = torch.randn(2, 3, 15, 15)
-    result = fold(move_(ccrewrite.rewrite(model, x).model), x, batch_norm=True)
-    codes = {n.name: n.code for n in result.norms}
-    assert codes == {"1": "hooked", "3": "shared-weight", "batch": "no-convolution", "instance": "no-statistics"}
-    model, inputs = build("reads_values")
-    model.norm = nn.BatchNorm2d(4)
-    result = fold(move_(ccrewrite.rewrite(model, inputs).model), inputs, batch_norm=True)
-    assert [n.code for n in result.norms] == ["not-exported"]
-
-
-@pytest.mark.parametrize("mode", ["zeros", "circular"])
-@pytest.mark.parametrize("moved", [False, True])
-def test_layers_at_another_output_size(moved: bool, mode: str) -> None:
-    layers = nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode=mode), nn.ConvTranspose2d(4, 2, 4, stride=2)
-    model, x = nn.Sequential(*layers).double(), torch.randn(2, 3, 15, 14, dtype=torch.float64)
-    rewritten: Any = ccrewrite.rewrite(model, x).model
-    if moved:
-        move_(rewritten)
-    rewritten[0].scale, rewritten[1].output_size = 1.4, (17, 40)
-    result = fold(rewritten, x)
-    assert [(s.code, s.message) for s in result] == [
-        ("resized", "for inputs of 15x14 samples"),
-        ("resized", "for inputs of 11x10 samples"),
-    ]
-    assert result.check.ok
-    assert ours(result.model) == []
-    assert worst(result.model, rewritten, torch.randn(5, 3, 15, 14, dtype=torch.float64)) <= 1e-12, "any batch"
-    assert not list(result.model.parameters())
-    twin = pickle.loads(pickle.dumps(copy.deepcopy(result.model)))
-    assert torch.equal(twin(x), result.model(x))
-    torch.testing.assert_close(torch.export.export(result.model, (x,), strict=False).module()(x), rewritten(x).detach())
-    with pytest.raises(InputError, match="15, 14"):
-        result.model(torch.randn(2, 3, 16, 14, dtype=torch.float64))
-
-
-def test_a_model_that_is_resized() -> None:
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1)), torch.randn(1, 3, 32, 32)
-    rewritten = move_(ccrewrite.rewrite(model, x).model)
-    resize_(rewritten, {"0": 0.8})
-    result = fold(rewritten, x)
-    assert result["0"].code == "resized"
-    assert result.model[0](x).shape == (1, 4, 12, 12)
-    assert worst(result.model, rewritten, x) <= 1e-5
-    assert not result.model._forward_pre_hooks
-    assert bool(rewritten._forward_pre_hooks)
-
-
-def test_sizes_that_are_not_folded() -> None:
-    model, x = build("reused", torch.float64)
-    rewritten: Any = ccrewrite.rewrite(model, x, rules=["strided-to-cc", "dilated-to-dcls"]).model
-    rewritten.stages[0].scale = 0.9
-    rewritten.stages[0].register_forward_hook(lambda module, args, out: None)
-    result = fold(rewritten, x)
-    assert result["stages.0"].code == "size-asked"
-    assert not result["stages.0"].folded
-    assert result.check.ok
-
-
-def test_every_form_has_its_section() -> None:
+def test_every_code_has_its_section() -> None:
     page = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text().partition("\n## ONNX")[0]
     assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == list(CODES)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import ccrewrite
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
-from ccrewrite.passes.fold.fold import fold
+from ccrewrite.passes.fold import fold
 
 DCLS = {nn.Conv1d: DclsConv1d, nn.Conv2d: DclsConv2d, nn.Conv3d: DclsConv3d}
 CASES = {
@@ -33,7 +32,7 @@ def rewritten(case: str, **options_of_sampling: object) -> tuple[nn.Module, torc
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_same_outputs(case):
+def test_same_outputs(case: str) -> None:
     model, x = rewritten(case)
     folded = fold(model, x)
     assert folded["(root)"].code == "shifted"
@@ -43,22 +42,8 @@ def test_same_outputs(case):
     assert folded.model.shifts_first == (case not in ("products first", "no batch"))
 
 
-def test_with_a_reach_of_more_than_the_extent():
+def test_with_a_reach_of_more_than_the_extent() -> None:
     model, x = rewritten("shifts first", reach=2)
     folded = fold(model, x)
     assert folded["(root)"].code == "shifted"
     torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("rule", [{"interpolation": "gaussian"}, {"sharing": "in"}])
-def test_others_become_a_dense_kernel(rule):
-    model, x = rewritten("shifts first", **rule)
-    assert fold(model, x)["(root)"].code == "convolution"
-
-
-def test_small_windows_stay_one_convolution():
-    x = torch.randn(1, 64, 9, 9)
-    model = ccrewrite.rewrite(nn.Conv2d(64, 64, 3, dilation=2), x).model
-    with torch.no_grad():
-        model.sampling.offset.uniform_(-0.5, 0.5)
-    assert fold(model, x)["(root)"].code == "convolution"

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-import ccrewrite
-from ccrewrite.errors import InputError
 from ccrewrite.folded.sparse import SparseConv
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
-from ccrewrite.passes.fold.fold import alternatives, fold
+from ccrewrite.passes.fold import fold
 
 LAYERS = {1: DclsConv1d, 2: DclsConv2d, 3: DclsConv3d}
 CASES: dict[str, tuple[int, dict[str, Any], tuple[int, ...]]] = {
@@ -114,28 +112,3 @@ def test_is_an_ordinary_layer_in_eager_mode_and_export() -> None:
         called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
         assert [c for c in called if "conv" in c]
         assert not [c for c in called if "index" in c]
-
-
-def test_which_layers_have_the_choice() -> None:
-    x = torch.randn(1, 8, 21, 21)
-
-    def moved(**options: Any) -> nn.Module:
-        model = ccrewrite.rewrite(nn.Conv2d(8, 8, 3, dilation=4, **options), x).model
-        with torch.no_grad():
-            model.sampling.offset.fill_(0.5)
-        return model
-
-    (other,) = alternatives(moved(groups=8))["(root)"]
-    assert (other.name, other.kernel, other.samples) == ("sparse", (9, 9), 25)
-    assert alternatives(moved(groups=4)) == {}
-    assert alternatives(moved(groups=8, stride=2)) == {}
-    assert [a.name for a in alternatives(moved(groups=1))["(root)"]] == ["shifted"]
-    with pytest.raises(InputError, match=r"can't be folded to 'shifted'.*\(root\) \(sparse or dense\)"):
-        fold(moved(groups=8), x, forms={"(root)": "shifted"})
-
-
-def test_taken_unasked_where_few_cells_count() -> None:
-    x = torch.randn(1, 8, 40, 40)
-    sparse = DclsConv2d(8, 8, groups=8, elements=3, window=17, position_init="uniform")
-    dense = DclsConv2d(8, 8, groups=8, elements=34, window=17, position_init="uniform")
-    assert [fold(m, x)["(root)"].code for m in (sparse, dense)] == ["sparse", "convolution"]

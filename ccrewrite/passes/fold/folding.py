@@ -17,7 +17,7 @@ from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.names import hits, patterns_of
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.passes.fold.attempts import Folding, compared, fold_verified
+from ccrewrite.passes.fold.attempts import Attempts, compared, fold_verified
 from ccrewrite.passes.fold.layers import DENSE, alternatives_of
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import resized_shapes, settle_sizes_
@@ -77,8 +77,8 @@ def fold(
     losses = snap_(snapped, chosen, tol) if tol else {}
     settle_sizes_(snapped, inputs)
     before = outputs_of(snapped, inputs)
-    folding = Folding(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses)
-    result = fold_verified(folding, chosen)
+    attempts = Attempts(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses)
+    result = fold_verified(attempts, chosen)
     if batch_norm:
         result = _with_norms(result, inputs, before)
     lost = compare_outputs(outputs_of(given, inputs), outputs_of(result.model, inputs)) if tol else ()

@@ -13,7 +13,7 @@ from torch import nn
 from ccrewrite.export.onnx import export_onnx
 from ccrewrite.folded.gathered import GatheredConv
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
-from ccrewrite.passes.fold.fold import alternatives, fold
+from ccrewrite.passes.fold import fold
 
 DCLS = {nn.Conv1d: DclsConv1d, nn.Conv2d: DclsConv2d, nn.Conv3d: DclsConv3d}
 CASES: dict[str, tuple[Any, tuple[int, ...], dict[str, Any], tuple[int, ...], int]] = {
@@ -74,19 +74,6 @@ def test_exported() -> None:
     assert not {c for c in called if "as_strided" in c or "ccrewrite" in c}
     other = torch.randn(3, 4, 21, 13, dtype=torch.float64)
     torch.testing.assert_close(program.module()(other), model(other), rtol=1e-12, atol=1e-12)
-
-
-def test_taken_where_a_dense_kernel_would_be_mostly_zeros() -> None:
-    model, _ = rewritten("plain")
-    (other,) = alternatives(model)["(root)"]
-    assert (other.name, other.kernel) == ("gathered", (13, 13))
-    assert 9 < other.samples <= 36
-    assert alternatives(rewritten("plain", "full")[0]) == {}
-    wide = DclsConv2d(256, 8, 3, dilation=12, sharing="out")
-    near = DclsConv2d(256, 8, 3, dilation=2, sharing="out")
-    for layer, code in ((wide, "gathered"), (near, "convolution")):
-        nn.init.uniform_(layer.sampling.offset, -0.5, 0.5)
-        assert fold(layer, torch.randn(1, 256, 26, 26))["(root)"].code == code
 
 
 @pytest.mark.parametrize("first", ["shifted", "gathered"])
