@@ -15,6 +15,7 @@ from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.timing import Case, Effort, time_cases
 from ccrewrite.passes.scales.resize import resized
@@ -110,7 +111,7 @@ class Trade(Sequence[TradePoint]):
 
 
 def trade(
-    model: nn.Module,
+    model: GivenModel,
     example_inputs: Any,
     settings: Mapping[str, Settings] | Sequence[Settings],
     evaluate: Callable[[nn.Module], float] | None = None,
@@ -133,7 +134,7 @@ def trade(
     >>> [p.name for p in table], table["half"].gflops < table["native"].gflops
     (['native', 'half'], True)
     """
-    inputs = Inputs.of(example_inputs)
+    model, inputs = model_of(model), Inputs.of(example_inputs)
     require_sites(model)
     named = dict(settings) if isinstance(settings, Mapping) else {_name(s): s for s in settings}
     if NATIVE in named or len(named) != len(settings):

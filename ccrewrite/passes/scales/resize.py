@@ -18,6 +18,7 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import hits
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.wrappers import wrappers
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
@@ -69,8 +70,8 @@ def resizings_of(module: nn.Module) -> list[Resizing]:
     return [hook for hook in hooks if isinstance(hook, Resizing)]
 
 
-def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = None) -> nn.Module:
-    """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on; returns ``model``.
+def resize_(model: GivenModel, settings: Settings | None, example_inputs: Any = None) -> nn.Module:
+    """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on; returns the model.
 
     ``settings`` maps the name of a scale group, the name of a site, or a glob of module paths (everything below) to the output
     size over the native one: a number, or one per spatial axis. ``{"layer3": 0.8, "layer4": (0.8, 0.9)}``: layer 3 works at 0.8
@@ -91,6 +92,7 @@ def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = N
     >>> model[0](x).shape, model(x).shape
     (torch.Size([1, 8, 12, 18]), torch.Size([1, 8, 1, 1]))
     """
+    model = model_of(model)
     for holder in wrappers(model):
         for key, hook in list(holder._forward_pre_hooks.items()):
             if isinstance(hook, Resizing):
@@ -110,7 +112,7 @@ def resize_(model: nn.Module, settings: Settings | None, example_inputs: Any = N
 
 
 @contextmanager
-def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) -> Generator[nn.Module]:
+def resized(model: GivenModel, settings: Settings, example_inputs: Any = None) -> Generator[nn.Module]:
     """Inside, ``model`` has the output sizes of ``settings``; afterwards those it had. Arguments and errors as ``resize_``'s.
 
     The sizes inside are those of ``settings`` alone; what ``resize_`` or an outer ``resized`` had set counts again afterwards.
@@ -124,6 +126,7 @@ def resized(model: nn.Module, settings: Settings, example_inputs: Any = None) ->
     ...     print(model[0](x).shape)
     torch.Size([1, 8, 8, 8])
     """
+    model = model_of(model)
     samplings: list[ResizableSampling] = list(samplings_of(model).values())
     before = [(s, s.output_size, s.scale) for s in samplings]
     outer = resizings_of(model)

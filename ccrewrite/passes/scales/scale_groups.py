@@ -17,7 +17,7 @@ from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import hits
-from ccrewrite.ir.outcome import SiteTable
+from ccrewrite.ir.outcome import GivenModel, SiteTable, model_of
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.grouping import ScaleGroup, grouped
 from ccrewrite.passes.scales.sizes import Expr, SizeRun, observe_sizes, samplings_of
@@ -127,7 +127,7 @@ class ScaleGroups(SiteTable[ScaleGroup]):
         return f"{len(self)} scale groups, {len(self.free)} free"
 
 
-def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
+def scale_groups(model: GivenModel, example_inputs: Any) -> ScaleGroups:
     """The groups of sites of a rewritten model whose output sizes must change together, and which of them can.
 
     Sites are those of layers that can give another size than their convolution's (CC).
@@ -145,7 +145,7 @@ def scale_groups(model: nn.Module, example_inputs: Any) -> ScaleGroups:
     >>> [(g.name, g.native, g.free) for g in groups]
     [('0', ((15, 15),), True)]
     """
-    model, inputs = unwrapped(model), Inputs.of(example_inputs)
+    model, inputs = unwrapped(model_of(model)), Inputs.of(example_inputs)
     require_sites(model)
     try:
         run = observe_sizes(model, inputs)
