@@ -8,15 +8,20 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ccrewrite.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 
 def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
+    """The model that ``factory`` names or makes, and its example inputs: those of ``specs``, or its own."""
+    import torch
+    from torch import nn
+
     value: Any = named(factory, "the model is named package.module:factory")
     if callable(value) and not isinstance(value, nn.Module):
         torch.manual_seed(0)
@@ -47,7 +52,14 @@ def named(reference: str, expected: str) -> Any:
     return value
 
 
-def inputs_of(specs: list[str]) -> Any:
+def inputs_of(specs: list[str]) -> dict[str, torch.Tensor] | tuple[torch.Tensor, ...]:
+    """What ``[NAME=]SHAPE[:dtype]`` stand for: tensors by name, or in order. Normally distributed, integers zero.
+
+    >>> [(name, tensor.shape) for name, tensor in inputs_of(["image=1x3x8x8"]).items()]
+    [('image', torch.Size([1, 3, 8, 8]))]
+    """
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}
@@ -75,6 +87,7 @@ def inputs_of(specs: list[str]) -> Any:
 def options(
     include: list[str] | None, exclude: list[str] | None, kinds: str | None, rule: list[str] | None, config: Path | None
 ) -> dict[str, Any]:
+    """The keyword arguments of ``ccrewrite.plan``: those of the file ``config``, and over them those of the command line."""
     found: dict[str, Any] = {}
     if config is not None:
         try:

@@ -1,20 +1,86 @@
-"""What the commands ``ccrewrite fold | export | rewrite-onnx`` do, without their parsing: each returns what to print."""
+"""``ccrewrite fold``, ``ccrewrite export`` and ``ccrewrite rewrite-onnx``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import nn
+import typer
 
-from ccrewrite.cli.arguments import inputs_of
+import ccrewrite
+from ccrewrite.cli.arguments import inputs_of, load, options
+from ccrewrite.cli.console import reported, warn
+from ccrewrite.cli.parameters import Config, Exclude, Factory, Include, Input, Json, Kinds, RuleOption, Saved
 from ccrewrite.errors import InputError
-from ccrewrite.export.files import replacing, writable
-from ccrewrite.export.onnx import export_onnx
-from ccrewrite.export.rewrite import rewrite_onnx
-from ccrewrite.ir.capture import Inputs
-from ccrewrite.passes.fold import fold
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def fold(
+    factory: Factory,
+    target: Annotated[Path, typer.Option("--out", help="a .pt2 file, for torch.export.load")],
+    input: Input = None,
+    saved: Saved = None,
+    tol: Annotated[float, typer.Option(help="let positions snap by up to this many samples; lossy")] = 0.0,
+    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="fold batch norms into convolutions too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fold the rewritten model into plain layers, verify and save it. Exits with 1 if the outputs differ."""
+    with reported():
+        model, inputs = _rewritten(factory, input, saved)
+        text, ok = fold_command(model, inputs, target, tol=tol, batch_norm=batch_norm, as_json=as_json)
+        typer.echo(text)
+        if not ok:
+            raise typer.Exit(1)
+
+
+def export(
+    factory: Factory,
+    target: Annotated[Path, typer.Option("--out", help="an .onnx file")],
+    input: Input = None,
+    saved: Saved = None,
+    dynamic: Annotated[str | None, typer.Option(help="axes that may vary: 'x:0=batch,2=height', or '0=batch'")] = None,
+    sizes: Annotated[str, typer.Option(help="internal sizes: fixed, ratio (of the input) or input (of the file)")] = "fixed",
+    functions: Annotated[bool, typer.Option("--functions", help="keep layers as functions in the file")] = False,
+    opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
+    with reported():
+        model, inputs = _rewritten(factory, input, saved)
+        how = {"sizes": sizes, "functions": functions, "opset": opset}
+        typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
+
+
+def rewrite_onnx(
+    source: Annotated[Path, typer.Argument(help="an .onnx file")],
+    target: Annotated[Path, typer.Option("--out", help="the .onnx file to write")],
+    input: Annotated[list[str] | None, typer.Option("--input", help="NAME=1x3x224x224[:dtype]; repeat it")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    kinds: Kinds = None,
+    rule: RuleOption = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrite the convolutions of an ONNX file, verify and save it. Exits with 2 if the outputs differ."""
+    with reported():
+        selection = options(include, exclude, kinds, rule, config)
+        typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **selection))
+
+
+def _rewritten(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, Any]:
+    """The rewritten model that ``factory`` makes, or the one that was ``saved``, and its inputs. Warns of one as it was."""
+    from ccrewrite.families.sites import rewritten_sites
+
+    model, inputs = load(factory, input)
+    if saved is not None:
+        return ccrewrite.load(model, saved), inputs
+    if not rewritten_sites(model):
+        name = type(model).__name__
+        warn(f"nothing in the {name} of {factory} is rewritten; --from DIR loads what `ccrewrite rewrite --out DIR` saved")
+    return model, inputs
 
 
 def fold_command(
@@ -22,8 +88,13 @@ def fold_command(
 ) -> tuple[str, bool]:
     """Fold and save as a program of ``torch.export`` (.pt2): (what to print, whether verification passed). Nothing is written
     where it didn't. Raises ``InputError`` where ``target`` can't be written."""
+    import torch
+
+    from ccrewrite.export.files import replacing, writable
+    from ccrewrite.ir.capture import Inputs
+
     target = writable(target)
-    result = fold(model, example_inputs, tol=tol, batch_norm=batch_norm)
+    result = ccrewrite.fold(model, example_inputs, tol=tol, batch_norm=batch_norm)
     text = result.to_json() if as_json else str(result)
     if not result.check.ok:
         return text, False
@@ -39,7 +110,7 @@ def export_command(
 ) -> str:
     """Export to ONNX; what to print. ``dynamic`` is written ``x:0=batch,2=height;mask:0=batch``, or ``0=batch`` for the first
     input; ``options`` are those of ``export_onnx``. Raises what that raises."""
-    report = export_onnx(model, target, example_inputs, dynamic=axes(dynamic), **options)
+    report = ccrewrite.export_onnx(model, target, example_inputs, dynamic=axes(dynamic), **options)
     return report.to_json() if as_json else str(report)
 
 
@@ -51,7 +122,7 @@ def rewrite_onnx_command(
     example = inputs_of(inputs) if inputs else None
     if example is not None and not isinstance(example, dict):
         raise InputError("--input: an ONNX file's inputs have names, NAME=1x3x224x224")
-    result = rewrite_onnx(source, target, example_inputs=cast("dict[str, Any] | None", example), **options)
+    result = ccrewrite.rewrite_onnx(source, target, example_inputs=example, **options)
     return result.to_json() if as_json else str(result)
 
 
@@ -72,5 +143,5 @@ def axes(text: str | None) -> dict[Any, Any] | None:
             if not equals or not axis.strip().isdecimal():
                 raise InputError(f"--dynamic {text}: axes are written AXIS=NAME, found {pair!r}")
             named[int(axis)] = label.strip()
-        found.update(cast("dict[Any, Any]", {name.strip(): named} if colon else named))
+        found |= {name.strip(): named} if colon else named
     return found

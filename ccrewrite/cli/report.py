@@ -1,18 +1,83 @@
-"""What ``ccrewrite compare`` and ``ccrewrite report`` do, once the command line has parsed its arguments."""
+"""``ccrewrite compare`` and ``ccrewrite report``."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from torch import nn
+import typer
 
-from ccrewrite.report.changes import Regression, regression
-from ccrewrite.report.comparison import REWRITTEN, Comparison
-from ccrewrite.report.measure import compare
-from ccrewrite.report.show import show_comparison, show_regression
+import ccrewrite
+from ccrewrite.cli.arguments import integers, load, options
+from ccrewrite.cli.console import out, reported
+from ccrewrite.cli.parameters import Config, Exclude, Factory, Include, Input, Json, Kinds, RuleOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from ccrewrite.report import Comparison, Regression
+
+
+def compare(
+    factory: Factory,
+    out_dir: Annotated[Path, typer.Option("--out", help="directory for report.json, report.md and report.html")],
+    input: Input = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    kinds: Kinds = None,
+    rule: RuleOption = None,
+    config: Config = None,
+    variants: Annotated[
+        str, typer.Option(help="comma-separated names of models to compare: rewritten,folded,...")
+    ] = "rewritten",
+    html: Annotated[bool, typer.Option(help="write the page as well")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="seconds instead of minutes, wider intervals")] = False,
+    compiled: Annotated[
+        bool | None, typer.Option(help="time torch.compile of every model, too; default: unless --quick")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="comma-separated batch sizes to time as well")] = "",
+    as_json: Json = False,
+) -> None:
+    """Rewrite the model and report parameters, cost, error and geometry, before against after."""
+    with reported():
+        from ccrewrite.report.environment import without_folders
+
+        model, inputs = load(factory, input)
+        result = ccrewrite.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
+        found = compare_command(
+            model,
+            result.model,
+            inputs,
+            command=without_folders(shlex.join(["ccrewrite", *sys.argv[1:]])),
+            out=out_dir,
+            variants=tuple(variants.split(",")),
+            html=html,
+            console=None if as_json else out,
+            quick=quick,
+            compiled=compiled,
+            batches=integers("--batches", batches),
+        )
+        if as_json:
+            typer.echo(found.to_json())
+
+
+def report(
+    before: Annotated[Path, typer.Argument(help="report.json, or its directory")],
+    after: Annotated[Path, typer.Argument(help="the one to compare with it")],
+    as_json: Json = False,
+) -> None:
+    """Compare two reports. Exits with 1 if a quantity is worse."""
+    with reported():
+        found = report_command(before, after, console=None if as_json else out)
+        if as_json:
+            typer.echo(found.to_json())
+        if found.worse:
+            raise typer.Exit(1)
 
 
 def compare_command(
@@ -22,7 +87,7 @@ def compare_command(
     *,
     command: str,
     out: str | os.PathLike[str] | None = None,
-    variants: Sequence[str] = (REWRITTEN,),
+    variants: Sequence[str] = ("rewritten",),
     html: bool = True,
     console: Console | None = None,
     **options: Any,
@@ -32,7 +97,9 @@ def compare_command(
     ``variants`` are "rewritten" and names in ``ccrewrite.report.variants.VARIANTS``; ``options`` are further ones of
     ``compare``, and so is what it raises.
     """
-    found = compare(original, rewritten, example_inputs, variants=variants, command=command, **options)
+    from ccrewrite.report.show import show_comparison
+
+    found = ccrewrite.compare(original, rewritten, example_inputs, variants=variants, command=command, **options)
     paths = [] if out is None else found.save(out, html=html)
     if console is not None:
         show_comparison(found, console)
@@ -45,6 +112,9 @@ def report_command(
     before: str | os.PathLike[str], after: str | os.PathLike[str], *, console: Console | None = None
 ) -> Regression:
     """The regression view of two saved reports (report.json or its folder); ``found.worse`` says whether to exit with 1."""
+    from ccrewrite.report import Comparison, regression
+    from ccrewrite.report.show import show_regression
+
     found = regression(Comparison.load(before), Comparison.load(after))
     if console is not None:
         show_regression(found, console)

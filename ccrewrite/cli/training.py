@@ -1,39 +1,69 @@
-"""`ccrewrite finetune config.toml`: rewrite a model, fine-tune it, save it."""
+"""``ccrewrite finetune config.toml``: rewrite a model, fine-tune it, save it; and ``ccrewrite demo``."""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
-from torch import nn
 
-from ccrewrite import api, saving
+import ccrewrite
 from ccrewrite.cli.arguments import load, named
+from ccrewrite.cli.console import out, reported
+from ccrewrite.cli.parameters import Json
 from ccrewrite.errors import InputError
-from ccrewrite.training import Recorder
-from ccrewrite.training.config import FinetuneConfig
-from ccrewrite.training.finetune import finetune
-from ccrewrite.training.loop import History
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ccrewrite.training import Recorder
+    from ccrewrite.training.loop import History
 
 NEEDED = ("model", "data", "loss", "out")
 KEYS = (*NEEDED, "input", "validation", "record_every", "rewrite", "finetune")
 REWRITE = ("include", "exclude", "kinds", "rules")
 
 
+def finetune(
+    config: Annotated[Path, typer.Argument(help="TOML file; docs/finetune.md has the keys")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint, if there is one")] = False,
+    as_json: Json = False,
+) -> None:
+    """Rewrite a model, fine-tune it and save it. Also under `torchrun -m ccrewrite finetune ...`."""
+    with reported():
+        history = finetune_command(config, resume=resume, console=Console(quiet=True) if as_json else out)
+        if as_json and history is not None:
+            typer.echo(json.dumps(asdict(history), indent=2))
+
+
+def demo(as_json: Json = False) -> None:
+    """Rewrite the segmentation network that ships with the package, and show before and after."""
+    with reported():
+        from ccrewrite.demo.run import run  # scikit-learn, which only the demo needs
+
+        scores = run(Console(quiet=True) if as_json else out)
+        if as_json:
+            typer.echo(json.dumps({name: score._asdict() for name, score in scores.items()}, indent=2))
+
+
 def finetune_command(file: Path, *, resume: bool, console: Console) -> History | None:
     """What was done, in the main process. The keys of ``file`` are described in docs/finetune.md."""
+    from ccrewrite.training import Recorder
+
     told = _read(file)
-    config = FinetuneConfig.from_mapping(told.get("finetune", {}))
+    config = ccrewrite.FinetuneConfig.from_mapping(told.get("finetune", {}))
     loss = named(told["loss"], "the loss is named package.module:function")
     data = _made(told["data"], "data")
     validation = _made(told["validation"], "validation") if "validation" in told else None
     model, inputs = load(told["model"], told.get("input"))
-    result = api.rewrite(model, inputs, **told.get("rewrite", {}))
+    result = ccrewrite.rewrite(model, inputs, **told.get("rewrite", {}))
     recorder = Recorder(result.model, every=told["record_every"]) if told.get("record_every") else None
-    out = Path(told["out"])
-    history = finetune(
+    folder = Path(told["out"])
+    history = ccrewrite.finetune(
         result.model,
         data,
         loss,
@@ -41,31 +71,31 @@ def finetune_command(file: Path, *, resume: bool, console: Console) -> History |
         original=model if config.distillation or config.feature_distillation else None,
         config=config,
         schedules=[] if recorder is None else [recorder],
-        out=out,
+        out=folder,
         resume=resume,
     )
     from accelerate import PartialState
 
     main = PartialState().is_main_process
     if main or any(hasattr(p, "full_tensor") for p in result.model.parameters()):  # shares are gathered from all processes
-        saving.save(result, out / "rewritten")
+        ccrewrite.save(result, folder / "rewritten")
     if main:
-        _report(result.model, history, recorder, out, console)
+        _report(result.model, history, recorder, folder, console)
     return history if main else None
 
 
-def _report(model: nn.Module, history: History, recorder: Recorder | None, out: Path, console: Console) -> None:
+def _report(model: nn.Module, history: History, recorder: Recorder | None, folder: Path, console: Console) -> None:
     said = [f"{len(history.losses)} steps, loss {history.losses[0]:.4g} to {history.losses[-1]:.4g}"]
     if history.best_epoch is not None:
         best = f"best validation loss {min(history.validations):.4g} after epoch {history.best_epoch}"
         said.append(best + (", stopped early" if history.stopped_early else ""))
-    said.append(f"saved {out}/rewritten; log and checkpoint in {out}")
+    said.append(f"saved {folder}/rewritten; log and checkpoint in {folder}")
     if recorder is not None:
         from ccrewrite.training.pictures import animate, draw
 
-        draw(recorder, out / "geometry.png")
-        animate(recorder, out / "geometry.gif")
-        said += [str(recorder), f"drawn {out}/geometry.png and {out}/geometry.gif"]
+        draw(recorder, folder / "geometry.png")
+        animate(recorder, folder / "geometry.gif")
+        said += [str(recorder), f"drawn {folder}/geometry.png and {folder}/geometry.gif"]
     console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
 
 

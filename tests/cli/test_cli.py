@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import ccrewrite
-from ccrewrite.cli.main import app
+from ccrewrite.cli.app import app
 from ccrewrite.families.cc.onnx import kernel
 from ccrewrite.ir import check
 
@@ -171,6 +171,27 @@ def test_fold_and_export(run, tmp_path):
     wrong = run("fold", MODEL, "--input", "1x3x16x16", "--from", "nowhere", "--out", "model.pt2")
     assert wrong.exit_code == 2
     assert "nowhere" in wrong.stderr
+
+
+def test_a_model_as_it_was_is_exported_with_a_warning(run, tmp_path):
+    assert run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved").exit_code == 0
+    common = ("export", MODEL, "--input", "1x3x16x16", "--json")
+    plain = run(*common, "--out", "plain.onnx")
+    assert plain.exit_code == 0
+    assert "nothing in the Sequential of cli_models:network is rewritten; --from DIR loads" in plain.stderr
+    json.loads(plain.stdout)
+    assert not run(*common, "--from", "saved", "--out", "model.onnx").stderr
+
+
+def test_rules_by_pattern(run, tmp_path):
+    text = """
+        [rules]
+        "0" = "leave-alone"
+        "re:[01]" = ["dilated-to-dcls", { rule = "strided-to-cc", reach = 0 }]
+    """
+    (tmp_path / "rules.toml").write_text(text)
+    result = run("plan", MODEL, "--input", "1x3x16x16", "--config", "rules.toml", "--json")
+    assert [s["decision"]["code"] for s in json.loads(result.stdout)["sites"]] == ["not-selected", "dilated-to-dcls", "plain"]
 
 
 def test_a_failed_verification_is_a_failure(run, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from training_models import network, pictures
 from typer.testing import CliRunner
 
 import ccrewrite
-from ccrewrite.cli.main import app
+from ccrewrite.cli.app import app
 
 CONFIG = """
 model = "training_models:network"
