@@ -14,15 +14,12 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 import torch.overrides
-from torch import _C, Tensor, nn  # pyright: ignore[reportPrivateImportUsage]
-from torch._C._functorch import maybe_current_level
-from torch._guards import detect_fake_mode
-from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch import Tensor
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
+from ccrewrite.families.look import any_, readable, still
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
@@ -173,12 +170,13 @@ class Sampling(Learnable, ABC):
 
         Only where values can be read: never while a graph is being traced, for what it would bake in may change later.
         """
-        movers = self.movers()
-        if not movers or not readable(movers):
+        looked = still(self)
+        movers = self.movers() if looked is None or torch.is_grad_enabled() else []
+        if looked is None and (not movers or not readable(movers)):
             return False
         if torch.is_grad_enabled() and (movers[0].requires_grad or any(p.requires_grad for p in self.parameters())):
             return False
-        return not _any(movers)
+        return not any_(movers) if looked is None else looked
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Flat, so that `model.to(memory_format=...)` leaves it alone: torch means the pictures' formats for every tensor of
@@ -239,26 +237,3 @@ class Sampling(Learnable, ABC):
         ones, zeros = (1,) * self.ndim, (0,) * self.ndim
         padding = zeros if padding == "valid" else padding
         return ConvGeometry(1, 1, self.kernel_size, ones, padding, self.dilation, 1, zeros).pads
-
-
-def readable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the values of ``tensors`` may be read now: real ones, outside every tracer, export, compilation, capture and
-    transform (vmap, forward-mode derivatives)."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return False
-    for t in tensors:
-        if (type(t) is not nn.Parameter and type(t) is not Tensor) or t.is_meta:
-            return False
-    # All that traces operators is a mode; other modes (a FLOP counter) only look on.
-    if _C._len_torch_dispatch_stack() and (detect_fake_mode(tensors) is not None or get_proxy_mode() is not None):
-        return False
-    if maybe_current_level() is not None or forward_ad._current_level >= 0:
-        return False
-    return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _any(tensors: Sequence[Tensor]) -> bool:
-    """Whether any value is not zero."""
-    if tensors[0].is_cuda:
-        tensors = [torch.cat([t.flatten() for t in tensors])]  # so that the device is waited for once
-    return any(t.count_nonzero().item() for t in tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import ModelRunError
+from ccrewrite.families.look import look_once_
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import TOLERANCE, Check
@@ -63,6 +64,7 @@ class _Rewriting:
         """Rewrite ``names``, and put back all others."""
         for name in [n for n in self.done if n not in names]:
             self.done.pop(name).undo()
+        look_once_(self.model)
         self.done |= substitute_(self.model, [self.sites[n] for n in names if n not in self.done], self.rules)
         return self.done
 

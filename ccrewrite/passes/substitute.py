@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, release_, unhost_
+from ccrewrite.families.look import look_once_
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
@@ -65,6 +66,7 @@ def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) 
             for substitution in done.values():
                 substitution.undo()
             raise
+    look_once_(model)
     return done
 
 
@@ -80,6 +82,7 @@ def revert_(model: nn.Module) -> int:
         elif HOSTED in module._modules:
             count += len(cast(nn.ModuleDict, module._modules[HOSTED]))
             unhost_(module)
+    look_once_(model)
     return count
 
 

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
+from ccrewrite.families.look import look_once_
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.preserve import _Attributes as Attributes
 from ccrewrite.ir.wrappers import require_bare, unwrapped
@@ -100,6 +101,7 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
         with _unchanged_on_failure(module):
             recipe.replay_(module)
             _load_(module, tensors, geometry_only=bool(document["geometry_only"]))
+            look_once_(module)
     except CcrewriteError as error:
         raise InputError(f"{directory}: {error}") from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ccrewrite.families.cc.profile import Along, gain, profile
 from ccrewrite.families.cc.resampling import Resampling
-from ccrewrite.families.sampling import readable
+from ccrewrite.families.look import readable
 from ccrewrite.ir.operators import full_precision
 
 LONG = 512

@@ -27,8 +27,8 @@ from ccrewrite.families.dcls.forms.places import Layout
 from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
+from ccrewrite.families.look import readable
 from ccrewrite.families.onnx import OnnxForm
-from ccrewrite.families.sampling import readable
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints
