@@ -433,7 +433,7 @@ def test_from_conv_says_what_it_cannot_take() -> None:
         ccrewrite.nn.CCConv2d.from_conv(Standardised(1, 1, 3, stride=2))
     with pytest.raises(InputError, match="axis"):
         ccrewrite.nn.DclsConv2d.from_conv(nn.Conv2d(1, 1, 1, dilation=2))
-    with pytest.raises(InputError, match="basis must be one of linear, cubic, found 'spline'"):
+    with pytest.raises(InputError, match="basis must be one of 'linear', 'cubic', found 'spline'"):
         ccrewrite.nn.CCConv2d.from_conv(nn.Conv2d(1, 1, 3, stride=2), basis="spline")
     with pytest.raises(InputError, match="hidden must be at least 1, found 0"):
         ccrewrite.nn.CCConv2d.from_conv(nn.Conv2d(1, 1, 3, stride=2), hidden=0)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ccrewrite.errors import ModelRunError
 from ccrewrite.families.adopt import RewrittenConv
+from ccrewrite.families.look import look_once_
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check, OutputCheck
@@ -81,6 +82,7 @@ class Attempts:
             layer, window = site.layer, site.sampling.window
             model, answer = self._with_site(model, site, ways.get(name))
             sites.append(FoldedSite(name, layer, window, *answer, *self.losses.get(name, Loss())))
+        look_once_(model)
         return Attempt(model, tuple(sites), compared(self.before, model, self.inputs))
 
     def right_with(self, names: Sequence[str], ways: Ways, least: Way) -> bool:
