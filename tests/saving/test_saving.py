@@ -31,7 +31,7 @@ import ccrewrite
 from ccrewrite import DilatedToDcls, LargeToDcls, StridedToCC, TransposedToCC
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.adopt import HOSTED, unhost_
-from ccrewrite.families.dcls.sampling import share_positions
+from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling, DclsConv2d, DclsSampling, RewrittenConv, Sampling
 from ccrewrite.passes.substitute import copied
