@@ -1,6 +1,6 @@
 """Whether a rewritten model that nothing moved costs, once folded, what the original costs: in eager mode and in onnxruntime.
 
-    python benchmarks/deploy/deploy_latency.py              # the small models of tests/deploy: reports/deploy/latency.json and .md
+    python benchmarks/deploy/deploy_latency.py           # the small models of tests/deploy: reports/deploy/latency.json and .md
     .venv-corpus/bin/python benchmarks/deploy/deploy_latency.py --corpus      # and the fifteen corpus models
 
 One thread, no gradients; time is that thread's own (CPU time): what other processes take is not in it, but for cache and clock

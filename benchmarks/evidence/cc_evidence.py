@@ -1,6 +1,6 @@
 """What CC layers bring to a trained classifier, on real drawings: other input resolutions, scale ensembles, shifts.
 
-    python benchmarks/evidence/cc_evidence.py             # writes reports/cc/evidence.json and .md; about ten minutes on one core
+    python benchmarks/evidence/cc_evidence.py    # writes reports/cc/evidence.json and .md; about ten minutes on one core
 
 scikit-learn's handwritten digits (8x8), drawn at random sub-pixel places, sizes and angles on 32x32 canvases; 1400 drawings
 for training, the other 397 for testing. A small network with batch norm is trained for each of five seeds, rewritten, and

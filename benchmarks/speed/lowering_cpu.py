@@ -263,8 +263,8 @@ def markdown(report: dict[str, Any]) -> str:
     where = f"{report['device']}, {report['versions']}, {report['date']}"
     lines = ["# Forms of a DCLS convolution on one thread", "", f"`{report['command']}`, {where}.", ""]
     lines += [
-        "Medians of ratios within a round, and their quartiles; `benchmarks/speed/lowering_cpu.py` says how they are measured. The",
-        "form is the fastest one of the case, or with frozen geometry what `ccrewrite.lower` takes; the tables below have all.",
+        "Medians of ratios within a round, and their quartiles; `benchmarks/speed/lowering_cpu.py` says how they are measured.",
+        "The form is the fastest one of the case, or with frozen geometry what `ccrewrite.lower` takes; the tables below have all.",
         "",
     ]
     for section in report["verdicts"]:

@@ -121,8 +121,8 @@ def cheapest(geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> tupl
     """The axes to resample; along the others the convolution has the window.
 
     By multiplications, those of a convolution of volumes counted twice, for they take longer, plus ``PER_SAMPLE`` for every
-    sample that resampling writes (calibrated by benchmarks/speed/cc_speed.py, on a CPU). An output padding that only the dilation
-    allows leaves no choice: the window has no dilation.
+    sample that resampling writes (calibrated by benchmarks/speed/cc_speed.py, on a CPU). An output padding that only the
+    dilation allows leaves no choice: the window has no dilation.
     """
     g, axes = geometry, range(geometry.ndim)
     sizes = [n if has_static_value(n) else NOMINAL_SIZE for n in sizes]
