@@ -1,7 +1,7 @@
 """``make reports``: the comparison reports under reports/, and their index.
 
     .venv/bin/python benchmarks/reports/make_reports.py demo       the network that ships with the package: fine-tuned, folded
-    .venv-corpus/bin/python benchmarks/reports/make_reports.py corpus the fifteen corpus models: rewritten, moved, folded, lowered
+    .venv-corpus/bin/python benchmarks/reports/make_reports.py corpus the fifteen corpus models
     .venv/bin/python benchmarks/reports/make_reports.py index      pages, tables and reports/README.md anew from the data there
 
 One thread: times of small models on shared machines repeat best that way. The corpus models are measured side by side, each in

@@ -264,7 +264,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = ["# Forms of a DCLS convolution on one thread", "", f"`{report['command']}`, {where}.", ""]
     lines += [
         "Medians of ratios within a round, and their quartiles; `benchmarks/speed/lowering_cpu.py` says how they are measured.",
-        "The form is the fastest one of the case, or with frozen geometry what `ccrewrite.lower` takes; the tables below have all.",
+        "The form is the fastest one of the case, or with frozen geometry what `ccrewrite.lower` takes. Tables below have all.",
         "",
     ]
     for section in report["verdicts"]:
