@@ -92,6 +92,10 @@ class CCSampling(ResizableSampling):
             self.shift = nn.Parameter(torch.zeros(self.ndim, **factory))
             self.residual = nn.ModuleList(Residual(k, hidden, **factory) for k, _ in grid)
 
+    @property
+    def sets(self) -> tuple[int, int]:
+        return 1, 1
+
     def options(self) -> dict[str, Any]:
         kernel = "mlp" if self.shift is None else "nodes"
         hidden = self._axes()[0].inner.bias.numel()
@@ -135,10 +139,10 @@ class CCSampling(ResizableSampling):
     def kernel(self, weight: Tensor) -> Tensor:
         return native.cc_kernel(weight, self.along(), self.dilation, self.margin)
 
-    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         return native.cc_native(input, weight, bias, self.along(), self.margin, call)
 
-    def _at_size(
+    def at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         asks = (call, asked, scale, self.alignment, self.rescaled)

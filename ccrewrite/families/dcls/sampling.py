@@ -170,13 +170,13 @@ class DclsSampling(TapPositions):
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         call = bind(False, self.ndim, arguments, named)
         if self.runs_plain():
-            return self._torch(input, weight, bias, **call)
+            return self.plain(input, weight, bias, **call)
         self.check_dilation(call["dilation"])
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
         layout = Layout(self.window, call["stride"], pads, call["groups"])
         form = self.form_of(input, weight, layout)
         if form == "window":
-            return self._moved(input, weight, bias, call)
+            return self.moved(input, weight, bias, call)
         if form == "bands":
             out = self._as_bands(input, weight, layout)
         else:

@@ -48,7 +48,7 @@ AXES = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
 def test_every_form_is_the_convolution_with_the_window(case: Case, axes: tuple[int, ...], block: int, reach: int) -> None:
     layer: Any = moved(LAYERS[ccnn.CCSampling, type(case.conv)].from_conv(case.conv, hidden=2, reach=reach))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ccnn.CCSampling, "_moved", Sampling._moved)
+        patch.setattr(ccnn.CCSampling, "moved", Sampling.moved)
         expected = layer(case.input, *case.extra)
     with pytest.MonkeyPatch.context() as patch:
         choose(patch, axes, block)
