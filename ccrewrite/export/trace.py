@@ -88,7 +88,7 @@ def _exported(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any], shape
     return program.model
 
 
-def optimised(model: Any, opset: int, *, learned: Iterable[str] = (), gathered: bool) -> Any:
+def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool) -> Any:
     """The same graph with all that is constant computed, in forms that every runtime takes. ``learned``: initializers that stay
     apart, though their values may be equal. ``gathered``: it gathers products, and then large indices stay as they are. Raises
     ``ExportError`` where it is of another operator set than ``opset``."""

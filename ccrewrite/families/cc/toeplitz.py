@@ -39,7 +39,8 @@ def from_taps(x: Tensor, axis: int, factor: Tensor, stride: int, low: int, outpu
         matrix = _toeplitz(factor, size, stride, max((size - 1) * stride + cells, low + outputs))
         return product(matrix[:, :, low : low + outputs].flatten(0, 1).mT, x, axis)
     wanted = BLOCK * stride  # outputs of a block
-    first = -((cells - 1 - low) // stride)  # sample that the first output reads first
+    # The sample that the first output reads first; where none reaches it (few cells, a long stride), the one before it.
+    first = min(-((cells - 1 - low) // stride), low // stride)
     inputs = (low + wanted - 1) // stride - first + 1
     blocks = -(-outputs // wanted)
     start = low - stride * first

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import ccrewrite
-from ccrewrite.cli.main import app
+from ccrewrite.cli.app import app
 from ccrewrite.errors import InputError
 from ccrewrite.families import families
 
