@@ -33,6 +33,8 @@ def dynamic_shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Shapes
     names no argument or no axis."""
     if not dynamic:
         return None
+    if not isinstance(dynamic, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"dynamic must map axes to names, or arguments to such mappings; found {dynamic!r}")
     found = arguments(model, inputs)
     named = dict(dynamic)
     if all(isinstance(axis, int) for axis in named):
@@ -44,6 +46,8 @@ def dynamic_shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Shapes
         value = found.get(name)
         if not isinstance(value, Tensor):
             raise InputError(f"dynamic names {name!r}, which is no tensor argument; the arguments are {', '.join(found)}")
+        if not isinstance(axes, Mapping):
+            raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axes!r}")
         for axis, label in axes.items():
             if axis not in range(value.dim()) or not (isinstance(label, str) and label.isidentifier()):
                 raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axis!r}: {label!r}")
