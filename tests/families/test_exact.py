@@ -134,18 +134,19 @@ def cc_gradients(sampling: Any, weight: Tensor, dense: Tensor) -> dict[str, Tens
     """From ``phi_t(z) = basis(z - shift) + cos^2(pi z / 4) residual_t(z)`` at the start, where ``basis`` is 1 at 0 and 0 at
     the other integers, and its derivative is 1/2 at -1, -1/2 at 1 and 0 at the others."""
     expected = {}
-    places = [[2 + d * t for t in range(k)] for k, d in zip(sampling.kernel_size, sampling.dilation, strict=True)]
-    shift = torch.zeros(weight.dim() - 2, dtype=torch.float64)
-    for axis, network in enumerate(sampling.residual):
+    grid = zip(sampling.kernel_size, sampling.dilation, sampling.margin, strict=True)
+    places = [[m + d * t for t in range(k)] for k, d, m in grid]
+    shift = torch.zeros(len(sampling.axes), dtype=torch.float64)
+    for index, (axis, network) in enumerate(zip(sampling.axes, sampling.residual, strict=True)):
         weights, bias = torch.zeros_like(network.last.weight), torch.zeros_like(network.last.bias)
         for z, taps in itertools.product((-1, 0, 1), itertools.product(*map(range, sampling.kernel_size))):
             cell = [p[t] + z * (a == axis) for a, (p, t) in enumerate(zip(places, taps, strict=True))]
             along = (weight[(..., *taps)] * dense[(..., *cell)]).sum()
-            shift[axis] += along * z / 2
+            shift[index] += along * z / 2
             window = math.cos(math.pi * z / 4) ** 2
             bias[taps[axis]] += along * window
             weights[taps[axis]] += along * window * torch.sin(z * network.inner.weight[:, 0] + network.inner.bias).detach()
-        expected |= {f"residual.{axis}.last.weight": weights.detach(), f"residual.{axis}.last.bias": bias.detach()}
+        expected |= {f"residual.{index}.last.weight": weights.detach(), f"residual.{index}.last.bias": bias.detach()}
     return expected | {"shift": shift}
 
 
@@ -168,8 +169,8 @@ def reached(case: Case, layer: Layer, name: str) -> Tensor:
     if name == "offset":
         return torch.stack([along(a, {-1, 1}) for a in sampling.axes])[:, None, None].expand(shape)
     if name == "shift":
-        return torch.stack([along(a, {-1, 1}).any() for a in range(sampling.ndim)])
-    axis = int(name.split(".")[1])
+        return torch.stack([along(a, {-1, 1}).any() for a in sampling.axes])
+    axis = sampling.axes[int(name.split(".")[1])]
     others = [a for a in range(sampling.ndim) if a != axis]
     mask = along(axis, {-1, 0, 1})
     mask = mask.sum(others).bool() if others else mask

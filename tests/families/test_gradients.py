@@ -84,11 +84,14 @@ def cc_kernel(sampling: Any, weight: Tensor) -> Tensor:
     basis = {"linear": hat, "cubic": cubic}[sampling.basis]
 
     def phi(axis: int, t: int, cell: int) -> float:
-        shift = min(max(float(sampling.shift[axis]), -0.5), 0.5)
-        z = cell - sampling.margin[axis] - sampling.dilation[axis] * t - shift
+        z = cell - sampling.margin[axis] - sampling.dilation[axis] * t
+        if axis not in sampling.axes:
+            return basis(z)
+        index = sampling.axes.index(axis)
+        z -= min(max(float(sampling.shift[index]), -0.5), 0.5)
         if abs(z) >= 2:
             return basis(z)
-        network = sampling.residual[axis]
+        network = sampling.residual[index]
         hidden = torch.sin(network.inner.weight[:, 0] * z + network.inner.bias)
         return basis(z) + math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[t] @ hidden + network.last.bias[t])
 

@@ -197,7 +197,9 @@ def test_options_of_cc_rules_reach_the_layers() -> None:
             "unknown rule 'dilated-to-dclz'; the rules are dilated-to-dcls, large-to-dcls, strided-to-cc, ",
         ),
         ({"rules": [{"sharing": "tap"}]}, "unknown rule None"),
-        ({"rules": [{"rule": "strided-to-cc", "sharing": 1}]}, "rule strided-to-cc has no option 'sharing'; its options are"),
+        ({"rules": [{"rule": "strided-to-cc", "elements": 1}]}, "rule strided-to-cc has no option 'elements'; its options are"),
+        ({"rules": [{"rule": "strided-to-cc", "sharing": "taps"}]}, "sharing must be one of 'tap', 'axis', found 'taps'"),
+        ({"rules": [{"rule": "strided-to-cc", "sharing": "axis", "kernel": "mlp"}]}, "no residual to share"),
         ({"rules": [{"rule": "strided-to-cc", "reach": 3}]}, "reach must be 0 to 2 samples for kernel 'nodes', found 3"),
         (
             {"rules": [{"rule": "strided-to-cc", "kernel": "mlp", "reach": 1}]},

@@ -24,8 +24,7 @@ LOSSES = ("lr=0.01", "repulsion=0.1", "smoothness=0.1", "distillation=1.0")
 
 
 def start(launcher: tuple[str, ...], out: Path, *options: str) -> subprocess.Popen[bytes]:
-    paths = os.pathsep.join(map(str, (SCRIPT.parents[2], SCRIPT.parents[1] / "helpers")))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launcher, str(SCRIPT), str(out), *options]
     with said(out).open("wb") as stream:
         return subprocess.Popen(command, env=environment, start_new_session=True, stdout=stream, stderr=subprocess.STDOUT)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ccrewrite.families.cc.profile import MAX_SHIFT, Along, profile
+from ccrewrite.families.cc.profile import MAX_SHIFT, Along, continuous, profile
 from ccrewrite.families.learnable import FINENESS, Recording, rounded
 
 SHOWN_TAPS = 7
@@ -18,7 +18,8 @@ SHOWN_REACH = 8
 @torch.no_grad()
 def recording(alongs: Sequence[Along], kernel_size: Sequence[int]) -> Recording:
     found: list[torch.Tensor] = []
-    for along, count in zip(alongs, kernel_size, strict=True):
+    for axis in continuous(alongs):
+        along, count = alongs[axis], kernel_size[axis]
         places = _places(along, along.twice_support / 2)
         found.append(profile(places, torch.arange(count, device=places.device), along)[0])
     return Recording("profiles", found)
@@ -26,15 +27,17 @@ def recording(alongs: Sequence[Along], kernel_size: Sequence[int]) -> Recording:
 
 @torch.no_grad()
 def picture(alongs: Sequence[Along], kernel_size: Sequence[int]) -> dict[str, Any]:
-    places = _places(alongs[0], min(max(along.twice_support for along in alongs) / 2, SHOWN_REACH))
+    learned = continuous(alongs)
+    places = _places(alongs[learned[0]], min(max(along.twice_support for along in alongs) / 2, SHOWN_REACH))
     axes: list[dict[str, Any]] = []
     drift: list[dict[str, Any]] = []
-    for axis, (along, count) in enumerate(zip(alongs, kernel_size, strict=True)):
+    for axis in learned:
+        along, count = alongs[axis], kernel_size[axis]
         taps = torch.linspace(0, count - 1, min(count, SHOWN_TAPS), device=places.device).round().long()
         values, interpolant = profile(places, taps, along)
         start, _ = profile(places, taps, along._replace(shift=None, layers=(), extent=0))
         axes.append({"axis": axis, "taps": taps.tolist(), "values": rounded(values, 3), "start": rounded(start, 3)})
-        shift = 0.0 if along.shift is None else float(along.shift[axis].clamp(-MAX_SHIFT, MAX_SHIFT))
+        shift = 0.0 if along.shift is None else float(along.shift[along.shift_index].clamp(-MAX_SHIFT, MAX_SHIFT))
         residual = (values - interpolant).abs().max()
         drift.append({"axis": axis, "shift": rounded(shift), "residual_max_abs": rounded(residual)})
     return {"drift": drift, "profiles": {"z": rounded(places), "axes": axes}}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.cc.sampling import CCSampling
+from ccrewrite.families.cc.sampling import CCSampling, continuous_axes
 from ccrewrite.families.resizable import ResizableConv, ResizableConvTranspose, ResizableLayer
 from ccrewrite.ir.geometry import ConvGeometry
 
-OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment")
+OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment", "axes", "sharing")
 
 
 class CCLayer(ResizableLayer):
@@ -27,7 +27,11 @@ class CCLayer(ResizableLayer):
         super().__init__(*arguments, **named)
         conv = cast(_ConvNd, self)
         options |= {"dtype": conv.weight.dtype, "device": conv.weight.device}
-        self.sampling = CCSampling(ConvGeometry.from_module(conv), **options)
+        self.sampling = CCSampling(ConvGeometry.from_module(conv), **_with_axes(conv, options))
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
+        return super().from_conv(conv, **(_with_axes(conv, options) if isinstance(conv, _ConvNd) else options))
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew as torch does; no shift, no residual."""
@@ -35,6 +39,11 @@ class CCLayer(ResizableLayer):
         sampling = self._modules.get("sampling")
         if sampling is not None:  # torch's own constructor calls this before there is one
             cast(CCSampling, sampling).reset_parameters()
+
+
+def _with_axes(conv: _ConvNd, options: dict[str, Any]) -> dict[str, Any]:
+    """The sampling's options; where they don't say the axes, those that are worth it."""
+    return {"axes": continuous_axes(ConvGeometry.from_module(conv), options.get("kernel", "nodes")), **options}
 
 
 class CCConv(CCLayer, ResizableConv):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ccrewrite.families.cc import toeplitz
 from ccrewrite.families.cc.padding import pad
-from ccrewrite.families.cc.profile import Along, factor
+from ccrewrite.families.cc.profile import Along, continuous, factor
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED, full_precision
 
@@ -50,17 +50,28 @@ def cc_kernel(
     return kernel.to(weight.dtype)
 
 
-class NativeAxis(NamedTuple):
-    """How one axis is computed: resampled (``factor``: (taps, cells), see ``profile.factor``), or with a window (None).
+Form = Literal["plain", "window", "taps", "filter"]
+"""How one axis is computed: as the convolution has it; by a kernel that is wider; brought to the places of its taps; or, where
+all taps share ``phi``, filtered, and the plain convolution does the rest."""
 
-    ``low`` and ``high`` are the padding of the window, in samples; ``stride`` and ``output_padding`` what is left to do by the
-    convolution.
-    """
 
-    factor: Tensor | None
+class Banded(NamedTuple):
+    """A product with a banded matrix along one axis: the arguments of ``toeplitz.at_taps`` and ``from_taps``."""
+
+    factor: Tensor
+    stride: int
+    low: int
+    outputs: int
+
+
+class PlannedAxis(NamedTuple):
+    """What is done along one axis: the banded product, if any, and what is left to do by the convolution. In samples."""
+
+    banded: Banded | None
     low: int
     high: int
     stride: int
+    dilation: int
     output_padding: int
 
 
@@ -77,58 +88,94 @@ def cc_native(
     ndim, transposed = len(alongs), "output_padding" in call
     g = ConvGeometry.from_call("conv_transpose" if transposed else "conv", weight.shape, call)
     sizes = tuple(input.shape[-ndim:])
-    chosen = cheapest(g, margin, sizes)
-    kernel = cc_kernel(weight, alongs, g.dilation, margin, [a for a in range(ndim) if a not in chosen])
-    plan: list[NativeAxis] = []
-    for a, ((low, high), m) in enumerate(zip(g.pads, margin, strict=True)):
-        if a in chosen:
-            with full_precision(weight.device):
-                values = factor(alongs[a], g.kernel_size[a], g.dilation[a], m, weight.device)
-            plan.append(NativeAxis(values, low + m, high + m, g.kernel_size[a], 0))
-        else:
-            plan.append(NativeAxis(None, low + m, high + m, g.stride[a], g.output_padding[a]))
-    run = _run_transposed if transposed else _run
-    return run(input, kernel, bias, plan, g, g.output_size(sizes))
+    outputs = g.output_size(sizes)
+    forms = _forms(alongs, g, margin, sizes)
+    kernel = cc_kernel(weight, alongs, g.dilation, margin, [a for a in range(ndim) if forms[a] == "window"])
+    with full_precision(weight.device):
+        plan = [_planned(g, a, forms[a], alongs[a], margin[a], sizes[a], outputs[a], weight.device) for a in range(ndim)]
+    return (_run_transposed if transposed else _run)(input, kernel, bias, plan, g.groups)
 
 
-def _run(input: Tensor, kernel: Tensor, bias: Tensor | None, plan: list[NativeAxis], g: ConvGeometry, outputs: Ints) -> Tensor:
-    for a in reversed(range(g.ndim)):
-        values = plan[a].factor
-        if values is not None:
-            input = toeplitz.at_taps(input, a - g.ndim, values.to(input.dtype), g.stride[a], plan[a].low, outputs[a])
-    pads = [(axis.low, axis.high) if axis.factor is None else (0, 0) for axis in plan]
-    padding = [low for low, _ in pads]
+def _forms(alongs: Sequence[Along], geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> list[Form]:
+    learned = continuous(alongs)
+    shared = [a for a in learned if alongs[a].shared]
+    chosen = cheapest(geometry, margin, sizes, learned, shared)
+    forms: list[Form] = ["window" if a in learned else "plain" for a in range(geometry.ndim)]
+    for a in chosen:
+        forms[a] = "filter" if a in shared and _filtered(geometry, a) else "taps"
+    return forms
+
+
+def _filtered(geometry: ConvGeometry, axis: int) -> bool:
+    """Whether filtering an axis gives fewer values than its taps' places have."""
+    return geometry.stride[axis] < geometry.kernel_size[axis]
+
+
+def _planned(
+    g: ConvGeometry, axis: int, form: Form, along: Along, margin: int, size: int, outputs: int, device: torch.device
+) -> PlannedAxis:
+    low, high = g.pads[axis]
+    stride, dilation, extra = g.stride[axis], g.dilation[axis], g.output_padding[axis]
+    if form == "plain":
+        return PlannedAxis(None, low, high, stride, dilation, extra)
+    if form == "window":
+        return PlannedAxis(None, low + margin, high + margin, stride, 1, extra)
+    if form == "taps":
+        values = factor(along, g.kernel_size[axis], dilation, margin, device)
+        return PlannedAxis(Banded(values, stride, low + margin, outputs), 0, 0, g.kernel_size[axis], 1, 0)
+    values = factor(along.one_tap(), 1, 1, margin, device)
+    if not g.transposed:  # as far as the convolution pads: beyond its ends, the filtered input is not zero
+        outputs = low + size + high
+    return PlannedAxis(Banded(values, 1, low + margin, outputs), 0, 0, stride, dilation, 0)
+
+
+def _run(input: Tensor, kernel: Tensor, bias: Tensor | None, plan: Sequence[PlannedAxis], groups: int) -> Tensor:
+    ndim = len(plan)
+    for a in reversed(range(ndim)):
+        banded = plan[a].banded
+        if banded is not None:
+            banded = banded._replace(factor=banded.factor.to(input.dtype))
+            input = toeplitz.at_taps(input, a - ndim, *banded)
+    pads, padding = [(axis.low, axis.high) for axis in plan], [axis.low for axis in plan]
     if any(low != high for low, high in pads):
-        input, padding = pad(input, pads), [0] * g.ndim
-    return CONVOLUTIONS[g.ndim - 1](input, kernel, bias, [axis.stride for axis in plan], padding, [1] * g.ndim, g.groups)
+        input, padding = pad(input, pads), [0] * ndim
+    stride, dilation = [axis.stride for axis in plan], [axis.dilation for axis in plan]
+    return CONVOLUTIONS[ndim - 1](input, kernel, bias, stride, padding, dilation, groups)
 
 
-def _run_transposed(
-    input: Tensor, kernel: Tensor, bias: Tensor | None, plan: list[NativeAxis], g: ConvGeometry, outputs: Ints
-) -> Tensor:
-    stride, extra = [axis.stride for axis in plan], [axis.output_padding for axis in plan]
-    padding = [axis.low if axis.factor is None else 0 for axis in plan]
-    resampled = any(axis.factor is not None for axis in plan)
-    function, ones = TRANSPOSED[g.ndim - 1], [1] * g.ndim
-    out = function(input, kernel, None if resampled else bias, stride, padding, extra, g.groups, ones)
+def _run_transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, plan: Sequence[PlannedAxis], groups: int) -> Tensor:
+    ndim, later = len(plan), any(axis.banded is not None for axis in plan)
+    stride, dilation = [axis.stride for axis in plan], [axis.dilation for axis in plan]
+    padding, extra = [axis.low for axis in plan], [axis.output_padding for axis in plan]
+    out = TRANSPOSED[ndim - 1](input, kernel, None if later else bias, stride, padding, extra, groups, dilation)
     for a, axis in enumerate(plan):
-        if axis.factor is not None:
-            out = toeplitz.from_taps(out, a - g.ndim, axis.factor.to(out.dtype), g.stride[a], axis.low, outputs[a])
-    return out + bias.view(-1, *ones) if resampled and bias is not None else out
+        if axis.banded is not None:
+            banded = axis.banded._replace(factor=axis.banded.factor.to(out.dtype))
+            out = toeplitz.from_taps(out, a - ndim, *banded)
+    return out + bias.view(-1, *(1,) * ndim) if later and bias is not None else out
 
 
-def cheapest(geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> tuple[int, ...]:
-    """The axes to resample; along the others the convolution has the window.
+def cheapest(
+    geometry: ConvGeometry,
+    margin: Ints,
+    sizes: Sequence[Any],
+    learned: Sequence[int] | None = None,
+    shared: Sequence[int] = (),
+) -> tuple[int, ...]:
+    """Of the axes ``learned`` (None: all) those to resample; along the others the convolution has the window. ``shared``: those
+    that can be filtered.
 
     By multiplications, those of a convolution of volumes counted twice, for they take longer, plus ``PER_SAMPLE`` for every
-    sample that resampling writes (calibrated by benchmarks/speed/cc_speed.py, on a CPU). An output padding that only the
-    dilation allows leaves no choice: the window has no dilation.
+    sample that resampling writes (calibrated by benchmarks/cc_speed.py, on a CPU). An output padding that only the dilation
+    allows leaves no choice: the window has no dilation.
     """
     g, axes = geometry, range(geometry.ndim)
+    learned = axes if learned is None else learned
     sizes = [n if has_static_value(n) else NOMINAL_SIZE for n in sizes]
     outputs = [max(1, n) for n in g.output_size(sizes)]
-    window = [e + 2 * m for e, m in zip(g.extent, margin, strict=True)]
-    forced = [a for a in axes if g.transposed and g.output_padding[a] >= g.stride[a]]
+    # A plain axis has its taps alone; an output padding that only the dilation allows is no matter there.
+    window = [g.extent[a] + 2 * margin[a] if a in learned else g.kernel_size[a] for a in axes]
+    forced = [a for a in learned if g.transposed and g.output_padding[a] >= g.stride[a]]
     # A transposed layer is the adjoint of a convolution from its outputs to its inputs.
     fine, coarse = (outputs, sizes) if g.transposed else (sizes, outputs)
     channels = g.out_channels if g.transposed else g.in_channels
@@ -138,13 +185,14 @@ def cheapest(geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> tupl
         total = g.in_channels * g.out_channels // g.groups * kernel * math.prod(coarse) * (2 if g.ndim == 3 else 1)
         lattice = list(fine)
         for a in reversed(chosen):
-            lattice[a] = coarse[a] * g.kernel_size[a]
+            if not (a in shared and _filtered(g, a)):
+                lattice[a] = coarse[a] * g.kernel_size[a]
             read = fine[a] if coarse[a] <= 2 * toeplitz.BLOCK else toeplitz.BLOCK * g.stride[a] + window[a]
             total += channels * math.prod(lattice) * (read + PER_SAMPLE)
         return total
 
     # Of equals the last axis, whose product needs no transposing.
-    subsets = [c[::-1] for n in range(g.ndim + 1) for c in itertools.combinations(axes[::-1], n)]
+    subsets = [c[::-1] for n in range(len(learned) + 1) for c in itertools.combinations(learned[::-1], n)]
     every = [c for c in subsets if all(a in c for a in forced)]
     costs = [cost(chosen) for chosen in every]
     return every[costs.index(min(costs))]

@@ -39,12 +39,15 @@ class Affine(nn.Module):
 
 class Residual(nn.Module):
     """The learned part of ``phi_t`` along one axis: a small sinusoidal network (SIREN, arXiv 2006.09661) of the coordinate,
-    ``last . sin(inner . z + b)``, one output per tap. The last layer starts at zero."""
+    ``last . sin(inner . z + b)``, with one output per tap, or (``shared``) one for all taps. The last layer starts at zero."""
 
-    def __init__(self, taps: int, hidden: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(
+        self, taps: int, hidden: int, *, shared: bool = False, dtype: torch.dtype | None = None, device: Any = None
+    ) -> None:
         super().__init__()
+        self.taps, self.shared = taps, shared
         self.inner = Affine(1, hidden, dtype, device)
-        self.last = Affine(hidden, taps, dtype, device)
+        self.last = Affine(hidden, 1 if shared else taps, dtype, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -55,7 +58,9 @@ class Residual(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.inner.weight, self.inner.bias, self.last.weight, self.last.bias
+        """Weights and biases, the last ones with a row for each tap."""
+        inner, last = (self.inner.weight, self.inner.bias), (self.last.weight, self.last.bias)
+        return (*inner, last[0].expand(self.taps, -1), last[1].expand(self.taps)) if self.shared else (*inner, *last)
 
 
 class FilterNetwork(nn.Module):

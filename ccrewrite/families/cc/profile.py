@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ccrewrite.families import regions
@@ -30,9 +31,10 @@ class Along(NamedTuple):
     """The continuous kernel of one axis, as tensors."""
 
     basis: str
-    axis: int
+    shift_index: int
+    """Which of the shifts is this axis's."""
     shift: Tensor | None
-    """Of all axes, (ndim,), in samples; None: there is none."""
+    """Of all axes that have one, in samples; None: there is none."""
     layers: tuple[Tensor, ...]
     """Weights and biases of the residual's inner and last layer; empty: neither residual nor shift."""
     extent: int = 0
@@ -44,6 +46,12 @@ class Along(NamedTuple):
 
     opaque: bool = False
     """Whether torch.compile takes ``factor`` as one operator (``ccrewrite.families.regions``)."""
+    shared: bool = False
+    """Whether ``phi_t`` is the same for every tap."""
+
+    def one_tap(self) -> Along:
+        """The same for a single tap; where ``shared``, that is any of them."""
+        return self._replace(layers=(*self.layers[:-2], *(last[:1] for last in self.layers[-2:])))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,6 +65,11 @@ class Along(NamedTuple):
         return 2 * self.extent if self.extent else round(2 * (SUPPORT + MAX_SHIFT))
 
 
+def continuous(alongs: Sequence[Along]) -> list[int]:
+    """The axes along which something can be learned; the others are plain."""
+    return [axis for axis, along in enumerate(alongs) if along.layers]
+
+
 def profile(distance: Tensor, taps: Tensor | None, along: Along) -> tuple[Tensor, Tensor]:
     """(``phi_t``, the interpolant alone) at distances ``(..., n)``, for the taps whose indices are ``(...)``, broadcast.
 
@@ -67,7 +80,7 @@ def profile(distance: Tensor, taps: Tensor | None, along: Along) -> tuple[Tensor
         return bump, bump
     z, layers = distance, [p.to(distance.dtype) for p in along.layers]
     if along.shift is not None:
-        z = z - KeepInside.apply(along.shift[along.axis].to(z.dtype), -MAX_SHIFT, MAX_SHIFT)
+        z = z - KeepInside.apply(along.shift[along.shift_index].to(z.dtype), -MAX_SHIFT, MAX_SHIFT)
     bump = BASES[along.basis](z)
     index = torch.arange(len(layers[-1]), device=z.device) if taps is None and (along.extent or along.within) else taps
     if along.extent:
@@ -89,17 +102,36 @@ def factor(along: Along, taps: int, spacing: int, margin: int, device: torch.dev
     """What each tap contributes to the window's cells, the first of them ``margin`` before the first tap: ``(taps, cells)``."""
     if along.opaque and along.layers and regions.called():
         tensors = along.layers if along.shift is None else (*along.layers, along.shift)
-        numbers = along.axis, along.extent, along.spacing, along.within, int(along.shift is not None), taps, spacing, margin
+        numbers = (
+            along.shift_index,
+            along.extent,
+            along.spacing,
+            along.within,
+            int(along.shift is not None),
+            taps,
+            spacing,
+            margin,
+        )
         return regions.region("cc_factor", tensors, along.basis, numbers)
-    cells = torch.arange(-margin, spacing * (taps - 1) + 1 + margin, dtype=along.dtype, device=device)
-    places = torch.arange(0, spacing * taps, spacing, dtype=along.dtype, device=device)
-    return profile(cells - places[:, None], None, along)[0]
+    if along.extent:
+        cells = torch.arange(-margin, spacing * (taps - 1) + 1 + margin, dtype=along.dtype, device=device)
+        places = torch.arange(0, spacing * taps, spacing, dtype=along.dtype, device=device)
+        return profile(cells - places[:, None], None, along)[0]
+    # A tap reaches so many cells on either side, wherever its shift: not all of a large kernel.
+    near = torch.arange(-SUPPORT, SUPPORT + 1, dtype=along.dtype, device=device)
+    values, _ = profile(near, None, along)
+    cells = spacing * (taps - 1) + len(near)
+    wide = F.pad(values.expand(taps, -1), (0, cells + spacing - len(near)))
+    # Read with a period shorter by the spacing, each row begins so much later.
+    full = wide.flatten()[: taps * cells].view(taps, cells)
+    beyond = SUPPORT - margin
+    return full[:, beyond : cells - beyond] if beyond else full
 
 
 def _factor(tensors: Sequence[Tensor], basis: str, numbers: Sequence[int]) -> Tensor:
-    axis, extent, apart, within, shifted, taps, spacing, margin = numbers
+    index, extent, apart, within, shifted, taps, spacing, margin = numbers
     layers, shift = (tensors[:-1], tensors[-1]) if shifted else (tensors, None)
-    along = Along(basis, axis, shift, tuple(layers), extent, apart, within)
+    along = Along(basis, index, shift, tuple(layers), extent, apart, within)
     return factor(along, taps, spacing, margin, layers[0].device)
 
 

@@ -17,7 +17,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.cc.bands import resample
 from ccrewrite.families.cc.native import cc_kernel
 from ccrewrite.families.cc.padding import extend, pad
-from ccrewrite.families.cc.profile import Along
+from ccrewrite.families.cc.profile import Along, continuous
 from ccrewrite.families.cc.resampling import Resampling, ResizedAxis
 from ccrewrite.families.resizable import Scales, largest
 from ccrewrite.ir.geometry import ConvGeometry, Ints
@@ -67,7 +67,7 @@ def cc_resized(
     """The convolution of ``call`` (torch's arguments, and ``padding_mode``) with ``asked`` outputs per axis, or ``scale`` times
     as many as natively.
 
-    Axes that keep their size keep their stride; ``still``: on them the kernel is the weight itself.
+    Axes that keep their size keep their stride. ``still``: nothing has moved, so that every axis is as good as plain.
     """
     ndim, transposed, mode = len(alongs), "output_padding" in call, call["padding_mode"]
     geometry = ConvGeometry.from_call("conv_transpose" if transposed else "conv", weight.shape, call)
@@ -88,18 +88,20 @@ def cc_resized(
     ]
     if still:
         alongs, margin = tuple(along._replace(layers=()) for along in alongs), (0,) * ndim
-    changed = [a for a in range(ndim) if _changes(axes[a], geometry.output_padding[a], still)]
+    learned = continuous(alongs)
+    changed = [a for a in range(ndim) if _changes(axes[a], geometry.output_padding[a], a not in learned)]
     kept = [a for a in range(ndim) if a not in changed]
     forms = {} if transposed else _forms(axes, changed, geometry, still)
     plan: list[PlannedAxis] = []
     for a in range(ndim):
         if a in kept:
-            plan.append(_kept(geometry, a, margin[a], mode, still))
+            plan.append(_kept(geometry, a, margin[a], mode, a not in learned))
         elif transposed:
-            plan.append(_resized_transposed(axes[a], still))
+            plan.append(_resized_transposed(axes[a], a not in learned))
         else:
             plan.append(_resized(axes[a], forms[a], mode))
-    kernel = weight if still or not kept else cc_kernel(weight, alongs, geometry.dilation, margin, kept)
+    windows = [a for a in kept if a in learned]
+    kernel = cc_kernel(weight, alongs, geometry.dilation, margin, windows) if windows else weight
     return _run(plan, input, kernel, bias, alongs, geometry, mode)
 
 
@@ -109,17 +111,17 @@ def _require_outputs(geometry: ConvGeometry, sizes: Ints) -> None:
         raise InputError(f"input of {sizes} samples is too small for {geometry.describe()}: its native output size is {native}")
 
 
-def _changes(axis: ResizedAxis, output_padding: int, still: bool) -> bool:
+def _changes(axis: ResizedAxis, output_padding: int, plain: bool) -> bool:
     if not statically_known_true(axis.asked == axis.native):
         return True
     if axis.centred and not statically_known_true(axis.off_centre == 0):
         return True
     # An output padding that only the dilation allows: the window has none.
-    return axis.transposed and not still and output_padding >= axis.stride
+    return axis.transposed and not plain and output_padding >= axis.stride
 
 
-def _kept(geometry: ConvGeometry, axis: int, margin: int, mode: str, still: bool) -> PlannedAxis:
-    """As the convolution has it, with the weight (``still``) or the window that exceeds its extent by ``margin``."""
+def _kept(geometry: ConvGeometry, axis: int, margin: int, mode: str, plain: bool) -> PlannedAxis:
+    """As the convolution has it, with the weight (``plain``) or the window that exceeds its extent by ``margin``."""
     low, high = geometry.pads[axis]
     continued = (low, high) if mode != "zeros" else (0, 0)
     low, high = (0, 0) if mode != "zeros" else (low, high)
@@ -128,7 +130,7 @@ def _kept(geometry: ConvGeometry, axis: int, margin: int, mode: str, still: bool
         before=None,
         pads=(low + margin, high + margin),
         stride=geometry.stride[axis],
-        dilation=geometry.dilation[axis] if still else 1,
+        dilation=geometry.dilation[axis] if plain else 1,
         output_padding=geometry.output_padding[axis],
     )
 
@@ -151,8 +153,8 @@ def _resized(axis: ResizedAxis, form: Form, mode: str) -> PlannedAxis:
     return PlannedAxis(continued, None, (low, high), stride=1, dilation=axis.dilation, after=after)
 
 
-def _resized_transposed(axis: ResizedAxis, still: bool) -> PlannedAxis:
-    if still:
+def _resized_transposed(axis: ResizedAxis, plain: bool) -> PlannedAxis:
+    if plain:
         return PlannedAxis((0, 0), None, (0, 0), axis.stride, axis.dilation, after=axis.from_native())
     return PlannedAxis((0, 0), None, (0, 0), stride=axis.taps, dilation=1, after=axis.from_taps())
 
@@ -177,7 +179,7 @@ def _forms(axes: Sequence[ResizedAxis], changed: Sequence[int], geometry: ConvGe
 
 def _dense_pays(axes: Sequence[ResizedAxis], candidates: Sequence[int], geometry: ConvGeometry) -> bool:
     """Whether the form "dense" takes fewer multiplications than "taps" on these axes. Those of a resampling count thrice: so
-    much longer they take (benchmarks/speed/cc_speed.py)."""
+    much longer they take (benchmarks/cc_speed.py)."""
     products = geometry.out_channels * geometry.in_channels // geometry.groups * math.prod(geometry.kernel_size)
     sizes = [axis.size for axis in axes]
     before = 0

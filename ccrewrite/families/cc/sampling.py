@@ -27,6 +27,7 @@ from ccrewrite.ir.options import check_options
 from ccrewrite.ir.outcome import GivenModel, model_of
 
 Kernel = Literal["nodes", "mlp"]
+Sharing = Literal["tap", "axis"]
 HIDDEN: dict[Kernel, int] = {"nodes": 16, "mlp": 64}
 """What the continuous kernel is made of -> the width of its networks."""
 
@@ -44,10 +45,14 @@ class CCSampling(ResizableSampling):
             with "mlp". With 0, a causal convolution stays one.
         alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
             input's, at every size (the paper's grid).
+        axes: the spatial axes that become continuous; None: all. Along the others nothing is learned and nothing is added to
+            the kernel's extent. Layers and rules leave out axes of one tap and stride 1 (``continuous_axes``).
+        sharing: "tap": each tap has a residual of its own; "axis": all taps of an axis share one, which makes the layer a
+            filter along each axis and the plain convolution.
 
-    Parameters: ``shift`` (ndim,), in samples of the finer lattice, kept within +-0.5; ``residual``, one ``Residual`` per axis.
-    The residual's inner layers learn once its last layer has moved. With "mlp": ``network``, one ``FilterNetwork`` per axis,
-    and no shift.
+    Parameters: ``shift``, a number for each of ``axes``, in samples of the finer lattice, kept within +-0.5; ``residual``, one
+    ``Residual`` for each of them. The residual's inner layers learn once its last layer has moved. With "mlp": ``network``, one
+    ``FilterNetwork`` per axis, and no shift; then ``axes`` must be all, and ``sharing`` "tap".
 
     ``output_size``, ``scale`` and ``rescaled`` ask for another size than the native one: see ``ResizableSampling``. Rescaled,
     the taps keep their distance in the picture also where they come closer than a sample.
@@ -58,9 +63,11 @@ class CCSampling(ResizableSampling):
     attributes = ("output_size", "scale", "rescaled")  # the alignment is one of the options
     forms = ("separable",)
     default_form = "separable"
-    """Along each axis the cheaper one of two: a window, or one resampling for all taps (``separable.py``)."""
+    """Along each axis the cheapest way: a window, or one product for all taps (``native.py``)."""
 
     shift: nn.Parameter | None
+    axes: Ints
+    """The spatial axes that are continuous, in order."""
 
     def __init__(
         self,
@@ -71,41 +78,56 @@ class CCSampling(ResizableSampling):
         hidden: int | None = None,
         reach: int | None = None,
         alignment: Alignment = "native",
+        axes: tuple[int, ...] | None = None,
+        sharing: Sharing = "tap",
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
-        owner = type(self).__name__
+        owner, mlp = type(self).__name__, kernel == "mlp"
         options = {"kernel": kernel, "basis": basis, "hidden": hidden, "reach": reach, "alignment": alignment}
-        check_options(owner, CCSampling, options)
-        hidden, reach = network_width_and_reach(owner, kernel, hidden, reach)
-        mlp = kernel == "mlp"
-        margin = (reach,) * geometry.ndim
-        super().__init__(geometry, margin=margin)
+        check_options(owner, CCSampling, {**options, "axes": axes, "sharing": sharing})
+        hidden, reach = checked_options(owner, kernel, hidden, reach, sharing)
+        every = tuple(range(geometry.ndim))
+        axes = every if axes is None else tuple(sorted(set(axes)))
+        if not axes or not set(axes) <= set(every) or (mlp and axes != every):
+            wanted = f"all of {every} for kernel 'mlp'" if mlp else f"some of {every}"
+            raise InputError(f"{owner}: axes must be {wanted}, found {axes}")
+        super().__init__(geometry, margin=tuple(reach if a in axes else 0 for a in every))
+        self.axes, self.sharing, self.reach = axes, sharing, reach
         self.basis = basis
         self.alignment = alignment
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
-        grid = zip(self.kernel_size, self.dilation, strict=True)
         if mlp:
+            grid = zip(self.kernel_size, self.dilation, strict=True)
             self.register_parameter("shift", None)
             self.network = nn.ModuleList(FilterNetwork(k, d, hidden, **factory) for k, d in grid)
         else:
-            self.shift = nn.Parameter(torch.zeros(self.ndim, **factory))
-            self.residual = nn.ModuleList(Residual(k, hidden, **factory) for k, _ in grid)
-
-    @property
-    def sets(self) -> tuple[int, int]:
-        return 1, 1
+            taps, shared = (self.kernel_size[a] for a in axes), sharing == "axis"
+            self.shift = nn.Parameter(torch.zeros(len(axes), **factory))
+            self.residual = nn.ModuleList(Residual(k, hidden, shared=shared, **factory) for k in taps)
 
     def options(self) -> dict[str, Any]:
-        kernel = "mlp" if self.shift is None else "nodes"
-        hidden = self._axes()[0].inner.bias.numel()
-        return {"kernel": kernel, "basis": self.basis, "hidden": hidden, "reach": max(self.margin), "alignment": self.alignment}
+        return {
+            "kernel": "mlp" if self.shift is None else "nodes",
+            "basis": self.basis,
+            "hidden": self._networks()[0].inner.bias.numel(),
+            "reach": self.reach,
+            "alignment": self.alignment,
+            "axes": list(self.axes),
+            "sharing": self.sharing,
+        }
+
+    def describe(self) -> str:
+        made = "kernel mlp" if self.shift is None else f"sharing {self.sharing}"
+        plain = [str(a) for a in range(self.ndim) if a not in self.axes]
+        left = [f"axis {' and '.join(plain)} left plain"] if plain else []
+        return ", ".join([super().describe(), f"reach {self.reach}", made, *left])
 
     def reset_parameters(self) -> None:
         """Start again: no shift, no residual; networks fitted anew."""
         if self.shift is not None:
             nn.init.zeros_(self.shift)
-        for axis in self._axes():
+        for axis in self._networks():
             axis.reset_parameters()
 
     def movers(self) -> list[Tensor]:
@@ -139,10 +161,10 @@ class CCSampling(ResizableSampling):
     def kernel(self, weight: Tensor) -> Tensor:
         return native.cc_kernel(weight, self.along(), self.dilation, self.margin)
 
-    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         return native.cc_native(input, weight, bias, self.along(), self.margin, call)
 
-    def at_size(
+    def _at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         asks = (call, asked, scale, self.alignment, self.rescaled)
@@ -167,9 +189,11 @@ class CCSampling(ResizableSampling):
         """Power of what was learned on top of the interpolant at frequencies that samples one apart can't carry, summed over
         axes and averaged over taps (the idea is FlexConv's, arXiv 2110.08059). Zero at the start; for a loss."""
         total: list[Tensor] = []
-        for along in self.along():
+        alongs = self.along()
+        for axis in self.axes:
+            along = alongs[axis]
             half = along.twice_support / 2
-            taps = torch.arange(self.kernel_size[along.axis], device=along.layers[0].device)
+            taps = torch.arange(self.kernel_size[axis], device=along.layers[0].device)
             with full_precision(taps.device):
                 places = torch.linspace(-half, half, round(16 * half) + 1, dtype=along.dtype, device=taps.device)[:-1]
                 values, bump = profile(places, taps, along)
@@ -178,18 +202,27 @@ class CCSampling(ResizableSampling):
                 total.append((spectrum.abs().square() * beyond).sum(-1).mean() / (2 * half))
         return torch.stack(total).sum()
 
-    def _axes(self) -> list[Any]:
+    def _networks(self) -> list[Any]:
         return list(self.network if self.shift is None else self.residual)
 
     def along(self) -> tuple[Along, ...]:
         """The continuous kernel of each axis."""
-        extents = (0,) * self.ndim if self.shift is not None else self.window
-        # Of two samples nothing needs to be cut: natively no kernel is wider.
-        within = (0,) * self.ndim if self.shift is None or min(self.margin) >= SUPPORT else self.window
-        return tuple(
-            Along(self.basis, a, self.shift, axis.tensors(), extents[a], self.dilation[a], within[a], self.opaque)
-            for a, axis in enumerate(self._axes())
-        )
+        mlp, networks = self.shift is None, self._networks()
+        cut = not mlp and self.reach < SUPPORT  # of two samples nothing needs to be cut: natively no kernel is wider
+        alongs: list[Along] = []
+        for a in range(self.ndim):
+            along = Along(self.basis, 0, self.shift, (), spacing=self.dilation[a], opaque=self.opaque)
+            if a in self.axes:
+                index = self.axes.index(a)
+                along = along._replace(
+                    shift_index=index,
+                    layers=networks[index].tensors(),
+                    extent=self.window[a] if mlp else 0,
+                    within=self.window[a] if cut else 0,
+                    shared=self.sharing == "axis" and not cut,
+                )
+            alongs.append(along)
+        return tuple(alongs)
 
     def extra_repr(self) -> str:
         shape = f"basis={self.basis}" if self.shift is not None else "kernel=mlp"
@@ -197,8 +230,21 @@ class CCSampling(ResizableSampling):
         return ", ".join(filter(None, (own, super().extra_repr())))
 
 
-def network_width_and_reach(owner: str, kernel: Kernel, hidden: int | None, reach: int | None) -> tuple[int, int]:
-    """``hidden`` and ``reach``, the kernel's own where they are None. Raises ``InputError`` where they are out of range."""
+def continuous_axes(geometry: ConvGeometry, kernel: Kernel) -> Ints | None:
+    """The ``axes`` that layers and rules ask for: those with more than one tap or a stride, of which a continuous kernel makes
+    something; None (all) where there are none, and for "mlp".
+
+    >>> continuous_axes(ConvGeometry.from_module(nn.Conv2d(1, 32, (512, 1), stride=(4, 1))), "nodes")
+    (0,)
+    """
+    axes = tuple(a for a in range(geometry.ndim) if geometry.kernel_size[a] > 1 or geometry.stride[a] > 1)
+    return (axes or None) if kernel == "nodes" else None
+
+
+def checked_options(owner: str, kernel: Kernel, hidden: int | None, reach: int | None, sharing: Sharing) -> tuple[int, int]:
+    """``hidden`` and ``reach``, the kernel's own where they are None. Raises ``InputError`` where an option is out of range."""
+    if kernel == "mlp" and sharing != "tap":
+        raise InputError(f"{owner}: kernel 'mlp' has no residual to share, found sharing {sharing!r}")
     hidden = HIDDEN[kernel] if hidden is None else hidden
     if hidden < 1:
         raise InputError(f"{owner}: hidden must be at least 1, found {hidden}")

@@ -42,28 +42,53 @@ def choose(monkeypatch: pytest.MonkeyPatch, axes: tuple[int, ...], block: int = 
 AXES = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
 
 
-@settings(max_examples=150)
-@given(cases(), st.sampled_from(AXES), st.sampled_from([1, 2, 32]), st.integers(0, 2))
+@settings(max_examples=200)
+@given(
+    cases(),
+    st.sampled_from(AXES),
+    st.sampled_from([1, 2, 32]),
+    st.integers(0, 2),
+    st.sampled_from(AXES),
+    st.sampled_from(["tap", "axis"]),
+)
 @torch.no_grad()
-def test_every_form_is_the_convolution_with_the_window(case: Case, axes: tuple[int, ...], block: int, reach: int) -> None:
-    layer: Any = moved(LAYERS[ccnn.CCSampling, type(case.conv)].from_conv(case.conv, hidden=2, reach=reach))
+def test_every_form_is_the_convolution_with_the_window(
+    case: Case, axes: tuple[int, ...], block: int, reach: int, continuous: tuple[int, ...], sharing: str
+) -> None:
+    """``continuous``: the axes that can learn something, where they are some of the layer's."""
+    options: dict[str, Any] = {"hidden": 2, "reach": reach, "sharing": sharing}
+    if set(continuous) & set(range(len(case.sizes))):
+        options["axes"] = tuple(a for a in continuous if a < len(case.sizes))
+    layer: Any = moved(LAYERS[ccnn.CCSampling, type(case.conv)].from_conv(case.conv, **options))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ccnn.CCSampling, "moved", Sampling.moved)
+        patch.setattr(ccnn.CCSampling, "_moved", Sampling._moved)
         expected = layer(case.input, *case.extra)
-    with pytest.MonkeyPatch.context() as patch:
-        choose(patch, axes, block)
-        found = layer(case.input, *case.extra)
-    assert found.shape == expected.shape == case.native().shape
-    assert float((found - expected).abs().max()) <= 1e-12 * max(1.0, float(expected.abs().max()))
+    for some in (axes, None):  # as the layer itself chooses, too
+        with pytest.MonkeyPatch.context() as patch:
+            if some is not None:
+                choose(patch, some, block)
+            found = layer(case.input, *case.extra)
+        assert found.shape == expected.shape == case.native().shape
+        assert float((found - expected).abs().max()) <= 1e-12 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("kernel", ["nodes", "mlp"])
+OPTIONS: dict[str, dict[str, Any]] = {
+    "nodes": {},
+    "mlp": {"kernel": "mlp"},
+    "one residual for all taps": {"sharing": "axis"},
+    "one axis plain": {"axes": (1,), "sharing": "axis"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("axes", "block"), [((0, 1), 32), ((0, 1), 1), ((1,), 2)])
-def test_derivatives(transposed: bool, axes: tuple[int, ...], block: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": (2, 1), "groups": 2, "dtype": F64}
-    conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(2, 4, (2, 3), **options)
-    layer = moved(LAYERS[ccnn.CCSampling, type(conv)].from_conv(conv, hidden=2, kernel=kernel), 0.1)
+def test_derivatives(
+    transposed: bool, axes: tuple[int, ...], block: int, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": (2, 1), "groups": 2, "dtype": F64}
+    conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(2, 4, (2, 3), **geometry)
+    layer = moved(LAYERS[ccnn.CCSampling, type(conv)].from_conv(conv, hidden=2, **options), 0.1)
     x = torch.randn(1, 2, *((3, 3) if transposed else (6, 7)), dtype=F64)
     names, values = zip(*layer.named_parameters(), strict=True)
     choose(monkeypatch, axes, block)
@@ -145,3 +170,14 @@ def test_long_axes_of_any_size_export_as_one_program() -> None:
     for n in (64, 300, 2000):
         x = torch.randn(1, 3, n)
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_long_axis_between_whose_samples_outputs_read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = nn.ConvTranspose1d(4, 4, 1, 2, 1, dtype=F64)
+    layer = moved(ccnn.CCConvTranspose1d.from_conv(conv, reach=0))
+    x = torch.randn(1, 4, 100, dtype=F64)
+    choose(monkeypatch, ())
+    expected = layer(x)
+    choose(monkeypatch, (0,))
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)

@@ -30,10 +30,14 @@ CASES: dict[str, Any] = {
     "reflect": lambda: ccnn.CCConv1d(1, 2, 4, stride=2, padding=3, padding_mode="reflect"),
     "replicate": lambda: ccnn.CCConv1d(1, 2, 4, stride=3, padding=1, padding_mode="replicate"),
     "centred": lambda: ccnn.CCConv2d(1, 2, 3, stride=2, alignment="centred"),
+    "one axis plain": lambda: ccnn.CCConv2d(2, 3, (4, 1), stride=(2, 1), padding=(1, 0)),
+    "the other axis": lambda: ccnn.CCConv2d(1, 2, 3, stride=2, padding=1, dilation=2, padding_mode="reflect", axes=(1,)),
+    "one residual": lambda: ccnn.CCConv2d(2, 2, 3, stride=2, padding=1, sharing="axis"),
     "up": lambda: ccnn.CCConvTranspose2d(2, 4, 4, stride=2, padding=1, groups=2),
     "up uneven": lambda: ccnn.CCConvTranspose2d(2, 1, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), dilation=2),
     "up centred": lambda: ccnn.CCConvTranspose1d(2, 2, 5, stride=3, alignment="centred"),
     "up mlp": lambda: ccnn.CCConvTranspose1d(2, 2, 4, stride=2, kernel="mlp", hidden=8),
+    "up, one axis plain": lambda: ccnn.CCConvTranspose2d(2, 2, (3, 4), stride=2, padding=1, dilation=(2, 1), axes=(1,)),
     "up volume": lambda: ccnn.CCConvTranspose3d(1, 2, 2, stride=2, bias=False),
 }
 

@@ -56,16 +56,20 @@ def cubic(z: float) -> float:
 def phi(sampling: Any, axis: int, t: int, z: float) -> tuple[float, float]:
     """(the tap's continuous kernel, its interpolant alone) at distance ``z``."""
     basis = {"linear": hat, "cubic": cubic}[sampling.basis]
+    if axis not in sampling.axes:
+        return basis(z), basis(z)
+    learned = sampling.axes.index(axis)
     half = sampling.dilation[axis] * (sampling.kernel_size[axis] - 1) / 2
-    beyond = abs(z + sampling.dilation[axis] * t - half) - half - sampling.margin[axis]
-    inside = math.cos(math.pi / 2 * min(max(beyond, 0), 1)) ** 2 if sampling.margin[axis] < 2 else 1.0
+    beyond = abs(z + sampling.dilation[axis] * t - half) - half - sampling.reach
+    inside = math.cos(math.pi / 2 * min(max(beyond, 0), 1)) ** 2 if sampling.reach < 2 else 1.0
     start = basis(z)
-    z -= min(max(float(sampling.shift[axis]), -0.5), 0.5)
+    z -= min(max(float(sampling.shift[learned]), -0.5), 0.5)
     value = bump = basis(z)
     if abs(z) < 2:
-        network = sampling.residual[axis]
+        network = sampling.residual[learned]
         hidden = torch.sin(network.inner.weight[:, 0] * z + network.inner.bias)
-        value += math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[t] @ hidden + network.last.bias[t])
+        own = t if sampling.sharing == "tap" else 0
+        value += math.cos(math.pi * z / 4) ** 2 * float(network.last.weight[own] @ hidden + network.last.bias[own])
     return start + inside * (value - start), start + inside * (bump - start)
 
 
@@ -154,7 +158,12 @@ def resized_cases(draw: st.DrawFn, **options: Any) -> tuple[Case, Any, tuple[int
     native = case.native().shape[-len(case.sizes) :]
     asked = tuple(draw(st.one_of(st.just(m), st.integers(1, 2 * m + 2))) for m in native)
     basis, alignment = draw(st.sampled_from(["cubic", "linear"])), draw(st.sampled_from(["native", "centred"]))
-    layer = cc(case.conv, basis=basis, alignment=alignment, hidden=2, reach=draw(st.sampled_from([2, 2, 1, 0])))
+    made: dict[str, Any] = {"basis": basis, "alignment": alignment, "hidden": 2, "reach": draw(st.sampled_from([2, 2, 1, 0]))}
+    made["sharing"] = draw(st.sampled_from(["tap", "axis"]))
+    if draw(st.booleans()):  # else those with more than one tap or a stride
+        axes = draw(st.sets(st.integers(0, len(case.sizes) - 1), min_size=1))
+        made["axes"] = tuple(sorted(axes))
+    layer = cc(case.conv, **made)
     layer.sampling.rescaled = draw(st.booleans())
     return case, layer, asked
 

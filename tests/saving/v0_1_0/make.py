@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, list[Any] | None]] = {
     "volume": ("volume", [DilatedToDcls(), *CC]),
     "root": ("root", None),
     "bfloat16": ("bfloat16", [DilatedToDcls(), *CC]),
+    "spectra": ("spectra", [*CC]),
 }
 """Name -> factory in models.py, rules."""
 

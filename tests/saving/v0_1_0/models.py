@@ -164,6 +164,11 @@ def root() -> nn.Module:
     return filled(nn.Conv1d(2, 3, 5, dilation=2))
 
 
+def spectra() -> nn.Module:
+    """Layers with an axis of one tap and stride 1."""
+    return filled(nn.Sequential(nn.Conv2d(1, 2, (4, 1), stride=(2, 1)), nn.ConvTranspose2d(2, 1, (1, 3), stride=(1, 2))))
+
+
 def bfloat16() -> nn.Module:
     return filled(nn.Sequential(nn.Conv1d(2, 4, 3, stride=2), nn.Conv1d(4, 2, 3, dilation=2)), torch.bfloat16)
 
@@ -178,6 +183,7 @@ INPUTS: dict[str, tuple[int, ...]] = {
     "large": (1, 2, 13, 14),
     "volume": (1, 1, 5, 9, 8),
     "root": (2, 21),
+    "spectra": (1, 1, 9, 5),
     "bfloat16": (1, 2, 21),
 }
 """Factory -> shape of its input."""

@@ -16,10 +16,11 @@ class Profile:
     extent: int
     spacing: int
     within: int
+    shift_index: int
 
     @classmethod
     def of(cls, along: Along) -> Profile:
-        return cls(along.basis, along.twice_support, along.extent, along.spacing, along.within)
+        return cls(along.basis, along.twice_support, along.extent, along.spacing, along.within, along.shift_index)
 
 
 @dataclass(frozen=True)

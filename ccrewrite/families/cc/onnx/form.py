@@ -46,9 +46,11 @@ class CCForm(OnnxForm):
 
 
 def learned(layer: CCSampling) -> dict[str, Tensor]:
-    """``shift``, where there is one, and for each axis ``gain<axis>`` and ``layer<axis>_<number>``."""
+    """``shift``, where there is one, and for each continuous axis ``gain<axis>`` and ``layer<axis>_<number>``."""
     found: dict[str, Tensor] = {} if layer.shift is None else {"shift": layer.shift}
-    for a, along in enumerate(layer.along()):
+    alongs = layer.along()
+    for a in layer.axes:
+        along = alongs[a]
         taps = torch.arange(layer.kernel_size[a], device=along.layers[0].device)
         found[f"gain{a}"] = gain(taps, along)
         found |= {f"layer{a}_{i}": tensor for i, tensor in enumerate(along.layers)}

@@ -24,12 +24,12 @@ class Learned:
     gain: ir.Value
 
     @classmethod
-    def of(cls, op: Nodes, axis: int, tensors: Mapping[str, ir.Value]) -> Learned | None:
+    def of(cls, op: Nodes, axis: int, shift_index: int, tensors: Mapping[str, ir.Value]) -> Learned | None:
         """Out of the operator's tensors (``form.learned``); None where nothing was learned."""
-        if not tensors:
+        if f"gain{axis}" not in tensors:
             return None
         layers = tuple(value for name, value in tensors.items() if name.startswith(f"layer{axis}_"))
-        shift = op.Gather(tensors["shift"], axis, axis=0) if "shift" in tensors else None
+        shift = op.Gather(tensors["shift"], shift_index, axis=0) if "shift" in tensors else None
         return cls(shift, layers, tensors[f"gain{axis}"])
 
 

@@ -31,10 +31,10 @@ class CCConv(OnnxOperator):
         ndim, taps = len(self.axes), [axis.taps for axis in self.axes]
         transposed = self.axes[0].transposed
         tensors = {name: value for name, value in more.items() if name not in ("native", "asked")}
-        learned = [Learned.of(op, a, tensors) for a in range(ndim)]
+        learned = [Learned.of(op, a, axis.profile.shift_index, tensors) for a, axis in enumerate(self.axes)]
         if transposed:
-            strides, dilations = [axis.stride for axis in self.axes], [axis.dilation for axis in self.axes]
-            strides, dilations = (taps, [1] * ndim) if tensors else (strides, dilations)
+            strides = [axis.stride if own is None else axis.taps for axis, own in zip(self.axes, learned, strict=True)]
+            dilations = [axis.dilation if own is None else 1 for axis, own in zip(self.axes, learned, strict=True)]
             x = op.ConvTranspose(x, weight, strides=strides, dilations=dilations, group=self.group)
         for a, axis in enumerate(self.axes):
             native, asked = (op.Gather(more[name], a, axis=0) for name in ("native", "asked"))
