@@ -39,7 +39,7 @@ onnx: $(READY)  ## ONNX files of open internal sizes at many of them; minutes
 	$(BIN)/python -m pytest -m slow tests/export
 
 deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer: reports/deploy
-	.venv-deploy/bin/python benchmarks/deploy_runtimes.py
+	.venv-deploy/bin/python benchmarks/deploy/deploy_runtimes.py
 	.venv-deploy/bin/python -m pytest -m "browser or not slow" tests/deploy
 
 page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser, its internal sizes on sliders
@@ -49,37 +49,37 @@ lowering: $(READY)  ## compiled models: forms, choices, packages; needs a C++ co
 	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py
 
 gpu:  ## on a CUDA machine with torch and triton, installing nothing: what every form computes and takes there: reports/gpu
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(OPTIONS)
+	PYTHONPATH=. $(PYTHON) benchmarks/speed/gpu.py $(OPTIONS)
 
 gpu-code: $(READY) .venv-triton/.ready  ## the forms' GPU code, looked at, compiled and interpreted without a GPU
 	PYTHONPATH=.venv-triton $(BIN)/python -m pytest -m slow --show-capture=no tests/lowering/test_gpu_code.py
 
 bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, reports/cc, reports/dcls
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/reference_dcls/requirements.txt
-	$(BIN)/python benchmarks/rewrite_cost.py
-	$(BIN)/python benchmarks/dcls_construction.py
-	$(BIN)/python benchmarks/cc_speed.py
-	$(BIN)/python benchmarks/lowering_cpu.py
+	$(BIN)/python benchmarks/speed/rewrite_cost.py
+	$(BIN)/python benchmarks/speed/dcls_construction.py
+	$(BIN)/python benchmarks/speed/cc_speed.py
+	$(BIN)/python benchmarks/speed/lowering_cpu.py
 
 bench-corpus: .venv-corpus/.ready  ## whole models compiled, and steps of fine-tuning: reports/cpu
-	.venv-corpus/bin/python benchmarks/lowered_models.py
-	.venv-corpus/bin/python benchmarks/finetune_step.py
+	.venv-corpus/bin/python benchmarks/speed/lowered_models.py
+	.venv-corpus/bin/python benchmarks/speed/finetune_step.py
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index; needs a C++ compiler
-	$(BIN)/python benchmarks/make_reports.py demo $(if $(QUICK),--quick)
-	$(BIN)/python benchmarks/make_reports.py index
+	$(BIN)/python benchmarks/reports/make_reports.py demo $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/reports/make_reports.py index
 
 reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models, one on each core; needs a C++ compiler; QUICK=1, ONLY='names'
-	.venv-corpus/bin/python benchmarks/make_reports.py corpus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+	.venv-corpus/bin/python benchmarks/reports/make_reports.py corpus $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 EVIDENCE = segmentation sequences denoising classification unet
 
 evidence: $(READY)  ## what the learned geometry gains, on digits and photographs; an hour
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt scikit-image
 	for claim in $(EVIDENCE); do $(BIN)/python benchmarks/evidence/$$claim.py || exit 1; done
-	$(BIN)/python benchmarks/cc_evidence.py
-	$(BIN)/python benchmarks/dcls_recovery.py
-	$(BIN)/python benchmarks/dcls_sparse.py
+	$(BIN)/python benchmarks/evidence/cc_evidence.py
+	$(BIN)/python benchmarks/evidence/dcls_recovery.py
+	$(BIN)/python benchmarks/evidence/dcls_sparse.py
 
 .venv-train/.ready: pyproject.toml constraints.txt tests/training/requirements.txt
 	$(PYTHON) -m venv .venv-train

@@ -2,7 +2,7 @@
 
     python examples/convmixer_dcls.py
 
-``benchmarks/dcls_sparse.py`` does the second with trained networks and compares it with pruning.
+``benchmarks/evidence/dcls_sparse.py`` does the second with trained networks and compares it with pruning.
 """
 
 from __future__ import annotations

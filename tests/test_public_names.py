@@ -68,7 +68,7 @@ def test_every_name_can_be_had_without_the_extras() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("package", ["ccrewrite.training", "ccrewrite.report", "ccrewrite.nn"])
+@pytest.mark.parametrize("package", ["ccrewrite.families", "ccrewrite.nn", "ccrewrite.report", "ccrewrite.training"])
 def test_names_of_a_package_are_there_and_documented(package: str) -> None:
     module = importlib.import_module(package)
     assert set(module.__all__) <= set(dir(module))

@@ -6,21 +6,17 @@ python benchmarks/evidence/classification.py # writes reports/evidence/classific
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from common import Batch, Claim, run
+from dcls_sparse import canvases, convmixer, depthwise, digits
 from torch import nn
 from torch.nn.utils import prune
 
 import ccrewrite
 from ccrewrite.families.dcls.sparsify import LargeToDcls
-
-sys.path.append(str(Path(__file__).parents[1]))
-from dcls_sparse import canvases, convmixer, depthwise, digits
 
 FRACTION = 1 / 3
 

@@ -100,8 +100,9 @@ def export_onnx(
         expand_(graph, ready.calls, functions=functions)
         learned = name_tensors_(graph, ready.tensors)
         before = histogram(graph)
-        file = optimised(graph, opset, gathered=any(s.code == "gathered" for s in ready.sites))
-        annotate_(file, {ready.modules[s.name]: Origin(s.name, _words(s)) for s in ready.sites})
+        file = optimised(graph, opset, learned=learned, gathered=any(s.code == "gathered" for s in ready.sites))
+        origins = {site.name: Origin(site.name, _words(site)) for site in ready.sites}
+        annotate_(file, {path: origins[name] for path, name in ready.modules.items()})
     with replacing(target) as temporary:
         save(file, temporary)
         check = checked(module, temporary, runs, plan, tolerance)

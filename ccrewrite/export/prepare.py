@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from glob import escape
 
 from torch import nn
 
@@ -13,7 +13,6 @@ from ccrewrite.export.kept import Calls, keep_, tensors_of
 from ccrewrite.export.report import CODES, OnnxSite
 from ccrewrite.export.sizes import SizePlan
 from ccrewrite.export.traced_sizes import TracedSizes, take_sizes_
-from ccrewrite.families.adopt import HOSTED
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.passes.fold import fold
@@ -26,8 +25,8 @@ FUNCTION = "function"
 @dataclass(frozen=True)
 class Prepared:
     """``model`` is to be exported, and of no other use. ``sites``: what became of each rewritten convolution, ``modules``:
-    the paths of their layers, or of their samplings where they are functional calls. ``calls`` fills while the model is
-    traced. ``tensors``: path of a buffer -> the site that is kept which learned it, and its name there."""
+    every path of their layers, or of their samplings where they are functional calls -> the site. ``calls`` fills while the
+    model is traced. ``tensors``: path of a buffer -> the site that is kept which learned it, and its name there."""
 
     model: nn.Module
     sites: tuple[OnnxSite, ...]
@@ -47,7 +46,7 @@ def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functi
     kept = _kept(there.values(), sizes, functions=functions)
     sites: dict[str, OnnxSite] = {}
     if len(kept) < len(there):
-        result = fold(model, inputs, exclude=[escape(n) for n in kept])
+        result = fold(model, inputs, exclude=[f"re:{re.escape(name)}" for name in kept])
         if not result.check.ok:
             raise ExportError(f"the folded model differs from the rewritten one:\n{result}")
         model = result.model
@@ -62,7 +61,7 @@ def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functi
         keep_(sampling, form, name, calls, None if code == FUNCTION else traced)
     if traced is not None:
         take_sizes_(model, traced)
-    modules = {n: s.path if s.key is None else f"{s.path}.{HOSTED}.{s.key}".removeprefix(".") for n, s in there.items()}
+    modules = {path: name for name, site in there.items() for path in (site.paths if site.key is None else site.sampling_paths)}
     return Prepared(model, tuple(sites[n] for n in there), modules, calls, tensors_of(model))
 
 

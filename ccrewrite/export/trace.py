@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -33,6 +33,8 @@ def dynamic_shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Shapes
     names no argument or no axis."""
     if not dynamic:
         return None
+    if not isinstance(dynamic, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"dynamic must map axes to names, or arguments to such mappings; found {dynamic!r}")
     found = arguments(model, inputs)
     named = dict(dynamic)
     if all(isinstance(axis, int) for axis in named):
@@ -44,6 +46,8 @@ def dynamic_shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Shapes
         value = found.get(name)
         if not isinstance(value, Tensor):
             raise InputError(f"dynamic names {name!r}, which is no tensor argument; the arguments are {', '.join(found)}")
+        if not isinstance(axes, Mapping):
+            raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axes!r}")
         for axis, label in axes.items():
             if axis not in range(value.dim()) or not (isinstance(label, str) and label.isidentifier()):
                 raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axis!r}: {label!r}")
@@ -88,9 +92,10 @@ def _exported(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any], shape
     return program.model
 
 
-def optimised(model: Any, opset: int, *, gathered: bool) -> Any:
-    """The same graph with all that is constant computed, in forms that every runtime takes. ``gathered``: it gathers products,
-    and then large indices stay as they are. Raises ``ExportError`` where it is of another operator set than ``opset``."""
+def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool) -> Any:
+    """The same graph with all that is constant computed, in forms that every runtime takes. ``learned``: initializers that stay
+    apart, though their values may be equal. ``gathered``: it gathers products, and then large indices stay as they are. Raises
+    ``ExportError`` where it is of another operator set than ``opset``."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
 
@@ -104,9 +109,14 @@ def optimised(model: Any, opset: int, *, gathered: bool) -> Any:
     if gathered:
         limits = {}  # the optimizer's own: it asks nobody
     limits["inline"] = not model.functions
+    # The optimizer makes one of equal initializers, except where they are inputs as well.
+    apart = [model.graph.initializers[name] for name in learned if name in model.graph.initializers]
+    model.graph.inputs.extend(apart)
     file = optimizer.optimize(model, **limits)
     if unwrap_pads_(file) + crop_transposed_(file):
         file = optimizer.optimize(file, **limits)
+    for value in apart:
+        file.graph.inputs.remove(value)
     unify_types_(file)
     written = file.opset_imports.get("")
     if written != opset:

@@ -1,6 +1,6 @@
 """A static guess at how long a convolution takes, for a choice between ways to evaluate it.
 
-The constants are of one machine (``benchmarks/lowering_cpu.py``): ratios of such guesses mean something, seconds hardly.
+The constants are of one machine (``benchmarks/speed/lowering_cpu.py``): ratios of such guesses mean something, seconds hardly.
 """
 
 from __future__ import annotations

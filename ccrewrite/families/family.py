@@ -7,14 +7,16 @@ docs/writing-a-family.md shows how to write one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from typing import Any
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
-from ccrewrite.families.rule import Rule
+from ccrewrite.families.rule import Rule, require_name
 from ccrewrite.families.sampling import Sampling
 
 ENTRY_POINTS = "ccrewrite.families"
@@ -49,6 +51,14 @@ class Family:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
+        for field, base in (("samplings", Sampling), ("layers", RewrittenConv), ("rules", Rule)):
+            given: Any = getattr(self, field)
+            classes = tuple(given) if isinstance(given, Iterable) else (given,)
+            if wrong := [one for one in classes if not (isinstance(one, type) and issubclass(one, base))]:
+                raise InputError(f"family {self.name!r}: {field} must be classes of {base.__name__}s, found {wrong[0]!r}")
+            object.__setattr__(self, field, classes)
+        for kind in self.rules:
+            require_name(kind)
 
 
 _registered: dict[str, Family] = {}
@@ -86,8 +96,8 @@ def families() -> tuple[Family, ...]:
     _load_built_in()
     for point in entry_points(group=ENTRY_POINTS):
         if point.value not in _loaded:
+            _load(point)
             _loaded.add(point.value)
-            register_family(_loaded_from(point))
     return tuple(_registered.values())
 
 
@@ -134,15 +144,18 @@ def _load_built_in() -> None:
             _registered[family.name] = family
 
 
-def _loaded_from(point: EntryPoint) -> Family:
+def _load(point: EntryPoint) -> None:
+    package = point.dist.name if point.dist is not None else "?"
+    where = f"the family {point.name!r} of the installed package {package}, {point.value}"
     try:
         family = point.load()
     except Exception as error:
-        package = point.dist.name if point.dist is not None else "?"
         raise InputError(
-            f"the family {point.name!r} of the installed package {package} can't be loaded from {point.value}: "
-            f"{type(error).__name__}: {error}. Mend or uninstall that package"
+            f"{where}, can't be loaded: {type(error).__name__}: {error}. Mend or uninstall that package"
         ) from error
     if not isinstance(family, Family):
-        raise InputError(f"the entry point {point.name!r} ({point.value}) must name a Family, found {family!r}")
-    return family
+        raise InputError(f"{where}, must be a ccrewrite.Family, found {family!r}")
+    try:
+        register_family(family)
+    except InputError as error:
+        raise InputError(f"{where}, can't be registered: {error}. Mend or uninstall that package") from error

@@ -36,7 +36,7 @@ class ResizableSampling(Sampling):
     ``state_dict``.
 
     Scale groups, ``resize_``, ``misalignment`` and ``fold`` work with any class that derives from this one. It must give
-    ``_at_size`` beside what ``Sampling`` asks for, and ``axis_map`` where its outputs look at other places than the default's.
+    ``at_size`` beside what ``Sampling`` asks for, and ``axis_map`` where its outputs look at other places than the default's.
     """
 
     attributes: ClassVar[tuple[str, ...]] = ("output_size", "scale", "alignment", "rescaled")
@@ -124,10 +124,10 @@ class ResizableSampling(Sampling):
         call = bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
         call["padding_mode"] = padding_mode
-        return self._at_size(input, weight, bias, call, asked, scale)
+        return self.at_size(input, weight, bias, call, asked, scale)
 
     @abstractmethod
-    def _at_size(
+    def at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         """The convolution of ``call`` (torch's arguments by name, and ``padding_mode``) with ``asked`` outputs per axis; where

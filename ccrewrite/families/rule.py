@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.names import patterns_of
@@ -25,7 +26,7 @@ class Rule(ABC):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        owner = f"rule {self.name}"
+        owner = f"rule {require_name(type(self))}"
         for name in ("include", "exclude"):
             object.__setattr__(self, name, patterns_of(getattr(self, name), f"{owner}: {name}"))
         for field in fields(self):
@@ -70,3 +71,11 @@ class Rule(ABC):
         """``takes``, narrowed by ``include`` and ``exclude``."""
         named = any(site.matches(p) for p in self.include) and not any(site.matches(p) for p in self.exclude)
         return named and self.takes(site)
+
+
+def require_name(kind: type[Rule]) -> str:
+    """The name of a rule. Raises ``InputError`` where it has none."""
+    name = getattr(kind, "name", None)
+    if not isinstance(name, str):
+        raise InputError(f"the rule {kind.__name__} needs a name, as a class attribute")
+    return name

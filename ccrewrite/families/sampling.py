@@ -86,9 +86,11 @@ class Sampling(Learnable, ABC):
 
     @property
     def sets(self) -> tuple[int, int]:
-        """Along the weight's first two dimensions, how many channels have a geometry of their own: ``(1, 1)`` where one is
-        everybody's."""
-        return 1, 1
+        """Along the weight's first two dimensions, how many channels may have a geometry of their own; ``(1, 1)`` where one is
+        everybody's. By default all: then ``fold`` finds out which are alike."""
+        g = self.geometry
+        first, second = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
+        return first, second // g.groups
 
     @property
     def resized(self) -> bool:
@@ -129,8 +131,16 @@ class Sampling(Learnable, ABC):
 
     @abstractmethod
     def kernel(self, weight: Tensor) -> Tensor:
-        """Effective kernel, ``(*weight.shape[:2], *window)``, for ``weight`` of shape ``(out, in/groups, *kernel_size)``
-        (transposed: ``(in, out/groups, *kernel_size)``)."""
+        """Effective kernel, ``(*weight.shape[:2], *window)``, for ``weight`` of shape ``(out, in/groups, *taps)``
+        (transposed: ``(in, out/groups, *taps)``). Linear in the weight: ``fold`` relies on it."""
+
+    def on_grid(self, weight: Tensor) -> Tensor:
+        """The plain convolution's kernel, ``(*weight.shape[:2], *window)``: taps on the dilated grid, zeros elsewhere."""
+        for axis, (dilation, margin) in enumerate(zip(self.dilation, self.margin, strict=True)):
+            taps = weight.movedim(2 + axis, -1)
+            spaced = F.pad(taps[..., None], (0, dilation - 1)).flatten(-2)
+            weight = F.pad(spaced, (margin, margin - (dilation - 1))).movedim(-1, 2 + axis)
+        return weight
 
     def at_start(self) -> bool:
         """Whether the plain convolution computes the same. Reads values."""
@@ -185,13 +195,14 @@ class Sampling(Learnable, ABC):
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         if self.runs_plain():
-            return self._torch(input, weight, bias, *arguments, **named)
+            return self.plain(input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
-        return self._moved(input, weight, bias, call)
+        return self.moved(input, weight, bias, call)
 
-    def _torch(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
-        """The plain convolution: torch's function, or, under a mode that may be `Reroute`, the operator."""
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
+        """The plain convolution, for what overrides ``forward``. It is torch's function, which a mode that reroutes calls would
+        send back here: under a mode it is the operator."""
         if not torch.overrides._len_torch_function_stack():  # pyright: ignore
             return FUNCTIONS[self.transposed, self.ndim](input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
@@ -206,12 +217,15 @@ class Sampling(Learnable, ABC):
                 "revert and rewrite the model if its dilation changed"
             )
 
-    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-        """The convolution wherever the geometry is."""
+    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        """The convolution wherever the geometry is. ``call`` has torch's further arguments by name."""
         kernel = self.kernel(weight)
-        return self._transposed(input, kernel, bias, call) if self.transposed else self._plain(input, kernel, bias, call)
+        if readable([kernel]) and kernel.shape != (shape := (*weight.shape[:2], *self.window)):
+            raise InputError(f"{type(self).__name__}.kernel must return the shape {shape}, found {tuple(kernel.shape)}")
+        convolve = self._windowed_transposed if self.transposed else self._windowed
+        return convolve(input, kernel, bias, call)
 
-    def _plain(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def _windowed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
         if any(low != high for low, high in pads):
             input = F.pad(input, [p for pair in reversed(pads) for p in pair])
@@ -220,7 +234,7 @@ class Sampling(Learnable, ABC):
         ones = (1,) * self.ndim
         return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, ones, call["groups"])
 
-    def _transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def _windowed_transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         stride, padding, extra = call["stride"], call["padding"], call["output_padding"]
         function = TRANSPOSED[self.ndim - 1]
         wide = tuple(p + m for p, m in zip(padding, self.margin, strict=True))

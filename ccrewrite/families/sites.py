@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-from torch import nn
+from torch import fx, nn
 
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, Samplings
+from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.calls import uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import ROOT
 from ccrewrite.ir.wrappers import unwrapped
@@ -24,20 +26,38 @@ from ccrewrite.ir.wrappers import unwrapped
 
 @dataclass(frozen=True, eq=False)
 class RewrittenSite:
-    """``path``: of ``module``, which is the convolution, or hosts functional ones and then has the sampling under ``key``.
-    ``aliases``: the names at the other paths of ``module``, and where functional the paths of the sampling."""
+    """``paths``: of ``module``, which is the convolution, or hosts functional ones and then has the sampling under ``key``.
+    ``aliases``: the names at the paths but the first, and where functional the paths of the sampling."""
 
     name: str
     aliases: tuple[str, ...]
-    path: str
+    paths: tuple[str, ...]
     module: nn.Module
     key: str | None
     sampling: Sampling
 
     @property
-    def sampling_path(self) -> str:
-        """Of the sampling, in the model."""
-        return f"{self.path}.{'sampling' if self.key is None else f'{HOSTED}.{self.key}'}".removeprefix(".")
+    def path(self) -> str:
+        """The first of ``paths``."""
+        return self.paths[0]
+
+    @property
+    def sampling_paths(self) -> tuple[str, ...]:
+        return tuple(f"{path}.{self._within}".removeprefix(".") for path in self.paths)
+
+    @property
+    def weight(self) -> str | None:
+        """Path of the tensor that its calls use, from ``module``; None: computed, or the layer's own."""
+        if isinstance(self.module, fx.GraphModule):
+            calls = (n for n in self.module.graph.nodes if n.op == "call_module" and n.target == self._within)
+            source = next((uncast(n.args[1]) for n in calls), None)
+            return str(source.target) if source is not None and source.op == "get_attr" else None
+        routes: tuple[Route, ...] = vars(self.module).get("ccrewrite_routes", ())
+        return next((route.weight for route in routes if route.sampling == self._within), None)
+
+    @property
+    def _within(self) -> str:
+        return "sampling" if self.key is None else f"{HOSTED}.{self.key}"
 
     @property
     def layer(self) -> str:
@@ -54,12 +74,9 @@ def rewritten_sites(model: nn.Module) -> dict[str, RewrittenSite]:
     found: dict[str, RewrittenSite] = {}
 
     def add(module: nn.Module, key: str | None, suffix: str, sampling: Sampling) -> None:
-        first, *others = paths[id(module)]
-        aliases = [site_name(path, suffix) for path in others]
-        if key is not None:
-            aliases += [f"{path}.{HOSTED}.{key}".removeprefix(".") for path in paths[id(module)]]
-        name = free_name(site_name(first, suffix), found)
-        found[name] = RewrittenSite(name, tuple(aliases), first, module, key, sampling)
+        first, *others = (site_name(path, suffix) for path in paths[id(module)])
+        site = RewrittenSite(free_name(first, found), tuple(others), tuple(paths[id(module)]), module, key, sampling)
+        found[site.name] = site if key is None else replace(site, aliases=site.aliases + site.sampling_paths)
 
     for module in model.modules():
         if isinstance(module, RewrittenConv):

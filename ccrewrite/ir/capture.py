@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -176,7 +178,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Program:
         calls.append(
             ConvCall(
                 modules[id(module)],
-                canonical.get(uncast(call.weight).name),
+                canonical.get(_source(call.weight).name),
                 call.geometry([int(n) for n in value.shape]),
                 tuple(int(n) for n in call.input.meta["val"].shape),
                 tuple(int(n) for n in out.shape),
@@ -187,6 +189,22 @@ def _export(model: nn.Module, inputs: Inputs) -> Program:
             )
         )
     return Program(tuple(calls), "export", exported.graph_module, "")
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The node that ``node`` is a cast of, also where export has put the cast into a region's own graph (autocast, no_grad)."""
+    node = uncast(node)
+    region, index = node.args[:2] if node.target is operator.getitem else (None, None)
+    if not (isinstance(region, fx.Node) and isinstance(region.target, HigherOrderOperator)):
+        return node
+    first = next((i for i, a in enumerate(region.args) if isinstance(a, fx.Node) and a.op == "get_attr"), None)
+    if first is None:
+        return node
+    graph: fx.Graph = getattr(region.graph.owning_module, cast(fx.Node, region.args[first]).target).graph  # pyright: ignore
+    outputs = cast("tuple[fx.Node, ...]", graph.output_node().args[0])
+    within = uncast(outputs[cast(int, index)])
+    inputs = graph.find_nodes(op="placeholder")
+    return _source(cast(fx.Node, region.args[first + 1 + inputs.index(within)])) if within in inputs else node
 
 
 def _tensor_at(model: nn.Module, path: str) -> Tensor:

@@ -29,6 +29,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inside
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """``model`` without torch.compile around it, but with whatever else is."""
+    return model if isinstance(model, (DataParallel, DistributedDataParallel)) else _inside(model) or model
+
+
 def require_bare(model: nn.Module, what: str) -> nn.Module:
     """``model``. Raises ``InputError`` where it is wrapped, for ``what`` changes it in place."""
     if unwrapped(model) is not model:

@@ -19,6 +19,7 @@ from ccrewrite.lowering.check import checked
 from ccrewrite.lowering.choose import Choice, check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
 from ccrewrite.passes.fold import fold
+from ccrewrite.passes.scales.resize import without_wrapper
 
 MODES = ("inference", "training")
 
@@ -64,6 +65,7 @@ def lower(
     if mode not in MODES:
         raise InputError(f"mode must be 'inference' or 'training', found {mode!r}")
     given, inputs = model_of(model, "what lower compiles"), Inputs.of(example_inputs)
+    given = without_wrapper(given, compiled_alone=mode == "training")  # which may stay parallel, to be trained
     known = rewritten_sites(given)
     if not known:
         raise InputError(

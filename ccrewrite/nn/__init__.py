@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ccrewrite.families.cc.sampling import CCSampling, nyquist_penalty
     from ccrewrite.families.dcls.layers import DclsConv1d, DclsConv2d, DclsConv3d
     from ccrewrite.families.dcls.losses import repulsive_loss
-    from ccrewrite.families.dcls.sampling import DclsSampling, share_positions
+    from ccrewrite.families.dcls.sampling import DclsSampling
+    from ccrewrite.families.dcls.sharing import share_positions
     from ccrewrite.families.dcls.widths import WidthSchedule
     from ccrewrite.families.resizable import ResizableSampling
     from ccrewrite.families.sampling import Sampling
@@ -63,7 +64,7 @@ _HOME = {
     "WidthSchedule": "dcls.widths",
     "nyquist_penalty": "cc.sampling",
     "repulsive_loss": "dcls.losses",
-    "share_positions": "dcls.sampling",
+    "share_positions": "dcls.sharing",
 }
 """Name -> the module of ``ccrewrite.families`` that has it. Imported when it is first used: a family may be missing."""
 

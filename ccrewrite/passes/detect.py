@@ -79,13 +79,17 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
     """``there``: the rewritten sites by the ``id`` of their sampling."""
     first = calls[0]
     module = _submodule(model, first.module)
-    path, geometry, form, decision, name = first.module, first.geometry, "functional", UNDECIDED, None
+    path, geometry, form, decision = first.module, first.geometry, "functional", UNDECIDED
+    name, weight = None, first.weight
     if isinstance(module, Sampling):
         geometry = replace(geometry, kernel_size=module.kernel_size, dilation=module.dilation)
         decision = Decision(False, "already-rewritten", f"its geometry is a {type(module).__name__} already; revert to redo it")
         if (site := there.get(id(module))) is not None:
             path, name = site.path, site.name
-            module = module if site.key is not None else site.module
+            if site.key is None:
+                module = site.module
+            elif site.weight is not None:
+                weight = f"{path}.{site.weight}".removeprefix(".")
     if _is_conv(module):
         form = "module"
         if not has_own_forward(module.replaced_class if isinstance(module, RewrittenConv) else type(module)):
@@ -93,8 +97,8 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
     elif first.obstacle:
         form = "module"
     if name is None and form == "functional":
-        host, weight = host_of(model, path, weight_of(model, first.weight))
-        name = site_name(host, call_suffix(weight, geometry))
+        host, below = host_of(model, path, weight_of(model, weight))
+        name = site_name(host, call_suffix(below, geometry))
     return Site(
         name=name or path or ROOT,
         aliases=(),
@@ -105,7 +109,7 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
         input_shapes=tuple(c.input_shape for c in calls),
         output_shapes=tuple(c.output_shape for c in calls),
         module=path,
-        weight=first.weight,
+        weight=weight,
         dtype=first.dtype,
         device=first.device,
         decision=_obstacle(first) or decision,

@@ -15,6 +15,9 @@ from ccrewrite.ir.calls import FUNCTIONS, Call, as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
 
+STACK = "nn_module_stack"
+"""Where torch keeps the modules that a node was traced in."""
+
 
 def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: Site, weight: Tensor | None) -> None:
     """Make the nodes of ``site`` call ``sampling``, registered as ``ccrewrite.<key>``. In place."""
@@ -32,6 +35,8 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
         with module.graph.inserting_before(node):
             new = module.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments())
         _replace(node, new)
+        # As if it had been traced there: export tells by this which module a node comes from.
+        new.meta[STACK] = {**node.meta.get(STACK, {}), new.target: (new.target, type(sampling))}
     module.recompile()
 
 
@@ -48,6 +53,7 @@ def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
             with module.graph.inserting_before(node):
                 new = module.graph.call_function(function, node.args, dict(node.kwargs))
             _replace(node, new)
+            new.meta[STACK] = {n: entry for n, entry in node.meta.get(STACK, {}).items() if n != node.target}
     for k in keys:
         del samplings[k]
     if not samplings:

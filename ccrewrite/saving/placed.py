@@ -16,7 +16,6 @@ from ccrewrite.families.family import families, sampling_classes
 from ccrewrite.families.reroute import Route, at_path
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, site_name, suffix_of
-from ccrewrite.ir.calls import uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
@@ -34,12 +33,12 @@ REGISTER = (
 class Placed:
     """One sampling: where it is, what it takes, and how to make it."""
 
+    site: str = field(compare=False)
+    """Its name."""
     module: str
     """Path of the convolution, or of the module whose forward makes the calls."""
     key: str | None
     """Of the sampling among those of ``module``'s functional calls; None: ``module`` is the convolution."""
-    suffix: str = field(compare=False)
-    """What the site's name adds to ``module`` (``ccrewrite.families.sites``)."""
     layer: str
     """Class of ``module`` before it was rewritten, and the geometry of a convolution."""
     weight: str | None
@@ -63,11 +62,11 @@ class Placed:
             )
         dtypes = (t.dtype for t in (*sampling.parameters(), *sampling.buffers()) if t.is_floating_point())
         return cls(
+            site=site.name,
             module=site.path,
             key=site.key,
-            suffix=suffix_of(site.name, site.path),
             layer=layer_of(site.module),
-            weight=_weight(site.module, site.key),
+            weight=site.weight,
             sampling=kind.__name__,
             dtype=named(next(dtypes, torch.float32)),
             geometry=sampling.geometry,
@@ -83,12 +82,7 @@ class Placed:
         """With the options that ``kind`` has got since this was written, at their defaults."""
         sampling = self._made(kind, "meta")
         self.set_(sampling)
-        return replace(self, **_settings(self.name, sampling))
-
-    @property
-    def name(self) -> str:
-        """Of the site."""
-        return site_name(self.module, self.suffix)
+        return replace(self, **_settings(self.site, sampling))
 
     @property
     def path(self) -> str:
@@ -101,7 +95,7 @@ class Placed:
 
     def made(self) -> dict[str, Any]:
         """All that can't be changed once it is made."""
-        return {name: value for name, value in asdict(self).items() if name not in ("suffix", "attributes")}
+        return {name: value for name, value in asdict(self).items() if name not in ("site", "attributes")}
 
     def make(self, kind: type[Sampling], device: torch.device) -> Sampling:
         """The sampling. What is loaded next has no values yet."""
@@ -129,7 +123,7 @@ class Placed:
             return
         route = Route.of(self._within, self.weight, self.geometry)
         if self.key is not None:
-            host_(module, self.key, sampling, route, self.suffix)
+            host_(module, self.key, sampling, route, suffix_of(self.site, self.module))
             return
         layer = cast(_ConvNd, adopt_(cast(_ConvNd, module), sampling, (route,)))
         if sampling.own_weight:
@@ -138,7 +132,7 @@ class Placed:
 
     def _site(self) -> Site:
         dtype, nothing = getattr(torch, self.dtype), torch.device("meta")
-        return Site(self.name, (), "functional", self.layer, self.geometry, 0, (), (), self.module, self.weight, dtype, nothing)
+        return Site(self.site, (), "functional", self.layer, self.geometry, 0, (), (), self.module, self.weight, dtype, nothing)
 
 
 def kinds_of(samplings: Iterable[Placed]) -> dict[str, type[Sampling]]:
@@ -146,20 +140,19 @@ def kinds_of(samplings: Iterable[Placed]) -> dict[str, type[Sampling]]:
     kinds = sampling_classes()
     for placed in samplings:
         if placed.sampling not in kinds:
-            raise InputError(f"{placed.name}: no registered family has a {placed.sampling}; found {_known()}. {REGISTER}")
+            raise InputError(f"{placed.site}: no registered family has a {placed.sampling}; found {_known()}. {REGISTER}")
     return kinds
 
 
-def with_suffixes(samplings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The samplings of a recipe of format 1, which had no names of sites: as ``plan`` gives them."""
-    names: list[str] = []
-    found: list[dict[str, Any]] = []
+def with_names(samplings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The samplings of a recipe of format 1, which had no names of sites."""
+    found: dict[str, dict[str, Any]] = {}
     for data in samplings:
-        path, geometry = data["module"], ConvGeometry(**frozen(data["geometry"]))
+        geometry = ConvGeometry(**frozen(data["geometry"]))
         suffix = "" if data["key"] is None else call_suffix(data["weight"], geometry)
-        names.append(free_name(site_name(path, suffix), names))
-        found.append({**data, "suffix": suffix_of(names[-1], path)})
-    return found
+        name = free_name(site_name(data["module"], suffix), found)
+        found[name] = {**data, "site": name}
+    return list(found.values())
 
 
 def frozen(value: Any) -> Any:
@@ -208,15 +201,3 @@ def _loads_all(sampling: Sampling) -> bool:
         if module._non_persistent_buffers_set or any(isinstance(value, Tensor) for value in vars(module).values()):
             return False
     return True
-
-
-def _weight(module: nn.Module, key: str | None) -> str | None:
-    """The tensor that the calls of a sampling use, relative to ``module``."""
-    if isinstance(module, fx.GraphModule):
-        target = f"{HOSTED}.{key}"
-        calls = (n for n in module.graph.nodes if n.op == "call_module" and n.target == target)
-        source = next((uncast(n.args[1]) for n in calls), None)
-        return cast(str, source.target) if source is not None and source.op == "get_attr" else None
-    within = "sampling" if key is None else f"{HOSTED}.{key}"
-    routes: tuple[Route, ...] = vars(module).get("ccrewrite_routes", ())
-    return next((route.weight for route in routes if route.sampling == within), None)

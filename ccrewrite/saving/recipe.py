@@ -21,7 +21,7 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.wrappers import unwrapped, wrappers
 from ccrewrite.passes.scales.resize import resize_, resizings_of
 from ccrewrite.saving.original import added_parameters, layer_of, original_of
-from ccrewrite.saving.placed import REMEDY, Placed, frozen, kinds_of, plain, with_suffixes
+from ccrewrite.saving.placed import REMEDY, Placed, frozen, kinds_of, plain, with_names
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Recipe:
     def from_data(cls, data: Any) -> Self:
         original = {"class": str(data["original"]["class"]), "tensors": dict(data["original"]["tensors"])}
         first = data["format"] == 1
-        samplings = with_suffixes(data["samplings"]) if first else data["samplings"]
+        samplings = with_names(data["samplings"]) if first else data["samplings"]
         placed = [Placed.from_data(sampling) for sampling in samplings]
         kinds = kinds_of(placed)
         if first:
@@ -92,7 +92,7 @@ class Recipe:
             module = model.get_submodule(placed.module)
             _require(placed, "layer", placed.layer, layer_of(module))
             if placed.key is None and torch_layer(type(module)) is None:
-                raise InputError(f"{placed.name} must be a convolution to be rewritten, found {placed.layer}")
+                raise InputError(f"{placed.site} must be a convolution to be rewritten, found {placed.layer}")
             near = next((t.device for t in (*module.parameters(), *module.buffers())), device)
             placed.put_(module, placed.make(kinds[placed.sampling], near))
         if there:
@@ -125,4 +125,4 @@ def _require(placed: Placed, what: str, expected: Any, found: Any) -> None:
         keys = [k for k in expected if expected[k] != found.get(k)]
         expected, found = ({k: d[k] for k in keys} for d in (expected, found))
     if expected != found:
-        raise InputError(f"{placed.name}: expected {what} {expected}, found {found}. {REMEDY}")
+        raise InputError(f"{placed.site}: expected {what} {expected}, found {found}. {REMEDY}")

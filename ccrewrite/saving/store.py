@@ -25,6 +25,7 @@ from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.families.look import look_once_
 from ccrewrite.ir.capture import Model, as_module
+from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import _Attributes as Attributes
 from ccrewrite.ir.wrappers import require_bare, unwrapped
 from ccrewrite.saving.original import added_names, described
@@ -36,7 +37,7 @@ FORMAT = 2
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
 
 
-def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, geometry_only: bool = False) -> None:
+def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_only: bool = False) -> None:
     """Write a rewritten model to ``directory`` (made where it's missing): ``recipe.json``, what was done to which original, and
     ``weights.safetensors``, in the dtypes that the tensors have now.
 
@@ -57,9 +58,7 @@ def save(rewritten: nn.Module | Result, directory: str | os.PathLike[str], *, ge
     >>> type(again[0]).__name__, torch.equal(again(x), result.model(x))
     ('DclsConv2d', True)
     """
-    model = rewritten.model if isinstance(rewritten, Result) else rewritten
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"save takes what rewrite returned, or its model; found {type(model).__name__}")
+    model = model_of(rewritten, "what save keeps")
     recipe = Recipe.of(model)
     model = unwrapped(model)
     if not recipe.samplings:

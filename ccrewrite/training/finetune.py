@@ -79,7 +79,11 @@ def finetune(
     >>> len(history.losses)
     8
     """
-    config = config or FinetuneConfig()
+    config = FinetuneConfig() if config is None else config
+    if not isinstance(config, FinetuneConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"config must be a FinetuneConfig, found {config!r}; FinetuneConfig.from_mapping makes one of a mapping"
+        )
     model = model_of(model, "the model to train")
     original = None if original is None else model_of(original, "the original")
     geometry = [p for m in model.modules() if isinstance(m, Sampling) for p in m.parameters()]

@@ -163,6 +163,43 @@ def test_one_with_a_form_is_a_function(x: Tensor, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), model(x).detach())
 
 
+class Bare(ScaledForm):
+    """Nothing learned is beside it."""
+
+    def __init__(self) -> None:
+        self.tensors = {}
+
+    def operator(self, call: OnnxCall) -> Plain:
+        g = call.geometry
+        return Plain(g.stride, g.dilation, (*(low for low, _ in call.pads), *(high for _, high in call.pads)), g.groups)
+
+
+class Plain(Scaled):
+    name = "Plain"
+
+    def body(self, op: Any, x: Any, weight: Any, bias: Any, more: Mapping[str, Any]) -> Any:
+        assert not more
+        return op.Conv(x, weight, bias, strides=self.strides, dilations=self.dilations, pads=self.pads, group=self.group)
+
+
+def test_a_function_with_nothing_learned(x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScaledSampling, "onnx_form", lambda _: Bare())
+    file = export_onnx(ccrewrite.rewrite(Net().eval(), x, rules=[ToScaled()]), tmp_path / "m.onnx", x, functions=True)
+    assert {(s.code, s.message, s.initializers) for s in file} == {("function", "Plain", ())}
+
+
+@pytest.mark.parametrize(("rule", "learned"), [("dilated-to-dcls", "positions"), (ToScaled(), "factor")])
+def test_what_two_sites_learned_stays_apart_though_it_is_equal(x: Tensor, tmp_path: Path, rule: Any, learned: str) -> None:
+    model = nn.Sequential(*(nn.Conv2d(2, 2, 3, dilation=2) for _ in range(2))).eval()
+    file = export_onnx(ccrewrite.rewrite(model, x, rules=[rule]), tmp_path / "m.onnx", x, functions=True)
+    assert [name for s in file for name in s.initializers] == [f"{site}.{learned}" for site in "01"]
+    proto = onnx.load(file.path)
+    assert [value.name for value in proto.graph.input] == ["input"]
+    assert {i for n in proto.graph.node if n.domain == "ccrewrite" for i in n.input} >= {
+        n for s in file for n in s.initializers
+    }
+
+
 def test_flat_without_functions(x: Tensor, tmp_path: Path) -> None:
     file = export_onnx(moved(Net(), x, ToScaled()), tmp_path / "m.onnx", x)
     assert {s.code for s in file} == {"convolution", "geometry"}
@@ -205,8 +242,8 @@ class Interpolated(ResizableSampling):
     def kernel(self, weight: Tensor) -> Tensor:
         return weight * (1 + self.gain)
 
-    def _at_size(self, input: Tensor, weight: Tensor, bias: Any, call: dict[str, Any], asked: Any, scale: Any) -> Tensor:
-        return F.interpolate(self._moved(input, weight, bias, {**call}), asked)
+    def at_size(self, input: Tensor, weight: Tensor, bias: Any, call: dict[str, Any], asked: Any, scale: Any) -> Tensor:
+        return F.interpolate(self.moved(input, weight, bias, {**call}), asked)
 
 
 def test_a_size_that_cannot_stay_open_is_refused_by_name(x: Tensor, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class TwoForms(Scaled):
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         if self.form != "after":
             return super().forward(input, weight, bias, *arguments, **named)
-        out = self._torch(input, weight, None, *arguments, **named) * self.log.exp()
+        out = self.plain(input, weight, None, *arguments, **named) * self.log.exp()
         return out if bias is None else out + bias.view(-1, *(1,) * self.ndim)
 
 

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py`` must run unattended where nobody can mend it: here its logic, on the CPU, without compiling."""
+"""``benchmarks/speed/gpu.py`` must run unattended where nobody can mend it: here its logic, on the CPU, without compiling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "speed"
 
 
 def test_every_section_runs_and_is_reported(tmp_path: Path):

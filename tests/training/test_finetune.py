@@ -20,7 +20,7 @@ from training_models import network, pictures, rewritten
 import ccrewrite
 from ccrewrite import FinetuneConfig, finetune
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import share_positions
+from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.nn import DclsConv2d, Sampling
 from ccrewrite.training import FreezeSchedule, WidthSchedule, clamp_positions, nyquist_penalty, param_groups, repulsive_loss
 

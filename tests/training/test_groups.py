@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import share_positions
+from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.nn import CCConv2d, DclsConv2d
 from ccrewrite.training import param_groups
 

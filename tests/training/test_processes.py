@@ -24,7 +24,8 @@ LOSSES = ("lr=0.01", "repulsion=0.1", "smoothness=0.1", "distillation=1.0")
 
 
 def start(launcher: tuple[str, ...], out: Path, *options: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    paths = os.pathsep.join(map(str, (SCRIPT.parents[2], SCRIPT.parents[1] / "helpers")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
     command = [*launcher, str(SCRIPT), str(out), *options]
     with said(out).open("wb") as stream:
         return subprocess.Popen(command, env=environment, start_new_session=True, stdout=stream, stderr=subprocess.STDOUT)

@@ -166,8 +166,8 @@ def cheapest(
     that can be filtered.
 
     By multiplications, those of a convolution of volumes counted twice, for they take longer, plus ``PER_SAMPLE`` for every
-    sample that resampling writes (calibrated by benchmarks/cc_speed.py, on a CPU). An output padding that only the dilation
-    allows leaves no choice: the window has no dilation.
+    sample that resampling writes (calibrated by benchmarks/speed/cc_speed.py, on a CPU). An output padding that only the
+    dilation allows leaves no choice: the window has no dilation.
     """
     g, axes = geometry, range(geometry.ndim)
     learned = axes if learned is None else learned

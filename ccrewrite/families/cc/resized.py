@@ -179,7 +179,7 @@ def _forms(axes: Sequence[ResizedAxis], changed: Sequence[int], geometry: ConvGe
 
 def _dense_pays(axes: Sequence[ResizedAxis], candidates: Sequence[int], geometry: ConvGeometry) -> bool:
     """Whether the form "dense" takes fewer multiplications than "taps" on these axes. Those of a resampling count thrice: so
-    much longer they take (benchmarks/cc_speed.py)."""
+    much longer they take (benchmarks/speed/cc_speed.py)."""
     products = geometry.out_channels * geometry.in_channels // geometry.groups * math.prod(geometry.kernel_size)
     sizes = [axis.size for axis in axes]
     before = 0

@@ -106,6 +106,10 @@ class CCSampling(ResizableSampling):
             self.shift = nn.Parameter(torch.zeros(len(axes), **factory))
             self.residual = nn.ModuleList(Residual(k, hidden, shared=shared, **factory) for k in taps)
 
+    @property
+    def sets(self) -> tuple[int, int]:
+        return 1, 1
+
     def options(self) -> dict[str, Any]:
         return {
             "kernel": "mlp" if self.shift is None else "nodes",
@@ -161,10 +165,10 @@ class CCSampling(ResizableSampling):
     def kernel(self, weight: Tensor) -> Tensor:
         return native.cc_kernel(weight, self.along(), self.dilation, self.margin)
 
-    def _moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         return native.cc_native(input, weight, bias, self.along(), self.margin, call)
 
-    def _at_size(
+    def at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         asks = (call, asked, scale, self.alignment, self.rescaled)

@@ -170,13 +170,13 @@ class DclsSampling(TapPositions):
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         call = bind(False, self.ndim, arguments, named)
         if self.runs_plain():
-            return self._torch(input, weight, bias, **call)
+            return self.plain(input, weight, bias, **call)
         self.check_dilation(call["dilation"])
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
         layout = Layout(self.window, call["stride"], pads, call["groups"])
         form = self.form_of(input, weight, layout)
         if form == "window":
-            return self._moved(input, weight, bias, call)
+            return self.moved(input, weight, bias, call)
         if form == "bands":
             out = self._as_bands(input, weight, layout)
         else:
@@ -255,31 +255,6 @@ class DclsSampling(TapPositions):
         )
 
 
-def share_positions(*layers: nn.Module) -> None:
-    """Let DCLS layers share one set of positions (and widths), the first one's, as the stages of ConvNeXt-dcls do. In place.
-
-    The parameters become the same objects: copies, pickles, optimizers and ``state_dict`` keep the tie. Raises ``InputError``
-    where the layers' positions differ in shape, start, interpolation or window.
-
-    >>> from ccrewrite.nn import DclsConv2d
-    >>> a, b = (DclsConv2d(8, 8, elements=5, window=7, padding="same", groups=8) for _ in range(2))
-    >>> share_positions(a, b)
-    >>> a.sampling.offset is b.sampling.offset
-    True
-    """
-    samplings = [getattr(layer, "sampling", layer) for layer in layers]
-    for index, sampling in enumerate(samplings):
-        if not isinstance(sampling, DclsSampling):
-            raise InputError(f"share_positions takes DCLS layers, found {type(layers[index]).__name__} at index {index}")
-    first, *others = cast(list[DclsSampling], samplings)
-    for index, other in enumerate(others, 1):
-        for name in ("interpolation", "width", "grid"):
-            _same(name, getattr(first, name), getattr(other, name), index)
-        _same("offset's shape", tuple(first.offset.shape), tuple(other.offset.shape), index)
-    for other in others:
-        other.offset, other.widening = first.offset, first.widening
-
-
 def _start_width(interpolation: str, width: float | None, elements: int | None, dtype: torch.dtype) -> float:
     if interpolation == "linear":
         if width is not None:
@@ -296,10 +271,3 @@ def check_reach(owner: str, reach: int) -> None:
     """Raises ``InputError`` where ``reach`` is negative."""
     if reach < 0:
         raise InputError(f"{owner}: reach must be at least 0 samples, found {reach}")
-
-
-def _same(name: str, expected: Any, found: Any, index: int) -> None:
-    if expected != found:
-        raise InputError(
-            f"layers that share positions must agree in {name}: {expected} in the first, {found} in number {index}"
-        )

@@ -51,9 +51,24 @@ def fixed_of(sampling: Sampling) -> FixedSampling:
 
 
 def matrix_of(sampling: Sampling) -> Tensor:
-    """``B`` of ``K = B . weight``, ``(taps, A, B, *window)``, in at least float32: a kernel is linear in its weight."""
+    """``B`` of ``K = B . weight``, ``(taps, A, B, *window)``, in at least float32: a kernel is linear in its weight. Channels
+    whose geometry is the same are one."""
     like = next(sampling.parameters())
     dtype, count = torch.promote_types(like.dtype, torch.float32), math.prod(sampling.taps)
-    hot = torch.eye(count, dtype=dtype, device=like.device).view(count, 1, 1, *sampling.taps)
+    kernels: list[Tensor] = []
     with evaluating(sampling):
-        return torch.stack([sampling.kernel(one.expand(*sampling.sets, *sampling.taps).contiguous()) for one in hot])
+        for tap in range(count):
+            hot = torch.zeros(count, dtype=dtype, device=like.device)
+            hot[tap] = 1
+            one = hot.view(1, 1, *sampling.taps).expand(*sampling.sets, *sampling.taps)
+            kernels.append(_one_of_equal(sampling.kernel(one.contiguous())))
+    sets = [max(kernel.shape[axis] for kernel in kernels) for axis in range(2)]
+    return torch.stack([kernel.expand(*sets, *kernel.shape[2:]) for kernel in kernels])
+
+
+def _one_of_equal(kernel: Tensor) -> Tensor:
+    """``kernel`` with one channel along each of the first two dimensions where all are equal."""
+    for axis in range(2):
+        first = kernel.narrow(axis, 0, 1)
+        kernel = first if bool((kernel == first).all()) else kernel
+    return kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import hits
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.ir.wrappers import wrappers
+from ccrewrite.ir.wrappers import uncompiled, unwrapped, wrappers
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
 
@@ -141,10 +142,11 @@ def resized(model: GivenModel, settings: Settings, example_inputs: Any = None) -
             sampling.output_size, sampling.scale = output_size, scale
 
 
-def without_wrapper(model: nn.Module) -> nn.Module:
-    """``unwrapped(model)``. Raises ``InputError`` where sizes were asked of what is wrapped around it, and would be lost."""
-    *outside, inside = wrappers(model)
-    if any(resizings_of(wrapper) for wrapper in outside):
+def without_wrapper(model: nn.Module, *, compiled_alone: bool = False) -> nn.Module:
+    """The model inside (``compiled_alone``: what torch.compile was given, wrapped otherwise or not). Raises ``InputError``
+    where sizes were asked of what is around it, and would be lost."""
+    inside = uncompiled(model) if compiled_alone else unwrapped(model)
+    if any(resizings_of(wrapper) for wrapper in takewhile(lambda m: m is not inside, wrappers(model))):
         raise InputError(
             f"the {type(model).__name__} around the model was given internal sizes, which the model inside doesn't know; "
             "undo that, ccrewrite.resize_(..., None), and resize the model inside"
@@ -156,6 +158,8 @@ def _require_hits(model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Group names are paths of sites or of modules around them, so a key that hits none can be told without a run."""
     known = samplings_of(model)
     sites = [site for name, site in rewritten_sites(model).items() if name in known]
+    if not isinstance(settings, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"sizes are a mapping of sites to ratios, found {settings!r}")
     for key in settings:
         if not any(hits(key, (site.name, *site.aliases)) for site in sites):
             raise SelectionError(f"{key!r} hits no resizable site or module that holds one; the sites are {', '.join(known)}")

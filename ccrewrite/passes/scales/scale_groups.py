@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -169,6 +170,6 @@ def require_sites(model: nn.Module) -> None:
 
 def _ratios(key: str, setting: Setting, ndim: int) -> tuple[float, ...]:
     ratios = tuple(setting) if isinstance(setting, Sequence) else (setting,)
-    if len(ratios) not in (1, ndim) or not all(0 < r < float("inf") for r in ratios):
+    if len(ratios) not in (1, ndim) or not all(isinstance(r, Real) and 0 < r < float("inf") for r in ratios):
         raise InputError(f"{key!r}: expected one positive ratio, or {ndim} (one per axis), found {setting!r}")
     return ratios * ndim if len(ratios) == 1 else ratios

@@ -61,7 +61,7 @@ def test_every_form_is_the_convolution_with_the_window(
         options["axes"] = tuple(a for a in continuous if a < len(case.sizes))
     layer: Any = moved(LAYERS[ccnn.CCSampling, type(case.conv)].from_conv(case.conv, **options))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ccnn.CCSampling, "_moved", Sampling._moved)
+        patch.setattr(ccnn.CCSampling, "moved", Sampling.moved)
         expected = layer(case.input, *case.extra)
     for some in (axes, None):  # as the layer itself chooses, too
         with pytest.MonkeyPatch.context() as patch:

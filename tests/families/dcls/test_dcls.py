@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import SHARINGS, share_positions
+from ccrewrite.families.dcls.sampling import SHARINGS
+from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.families.interpolation import INTERPOLATIONS
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import share_positions
+from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
 from ccrewrite.training import param_groups, repulsive_loss
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.dcls.sampling import share_positions
+from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.nn import DclsConv2d
 from ccrewrite.training import WidthSchedule
 

@@ -1,6 +1,6 @@
 """Large kernels made sparse: a ConvMixer on digits, dense against ``LargeToDcls`` and magnitude pruning, 5 seeds.
 
-    python benchmarks/dcls_sparse.py             # writes reports/dcls/sparse.json and .md
+    python benchmarks/evidence/dcls_sparse.py             # writes reports/dcls/sparse.json and .md
 
 scikit-learn's 8 x 8 digits at random places of a noisy 16 x 16 canvas; a ConvMixer (arXiv 2201.09792) with 9 x 9 depthwise
 kernels. After training, its depthwise kernels are brought to a third of their parameters: positions and widths count for DCLS,
@@ -30,7 +30,7 @@ import ccrewrite
 from ccrewrite.families.dcls.sparsify import LargeToDcls
 from ccrewrite.training import param_groups
 
-REPORT = Path(__file__).parents[1] / "reports" / "dcls"
+REPORT = Path(__file__).parents[2] / "reports" / "dcls"
 SIZE, TRAIN = 16, 1400
 FRACTION = 1 / 3
 METHODS: dict[str, dict[str, Any]] = {
@@ -170,7 +170,7 @@ def main() -> None:
     text = [
         "# Large kernels made sparse: a ConvMixer on digits",
         "",
-        f"`python benchmarks/dcls_sparse.py`, {report['device']}, {report['versions']}, {report['date']}.",
+        f"`python benchmarks/evidence/dcls_sparse.py`, {report['device']}, {report['versions']}, {report['date']}.",
         "",
         f"Test accuracy in %, mean and range over {asked.seeds} seeds; {asked.epochs} epochs of training, "
         f"then {asked.tuning} of fine-tuning for every row.",

@@ -1,6 +1,6 @@
 """What ``ccrewrite.rewrite`` costs: against capture alone, with the number of sites, and in memory.
 
-    python benchmarks/rewrite_cost.py            # writes reports/cpu/rewrite_cost.json and .md
+    python benchmarks/speed/rewrite_cost.py            # writes reports/cpu/rewrite_cost.json and .md
 
 Interleaved in one process after a warm-up, one thread, median and interquartile range. Peak memory is the growth of the
 process's resident set over the copy of the model, each case in a process of its own.
@@ -30,7 +30,7 @@ import ccrewrite
 from ccrewrite.ir.capture import capture
 from ccrewrite.passes.substitute import copied
 
-REPORT = Path(__file__).parents[1] / "reports" / "cpu"
+REPORT = Path(__file__).parents[2] / "reports" / "cpu"
 
 
 def network(convolutions: int, channels: int = 8) -> nn.Sequential:

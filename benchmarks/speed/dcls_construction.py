@@ -1,6 +1,6 @@
 """Building DCLS kernels, forward and backward: this package against the reference (PyPI ``dcls``), in one run.
 
-    python benchmarks/dcls_construction.py       # writes reports/dcls/construction.json and .md
+    python benchmarks/speed/dcls_construction.py       # writes reports/dcls/construction.json and .md
 
 ConvNeXt-T's four depthwise shapes with 34 elements in a 17 x 17 window, each of the reference's versions; and what is kept for
 the backward, there and for a dense layer. One thread, float32, interleaved after a warm-up, medians of
@@ -29,7 +29,7 @@ from torch import Tensor
 from ccrewrite.families.dcls.checkpoints import INTERPOLATION_OF, convert_dcls_checkpoint
 from ccrewrite.nn import DclsConv2d
 
-REPORT = Path(__file__).parents[1] / "reports" / "dcls"
+REPORT = Path(__file__).parents[2] / "reports" / "dcls"
 CHANNELS = (96, 192, 384, 768)
 COLUMNS = {
     "channels": "channels",
@@ -117,7 +117,7 @@ def markdown(report: dict[str, Any]) -> str:
         [
             "# DCLS kernels: construction, forward and backward",
             "",
-            f"`python benchmarks/dcls_construction.py`, {report['device']}, {report['versions']}, {report['date']}.",
+            f"`python benchmarks/speed/dcls_construction.py`, {report['device']}, {report['versions']}, {report['date']}.",
             "",
             "Depthwise, 34 elements in a 17 x 17 window (ConvNeXt-T's four stages); medians of processor time.",
             "",

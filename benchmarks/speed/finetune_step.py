@@ -1,6 +1,6 @@
 """What a step of fine-tuning costs: the rewritten model's over the original's, eager and compiled.
 
-    .venv-corpus/bin/python benchmarks/finetune_step.py    # reports/cpu/finetune_step.json and .md
+    .venv-corpus/bin/python benchmarks/speed/finetune_step.py    # reports/cpu/finetune_step.json and .md
 
 For the DeepLab and the ERFNet of the corpus (tests/corpus): a whole step (forward, backward of the mean square, AdamW of
 ``param_groups``), of the original and of the rewritten model with every geometry moved at random, eager; of the original under
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from lowered_models import REPORT, interleaved, ratios
-from make_reports import ROOT, move_
+from moving import ROOT, move_
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -124,7 +124,7 @@ def main() -> None:
             results.append(measured(name, batch, variants))
             print(json.dumps(results[-1]), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/finetune_step.py"
+    command = "python benchmarks/speed/finetune_step.py"
     (options.out / "finetune_step.md").write_text(text := written(results, command))
     (options.out / "finetune_step.json").write_text(
         json.dumps({"command": command, "results": results}, separators=(",", ":")) + "\n"

@@ -1,6 +1,6 @@
 """Whole models, lowered: against the original under torch.compile, and what lowering adds to the time of compiling.
 
-    .venv-corpus/bin/python benchmarks/lowered_models.py [NAME ...]    # reports/cpu/lowered_models.json and .md
+    .venv-corpus/bin/python benchmarks/speed/lowered_models.py [NAME ...]    # reports/cpu/lowered_models.json and .md
 
 For each corpus model (tests/corpus): the original compiled; the rewritten model lowered for inference, unmoved and with every
 geometry moved at random; for three of them a training step (forward and backward of the sum of squares) of the original
@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from make_reports import ROOT, move_
+from moving import ROOT, move_
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -195,7 +195,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64  # a model whose parts are compiled one by one, times its variants
     from corpus.models import MODELS
 
-    command = " ".join(["python benchmarks/lowered_models.py", *options.names])
+    command = " ".join(["python benchmarks/speed/lowered_models.py", *options.names])
     inductor.force_disable_caches = True
     compiled = compile_times()
     print(json.dumps(compiled), flush=True)

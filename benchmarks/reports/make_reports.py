@@ -1,8 +1,8 @@
 """``make reports``: the comparison reports under reports/, and their index.
 
-    .venv/bin/python benchmarks/make_reports.py demo             the network that ships with the package: fine-tuned, folded
-    .venv-corpus/bin/python benchmarks/make_reports.py corpus    the fifteen corpus models: rewritten, moved, folded, lowered
-    .venv/bin/python benchmarks/make_reports.py index            pages, tables and reports/README.md anew from the data there
+    .venv/bin/python benchmarks/reports/make_reports.py demo       the network that ships with the package: fine-tuned, folded
+    .venv-corpus/bin/python benchmarks/reports/make_reports.py corpus the fifteen corpus models
+    .venv/bin/python benchmarks/reports/make_reports.py index      pages, tables and reports/README.md anew from the data there
 
 One thread: times of small models on shared machines repeat best that way. The corpus models are measured side by side, each in
 a process of its own, each process on a core of its own. What is lowered needs a C++ compiler.
@@ -30,7 +30,7 @@ from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, TRAINING
 from ccrewrite.report.tables import delta, error, ratio, table
 from ccrewrite.report.variants import variants_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "reports"
 SLOW = ("monai_highresnet3d", "hf_dac_weightnorm", "hf_mobilenetv2_deeplab", "diffusers_unet1d", "pcv_erfnet")
 """Started first, so that no core is left alone with one of them at the end."""

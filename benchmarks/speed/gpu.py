@@ -1,7 +1,7 @@
 """How fast the forms of a DCLS convolution are on a GPU, how exact, and what Inductor makes of them.
 
     make gpu                                                        # all sections, under reports/gpu
-    python benchmarks/gpu.py --sections depthwise --minutes 9 --wheels FOLDER
+    python benchmarks/speed/gpu.py --sections depthwise --minutes 9 --wheels FOLDER
 
 Unattended and without a network: nothing is installed. PyPI ``dcls`` is compared with where it is installed, or where its wheel
 lies in FOLDER. What an earlier run on the same device and versions has measured is kept and not measured again: run it until it
@@ -34,7 +34,7 @@ from tabulate import tabulate
 
 import ccrewrite
 
-REPORT = Path(__file__).parents[1] / "reports" / "gpu"
+REPORT = Path(__file__).parents[2] / "reports" / "gpu"
 SECTIONS = ("checks", "depthwise", "shared", "models")
 
 
@@ -163,7 +163,7 @@ def main() -> int:
     file = asked.out / "gpu.json"
     report = load(file, environment(device))
     report |= {
-        "command": "python benchmarks/gpu.py",
+        "command": "python benchmarks/speed/gpu.py",
         "date": datetime.now(UTC).date().isoformat(),
         "notes": [missing] if missing else [],
     }

@@ -1,4 +1,4 @@
-"""What ``benchmarks/gpu.py`` measures: sections of named cases, each a function that returns what it found as plain data."""
+"""What ``benchmarks/speed/gpu.py`` measures: sections of named cases, each a function that returns plain data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What open internal sizes cost in onnxruntime: one layer in a file of its own, native size, against the plain convolution.
 
-    python benchmarks/onnx_sizes.py
+    python benchmarks/deploy/onnx_sizes.py
 
 Medians of ratios of interleaved runs, one thread. Prints a Markdown table.
 """

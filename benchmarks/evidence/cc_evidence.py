@@ -1,6 +1,6 @@
 """What CC layers bring to a trained classifier, on real drawings: other input resolutions, scale ensembles, shifts.
 
-    python benchmarks/cc_evidence.py             # writes reports/cc/evidence.json and .md; about ten minutes on one core
+    python benchmarks/evidence/cc_evidence.py    # writes reports/cc/evidence.json and .md; about ten minutes on one core
 
 scikit-learn's handwritten digits (8x8), drawn at random sub-pixel places, sizes and angles on 32x32 canvases; 1400 drawings
 for training, the other 397 for testing. A small network with batch norm is trained for each of five seeds, rewritten, and
@@ -39,7 +39,7 @@ from ccrewrite.report.metrics import accuracy, resize_images, resolution_accurac
 from ccrewrite.training.ensemble import ScaleEnsemble
 from ccrewrite.training.recalibrate import load_statistics_, recalibrate
 
-REPORT = Path(__file__).parents[1] / "reports" / "cc"
+REPORT = Path(__file__).parents[2] / "reports" / "cc"
 NATIVE, STEM = 32, 16
 RESOLUTIONS = (14, 16, 20, 24, 28, 32, 40, 48)
 SETTINGS = ({"0": 15 / 16}, {}, {"0": 17 / 16})
@@ -263,7 +263,7 @@ def main() -> None:
         runs.append(one_seed(seed, arguments.epochs, arguments.tuning))
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
     report = {
-        "command": "python benchmarks/cc_evidence.py",
+        "command": "python benchmarks/evidence/cc_evidence.py",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}",
         "versions": {"ccrewrite": ccrewrite.__version__, "torch": torch.__version__, "python": platform.python_version()},

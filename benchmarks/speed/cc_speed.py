@@ -1,6 +1,6 @@
 """What a CC layer costs, next to the plain layer: at its native size, at others, and off its start.
 
-    python benchmarks/cc_speed.py                # writes reports/cc/speed.json and .md; some minutes
+    python benchmarks/speed/cc_speed.py                # writes reports/cc/speed.json and .md; some minutes
 
 One thread and its own CPU time, which other work on the machine disturbs little; batch 4 (volumes: 1), interleaved in one
 process after a warm-up; medians over rounds of the ratio within a round. No gradients, except where a training step is named:
@@ -39,7 +39,7 @@ from ccrewrite.families.cc import resized as cc_resized
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling
 
-REPORT = Path(__file__).parents[1] / "reports" / "cc"
+REPORT = Path(__file__).parents[2] / "reports" / "cc"
 Case = tuple[str, nn.Module, tuple[int, ...], int]
 """(name, plain layer, input shape, asked output size; 0: native)"""
 
@@ -240,7 +240,7 @@ def main() -> None:
     }
     polyphase = measure_polyphase(arguments.rounds)
     report = {
-        "command": "python benchmarks/cc_speed.py",
+        "command": "python benchmarks/speed/cc_speed.py",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}",
         "versions": {"ccrewrite": ccrewrite.__version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -1,6 +1,6 @@
 """Do positions find a spacing that is known? Delayed copies (1-d) and shifted patches (2-d), 20 seeds each.
 
-    python benchmarks/dcls_recovery.py           # writes reports/dcls/recovery.json and .md
+    python benchmarks/evidence/dcls_recovery.py           # writes reports/dcls/recovery.json and .md
 
 The target is a sum of copies of the input, each moved by whole samples and weighted; the layer must find the moves, from the
 regular grid of a dilated convolution, by descent on the squared error of its outputs. Inputs are noise with a 1/f spectrum:
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ccrewrite.nn import DclsConv1d, DclsConv2d
 from ccrewrite.training import param_groups
 
-REPORT = Path(__file__).parents[1] / "reports" / "dcls"
+REPORT = Path(__file__).parents[2] / "reports" / "dcls"
 TOLERANCE = 0.1
 TASKS: dict[str, dict[str, Any]] = {
     "delayed copies": {"ndim": 1, "taps": 3, "dilation": 6, "size": 128, "signals": 256, "exponent": -1.25, "steps": 1000},
@@ -145,7 +145,7 @@ def main() -> None:
     text = [
         "# Positions that are known, found by descent",
         "",
-        f"`python benchmarks/dcls_recovery.py`, {report['device']}, {report['versions']}, {report['date']}.",
+        f"`python benchmarks/evidence/dcls_recovery.py`, {report['device']}, {report['versions']}, {report['date']}.",
         "",
         "Errors in samples: the worst tap of each seed.",
         "",

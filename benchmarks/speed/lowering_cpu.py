@@ -1,7 +1,7 @@
 """How fast the forms of a DCLS convolution are on one thread, against the reference package and the plain convolution.
 
-    python benchmarks/lowering_cpu.py                  # writes reports/cpu/lowering.json and .md
-    python benchmarks/lowering_cpu.py --quick          # a few small cases, printed: does it run?
+    python benchmarks/speed/lowering_cpu.py                  # writes reports/cpu/lowering.json and .md
+    python benchmarks/speed/lowering_cpu.py --quick          # a few small cases, printed: does it run?
 
 All variants of a case are compiled first and then run in turn, round after round, in processor time of the one thread; a ratio
 is that of two runs of one round, of which median and quartiles are given. Memory is the peak of what torch's allocator holds
@@ -46,7 +46,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import ccrewrite
 
-REPORT = Path(__file__).parents[1] / "reports" / "cpu"
+REPORT = Path(__file__).parents[2] / "reports" / "cpu"
 SLOW = 4
 """A dense window of more than so many times the taps is not convolved with, where there are other forms."""
 
@@ -263,8 +263,8 @@ def markdown(report: dict[str, Any]) -> str:
     where = f"{report['device']}, {report['versions']}, {report['date']}"
     lines = ["# Forms of a DCLS convolution on one thread", "", f"`{report['command']}`, {where}.", ""]
     lines += [
-        "Medians of ratios within a round, and their quartiles; `benchmarks/lowering_cpu.py` says how they are measured. The",
-        "form is the fastest one of the case, or with frozen geometry what `ccrewrite.lower` takes; the tables below have all.",
+        "Medians of ratios within a round, and their quartiles; `benchmarks/speed/lowering_cpu.py` says how they are measured.",
+        "The form is the fastest one of the case, or with frozen geometry what `ccrewrite.lower` takes. Tables below have all.",
         "",
     ]
     for section in report["verdicts"]:
@@ -313,7 +313,7 @@ def main() -> None:
         measured += measure(spec, 0.2 if options.quick else options.seconds)
         print(f"{time.perf_counter() - started:.0f} s: {spec.family} {measured[-1]['case']}", file=sys.stderr, flush=True)
         report = {
-            "command": "python benchmarks/lowering_cpu.py",
+            "command": "python benchmarks/speed/lowering_cpu.py",
             "date": datetime.now(UTC).date().isoformat(),
             "device": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, 1 thread",
             "versions": f"ccrewrite {ccrewrite.__version__}, torch {torch.__version__}, dcls {version_of('dcls')}, "

@@ -1,6 +1,6 @@
 """Which runtime takes which form of a folded layer: ``make deploy``.
 
-    .venv-deploy/bin/python benchmarks/deploy_runtimes.py      # writes reports/deploy/runtimes.json and .md, and docs/deploy.md
+    .venv-deploy/bin/python benchmarks/deploy/deploy_runtimes.py    # writes reports/deploy/runtimes.*, and docs/deploy.md
 
 Every model of tests/deploy/models.py is rewritten, moved, folded, written as a file of every kind (``doors.py`` there) and run
 from it at two batch sizes, in processes that can't import ccrewrite; the outputs are compared with the rewritten model's own.
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import ccrewrite
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from deploy.doors import write  # noqa: E402

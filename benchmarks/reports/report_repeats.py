@@ -1,7 +1,7 @@
 """Do time ratios repeat? Two sets of reports of the same models: how often their intervals have something in common.
 
-.venv-corpus/bin/python benchmarks/make_reports.py corpus --quick --only NAME ... --out FIRST      (and again: SECOND)
-.venv/bin/python benchmarks/report_repeats.py FIRST SECOND
+.venv-corpus/bin/python benchmarks/reports/make_reports.py corpus --quick --only NAME ... --out FIRST      (and again: SECOND)
+.venv/bin/python benchmarks/reports/report_repeats.py FIRST SECOND
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a rewritten model that nothing moved costs, once folded, what the original costs: in eager mode and in onnxruntime.
 
-    python benchmarks/deploy_latency.py              # the small models of tests/deploy: reports/deploy/latency.json and .md
-    .venv-corpus/bin/python benchmarks/deploy_latency.py --corpus      # and the fifteen corpus models
+    python benchmarks/deploy/deploy_latency.py           # the small models of tests/deploy: reports/deploy/latency.json and .md
+    .venv-corpus/bin/python benchmarks/deploy/deploy_latency.py --corpus      # and the fifteen corpus models
 
 One thread, no gradients; time is that thread's own (CPU time): what other processes take is not in it, but for cache and clock
 rate. The same code runs either way, so what differs is noise, such as where a copy's memory happens to lie. So every block
@@ -39,7 +39,7 @@ import ccrewrite
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.timing import Case, Effort, time_cases
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 REPORT = ROOT / "reports" / "deploy"
 LIMITS = 0.98, 1.02
@@ -160,7 +160,7 @@ def main() -> None:
         results[name] = measure(*build(), arguments.blocks, effort)
         print(name, {runtime: f"{v['folded']['ratio']:.3f}" for runtime, v in results[name].items()}, flush=True)
     report = {
-        "command": "python benchmarks/deploy_latency.py" + (" --corpus" if arguments.corpus else ""),
+        "command": "python benchmarks/deploy/deploy_latency.py" + (" --corpus" if arguments.corpus else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}",
         "versions": {n: version(n) for n in ("torch", "onnxruntime")} | {"Python": platform.python_version()},

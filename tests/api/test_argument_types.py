@@ -1,0 +1,104 @@
+"""Arguments of wrong types: one clear error each, not one of Python's from deep inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ccrewrite
+from ccrewrite.errors import InputError
+
+X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def original() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2), nn.AdaptiveAvgPool2d(1)).eval()
+
+
+@pytest.fixture
+def rewritten() -> nn.Module:
+    return ccrewrite.rewrite(original(), X).model
+
+
+def loss(found: Any, target: Tensor) -> Tensor:
+    return (found - target).square().mean()
+
+
+@pytest.mark.parametrize("value", [0, 3.5, [None], {"0": 1}.items()])
+@pytest.mark.parametrize("name", ["include", "exclude"])
+def test_patterns(name: str, value: Any) -> None:
+    for function in (ccrewrite.plan, ccrewrite.rewrite, ccrewrite.rewrite_):
+        with pytest.raises(InputError, match=f"{name} takes names, globs or"):
+            function(original(), X, **{name: value})
+
+
+@pytest.mark.parametrize("value", [{"epochs": 1}, 3, "config.toml"])
+def test_config(rewritten: nn.Module, value: Any) -> None:
+    with pytest.raises(InputError, match="config must be a FinetuneConfig, found "):
+        ccrewrite.finetune(rewritten, [(X, X)], loss, config=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([0], r"dynamic must map axes to names, or arguments to such mappings; found \[0\]"),
+        ("batch", "dynamic must map axes to names"),
+        ({"input": [0]}, r"dynamic\['input'\] must map axes 0 to 3 to names, found \[0\]"),
+        ({"input": "batch"}, r"dynamic\['input'\] must map axes"),
+    ],
+)
+def test_dynamic(rewritten: nn.Module, tmp_path: Path, value: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ccrewrite.export_onnx(rewritten, tmp_path / "model.onnx", X, dynamic=value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [None, "0.5", (0.5, None), [], 1j])
+def test_sizes(rewritten: nn.Module, value: Any) -> None:
+    with pytest.raises(InputError, match="'0': expected one positive ratio, or 2"):
+        ccrewrite.resize_(rewritten, {"0": value}, X)
+    with pytest.raises(InputError, match="'0': expected one positive ratio, or 2"), ccrewrite.resized(rewritten, {"0": value}):
+        rewritten(X)
+    with pytest.raises(InputError, match="sizes are a mapping of sites to ratios"):
+        ccrewrite.resize_(rewritten, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_result_is_taken_where_its_model_is_meant(tmp_path: Path) -> None:
+    """The other functions, each on a result of its own."""
+    calls: dict[str, Any] = {
+        "fold": lambda result: ccrewrite.fold(result, X),
+        "param_groups": lambda result: ccrewrite.training.param_groups(result, lr=1e-3),
+        "finetune": lambda result: ccrewrite.finetune(
+            result, [(X, torch.zeros(1, 8, 1, 1))], loss, config=ccrewrite.FinetuneConfig(epochs=1), progress=False
+        ),
+        "export_onnx": lambda result: ccrewrite.export_onnx(result, tmp_path / "model.onnx", X),
+        "save": lambda result: ccrewrite.save(result, tmp_path / "saved"),
+        "scale_groups": lambda result: ccrewrite.scale_groups(result, X),
+        "resize_": lambda result: ccrewrite.resize_(result, {"0": 0.5}, X),
+    }
+    for call in calls.values():
+        call(ccrewrite.rewrite(original(), X))
+
+
+@pytest.mark.parametrize("wrong", [None, "model", 3, nn.Conv2d])
+def test_what_is_no_model(wrong: Any, tmp_path: Path) -> None:
+    calls: list[Any] = [
+        lambda: ccrewrite.fold(wrong, X),
+        lambda: ccrewrite.lower(wrong, X),
+        lambda: ccrewrite.aot(wrong, tmp_path / "model.pt2", X),
+        lambda: ccrewrite.export_onnx(wrong, tmp_path / "model.onnx", X),
+        lambda: ccrewrite.finetune(wrong, [(X, X)], loss),
+        lambda: ccrewrite.save(wrong, tmp_path / "saved"),
+        lambda: ccrewrite.scale_groups(wrong, X),
+        lambda: ccrewrite.resize_(wrong, {"0": 0.5}),
+        lambda: ccrewrite.compare(original(), wrong, X),
+        lambda: ccrewrite.verify(original(), wrong, X),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"must be an nn\.Module.* found (the class Conv2d|NoneType|str|int)"):
+            call()

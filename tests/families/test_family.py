@@ -1,0 +1,139 @@
+"""What a family is made of is checked, and what its samplings leave out has answers that are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stranger import VolumeSampling
+from torch import Tensor, nn
+
+import ccrewrite
+from ccrewrite.errors import InputError
+from ccrewrite.families import ConvGeometry, Family, Rule, Site, hat, register_family
+
+
+@dataclass(frozen=True)
+class Nameless(Rule):
+    def takes(self, site: Site) -> bool:
+        return True
+
+    def sampling(self, site: Site, **factory: Any) -> ccrewrite.Sampling:
+        return VolumeSampling.of(site.geometry, **factory)
+
+
+@dataclass(frozen=True)
+class ToFilters(Nameless):
+    name = "to-filters"
+
+    def sampling(self, site: Site, **factory: Any) -> ccrewrite.Sampling:
+        return FilterSampling.of(site.geometry, **factory)
+
+
+class FilterSampling(VolumeSampling):
+    """A gain for each filter, which says nothing of ``sets`` and takes a weight of the geometry's channels alone."""
+
+    def __init__(self, geometry: ConvGeometry, **factory: Any) -> None:
+        super().__init__(geometry, **factory)
+        first = geometry.in_channels if geometry.transposed else geometry.out_channels
+        self.volume = nn.Parameter(torch.zeros(first, **factory))
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        gain = self.volume.exp().view(-1, *(1,) * (weight.dim() - 1)).expand(weight.shape[0], *(1,) * (weight.dim() - 1))
+        return self.on_grid(weight * gain)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"samplings": "VolumeSampling"}, "samplings must be classes of Samplings, found 'V'"),
+        ({"samplings": (nn.Conv2d,)}, "samplings must be classes of Samplings, found <class 'torch.nn.modules.conv.Conv2d'>"),
+        ({"rules": (ToFilters(),)}, "rules must be classes of Rules, found ToFilters"),
+        ({"layers": 3}, "layers must be classes of RewrittenConvs, found 3"),
+        ({"rules": (Nameless,)}, "the rule Nameless needs a name, as a class attribute"),
+    ],
+)
+def test_what_is_no_part_of_a_family_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=r"family 'mine': |the rule Nameless") as caught:
+        Family(**{"name": "mine", "samplings": (), **given})
+    assert said in str(caught.value)
+    with pytest.raises(InputError, match="register_family takes a Family, found 'mine'"):
+        register_family("mine")  # pyright: ignore[reportArgumentType]
+
+
+def test_one_class_alone_and_lists_are_taken() -> None:
+    family = Family("mine", samplings=VolumeSampling, rules=[ToFilters])  # pyright: ignore[reportArgumentType]
+    assert (family.samplings, family.rules) == ((VolumeSampling,), (ToFilters,))
+
+
+def test_a_rule_without_a_name_says_so() -> None:
+    with pytest.raises(InputError, match="the rule Nameless needs a name, as a class attribute"):
+        Nameless()
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, dilation=3, groups=2),
+        nn.Conv2d(2, 3, (4, 1), dilation=(2, 5)),
+        nn.Conv3d(2, 2, 2, dilation=(1, 2, 3)),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, dilation=2, groups=2),
+    ],
+)
+def test_taps_on_the_grid_are_the_plain_convolution(conv: Any) -> None:
+    geometry = ConvGeometry.from_module(conv)
+    for margin in (0, 2, (1, 3, 2)[: geometry.ndim]):
+        sampling = VolumeSampling(geometry)
+        sampling.margin = (margin,) * geometry.ndim if isinstance(margin, int) else margin
+        kernel = sampling.on_grid(conv.weight)
+        assert kernel.shape == (*conv.weight.shape[:2], *sampling.window)
+        slices = (slice(m, n - m, d) for m, n, d in zip(sampling.margin, sampling.window, sampling.dilation, strict=True))
+        assert torch.equal(kernel[(..., *slices)], conv.weight)
+        assert int(kernel.count_nonzero()) == conv.weight.numel()
+
+
+def test_a_kernel_of_another_shape_is_refused() -> None:
+    class Short(VolumeSampling):
+        def kernel(self, weight: Tensor) -> Tensor:
+            return weight
+
+    conv, x = nn.Conv1d(2, 3, 3, dilation=2), torch.randn(1, 2, 9)
+    sampling = Short(ConvGeometry.from_module(conv))
+    with pytest.raises(InputError, match=r"Short.kernel must return the shape \(3, 2, 5\), found \(3, 2, 3\)"):
+        sampling(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class Computed(nn.Module):
+    """A convolution whose weight is computed in each call."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.weight, self.transposed = nn.Parameter(torch.randn(4, 3, 3)), transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.tanh()
+        return F.conv_transpose1d(x, weight, groups=2) if self.transposed else F.conv1d(x, weight, groups=2)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("values", "sets"), [("own", 4), ("equal", 1)])
+def test_folding_finds_out_which_channels_are_alike(transposed: bool, values: str, sets: int) -> None:
+    model, x = Computed(transposed).eval(), torch.randn(1, 4 if transposed else 6, 9)
+    result = ccrewrite.rewrite(model, x, rules=ToFilters())
+    (sampling,) = (m for m in result.model.modules() if isinstance(m, FilterSampling))
+    with torch.no_grad():
+        sampling.volume.copy_(torch.randn(4) if values == "own" else torch.ones(4))
+    folded = ccrewrite.fold(result, x)
+    assert folded.check.ok
+    torch.testing.assert_close(folded.model(x), result.model(x))
+    (matrix,) = (buffer for name, buffer in folded.model.named_buffers() if name.endswith("matrix"))
+    assert matrix.shape[1:3] == (sets, 1)
+
+
+def test_on_a_sample_interpolation_leans_to_neither_side() -> None:
+    distance = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    hat(distance).sum().backward()
+    assert distance.grad.tolist() == [0.5, 0.0, -0.5]
