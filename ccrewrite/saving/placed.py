@@ -174,7 +174,11 @@ def plain(value: Any) -> Any:
 def _settings(site: str, sampling: Sampling) -> dict[str, Any]:
     """``options`` and ``attributes`` of a ``Placed``."""
     attributes = {name: getattr(sampling, name) for name in sampling.attributes}
-    return {"options": _written(site, sampling.options()), "attributes": _written(site, attributes)}
+    try:
+        options = sampling.options()
+    except InputError as error:
+        raise InputError(f"{site}: {error}") from error
+    return {"options": _written(site, options), "attributes": _written(site, attributes)}
 
 
 def _written(site: str, values: Mapping[str, Any]) -> dict[str, Any]:

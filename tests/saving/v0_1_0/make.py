@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, list[Any] | None]] = {
     "resized": ("sized", [DilatedToDcls(), *CC]),
     "scaled": ("sized", [DilatedToDcls(sharing="in"), StridedToCC(hidden=4, alignment="centred"), TransposedToCC(hidden=4)]),
     "functional": ("functional", [DilatedToDcls(), *CC]),
+    "pooled": ("pooled", [DilatedToDcls(), *CC]),
     "graph": ("graph", [DilatedToDcls(), *CC]),
     "normed": ("normed", [DilatedToDcls(sharing="full"), *CC]),
     "shared": ("shared", None),
@@ -93,6 +94,8 @@ def saved() -> None:
         move_(result.model)
         if case == "resized":
             ccrewrite.resize_(result.model, {"down": (0.75, 1.25)})
+        if case == "pooled":  # what sites of functional calls were called then
+            ccrewrite.resize_(result.model, {"0.ccrewrite.conv_transpose1d": 0.75, "0.ccrewrite.conv1d_2": 0.5})
         if case == "scaled":
             result.model.down.output_size = (7, 9)
             result.model.up.scale = (0.5, 1.5)

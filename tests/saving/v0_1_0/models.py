@@ -124,6 +124,11 @@ def sized() -> nn.Module:
     )
 
 
+def pooled() -> nn.Module:
+    """Functional calls whose sizes are free."""
+    return filled(nn.Sequential(Functional(), nn.AdaptiveAvgPool1d(3)))
+
+
 def functional() -> nn.Module:
     """Functional calls in a host, and classes with forwards of their own."""
     return filled(nn.Sequential(Functional(), Standardised(4, 4, 3, stride=2), Causal(4, 4, 3, dilation=2)))
@@ -176,6 +181,7 @@ def bfloat16() -> nn.Module:
 INPUTS: dict[str, tuple[int, ...]] = {
     "layers": (1, 2, 17, 16),
     "sized": (1, 2, 16, 20),
+    "pooled": (2, 4, 21),
     "functional": (2, 4, 21),
     "graph": (2, 4, 21),
     "normed": (2, 4, 21),
