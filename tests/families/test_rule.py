@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -100,6 +101,14 @@ def test_patterns(option: str) -> None:
             StridedToCC(**{option: value})
     with pytest.raises(InputError, match=r"'re:\(' is no regular expression"):
         StridedToCC(**{option: "re:("})
+
+
+@pytest.mark.parametrize("rule", [DilatedToDcls, StridedToCC])
+def test_the_page_lists_the_options(rule: type[Rule]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text()
+    (row,) = (line for line in page.splitlines() if f"`{rule.name}` |" in line)
+    options = ", ".join(f"`{field.name}`" for field in fields(rule) if field.name not in ("include", "exclude"))
+    assert row.endswith(f"| {options} |")
 
 
 def test_rules_are_abstract() -> None:
