@@ -46,7 +46,7 @@ page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser,
 	.venv-deploy/bin/python examples/browser/build.py
 
 lowering: $(READY)  ## compiled models: forms, choices, packages; needs a C++ compiler
-	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py
+	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py tests/plugin
 
 gpu:  ## on a CUDA machine with torch and triton, installing nothing: what every form computes and takes there: reports/gpu
 	PYTHONPATH=. $(PYTHON) benchmarks/speed/gpu.py $(OPTIONS)

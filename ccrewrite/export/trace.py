@@ -136,13 +136,15 @@ def _worth_keeping(node: Any) -> bool | None:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without what torch's exporter logs and prints about itself."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
+    """Without what torch's exporter logs and prints about itself, and the optimizer of initializers that stay apart."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [log.level for log in logs]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        log.setLevel(logging.ERROR)
+        for log in logs:
+            log.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)

@@ -227,7 +227,7 @@ def test_the_pages_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(?!# \S+\.py\n)(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 5
-    namespace: dict[str, object] = {"__name__": "page"}
+    namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), namespace)
     assert "turned by an angle for each filter" in capsys.readouterr().out
