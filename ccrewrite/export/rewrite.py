@@ -135,7 +135,7 @@ def _additions(sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, _Addit
         for site in sites:
             rule = rule_for(site, rules)
             if site.decision.rewritten and rule is not None:
-                sampling = rule.sampling(site, dtype=torch.float32, device="cpu")
+                sampling = rule.made(site, dtype=torch.float32, device="cpu")
                 found[site.name] = _Addition(type(sampling).__name__, sampling.window, sampling.onnx_form())
     return found
 

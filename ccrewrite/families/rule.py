@@ -61,7 +61,14 @@ class Rule(ABC):
 
     def describe(self, site: Site) -> str:
         """What it would put there, in a few words."""
-        return self.sampling(site, device="meta").describe()
+        return self.made(site, device="meta").describe()
+
+    def made(self, site: Site, **factory: Any) -> Sampling:
+        """What ``sampling`` gives. Raises ``InputError`` where that is no ``Sampling``."""
+        found = self.sampling(site, **factory)
+        if not isinstance(found, Sampling):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"{site.name}: rule {self.name}'s sampling must return a Sampling, found {found!r}")
+        return found
 
     def install_(self, layer: RewrittenConv, site: Site) -> Callable[[], object]:
         """Change whatever else of ``layer``, which has its sampling already; returns how to undo that."""

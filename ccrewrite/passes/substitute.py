@@ -90,7 +90,7 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
     module = model.get_submodule(site.module)
     weight = _weight(model, site)
     dtype, device = (site.dtype, site.device) if weight is None else (weight.dtype, weight.device)
-    sampling = rule.sampling(site, dtype=dtype, device=device)
+    sampling = rule.made(site, dtype=dtype, device=device)
     if isinstance(weight, nn.Parameter):
         sampling.requires_grad_(weight.requires_grad)
     if site.form == "module":

@@ -115,7 +115,7 @@ def built_error(site: Site, rule: Rule) -> float:
     geometry = _with_few_channels(site.geometry)
     with random_states_kept():
         torch.manual_seed(0)
-        sampling = rule.sampling(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
+        sampling = rule.made(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
         g = geometry
         rows, columns = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
         weight = torch.randn(rows, columns // g.groups, *g.kernel_size, dtype=torch.float64)

@@ -74,6 +74,17 @@ def test_a_rule_without_a_name_says_so() -> None:
         Nameless()
 
 
+def test_a_rule_that_makes_no_sampling_is_named() -> None:
+    class ToNothing(ToFilters):
+        name = "to-nothing"
+
+        def sampling(self, site: Site, **factory: Any) -> Any:
+            return None
+
+    with pytest.raises(InputError, match=r"\(root\): rule to-nothing's sampling must return a Sampling, found None"):
+        ccrewrite.plan(nn.Conv1d(2, 2, 3), torch.zeros(1, 2, 9), rules=ToNothing())
+
+
 @pytest.mark.parametrize(
     "conv",
     [
