@@ -17,7 +17,7 @@ from ccrewrite.export.files import replacing, require_packages, save, writable
 from ccrewrite.export.prepare import FUNCTION, Prepared, prepared
 from ccrewrite.export.report import ExportedFile, OnnxSite, times
 from ccrewrite.export.sizes import Mode, plan_sizes
-from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet, traced
+from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet_exporter, traced
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.passes.scales.resize import without_wrapper
@@ -95,7 +95,7 @@ def export_onnx(
     from ccrewrite.export.graph import histogram
     from ccrewrite.export.metadata import Origin, annotate_
 
-    with quiet():
+    with quiet_exporter():
         graph = traced(ready.model, inputs, shapes, opset, plan)
         expand_(graph, ready.calls, functions=functions)
         learned = name_tensors_(graph, ready.tensors)

@@ -24,6 +24,7 @@ from ccrewrite.ir.check import COMPILED, TOLERANCE
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Decision, Plan, Site
+from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.rules import Rules, check_rules, rule_for
 
@@ -130,7 +131,7 @@ class _Addition:
 def _additions(sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, _Addition]:
     """For each site that a rule takes."""
     found: dict[str, _Addition] = {}
-    with random_states_kept():
+    with one_at_a_time(), random_states_kept():
         torch.manual_seed(0)
         for site in sites:
             rule = rule_for(site, rules)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import warnings
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from ccrewrite.export.sizes import SizePlan
 from ccrewrite.export.traced_sizes import SIZES
 from ccrewrite.export.translations import translations
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.threads import quiet
 
 NO_LIMIT = 2**40
 """For constant folding: the optimizer's own limits leave kernel constructions of a few channels in the graph."""
@@ -135,12 +134,11 @@ def _worth_keeping(node: Any) -> bool | None:
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def quiet_exporter() -> Generator[None]:
     """Without what torch's exporter logs and prints about itself, and the optimizer of initializers that stay apart."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
     levels = [log.level for log in logs]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet():
         for log in logs:
             log.setLevel(logging.ERROR)
         try:

@@ -7,13 +7,10 @@ that eager would make. Where export refuses, the run itself is observed, so a mo
 
 from __future__ import annotations
 
-import io
 import logging
 import operator
 import re
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -31,6 +28,7 @@ from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.observe import ConvolutionMode, SeenCall, convolutions_seen, tensor_names
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import global_hooks_kept, preserved
+from ccrewrite.ir.threads import quiet
 
 log = logging.getLogger(__name__)
 Model = GivenModel | ExportedProgram
@@ -68,10 +66,7 @@ class Inputs:
     def run(self, model: nn.Module) -> Any:
         """Raises ``ModelRunError`` where the model raises."""
         try:
-            with warnings.catch_warnings():
-                # They are ours: a compiled module in a run that is observed.
-                warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are global hooks")
-                return model(*self.args, **self.kwargs)
+            return model(*self.args, **self.kwargs)
         except Exception as error:
             raise ModelRunError(
                 f"{type(model).__name__} raised {type(error).__name__} on the example inputs "
@@ -157,10 +152,9 @@ def _refuse_uninitialised(model: nn.Module) -> None:
 
 
 def _export(model: nn.Module, inputs: Inputs) -> Program:
-    # Where export refuses, torch prints the graph it has so far on stderr: thousands of lines that help nobody here.
-    quiet = warnings.catch_warnings(), redirect_stderr(io.StringIO())
-    with preserved(model, None), global_hooks_kept(), quiet[0], quiet[1], torch.no_grad():
-        warnings.simplefilter("ignore")  # export's and the model's own; the user sees the latter when the model runs
+    # Quiet: where export refuses, torch prints the graph it has so far, thousands of lines that help nobody here. The model's
+    # own warnings the user sees when the model runs.
+    with preserved(model, None), global_hooks_kept(), quiet(), torch.no_grad():
         exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     names, signature = tensor_names(model), exported.graph_signature
     modules = {id(module): name for name, module in model.named_modules()}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from ccrewrite.ir.calls import CASTS, Call, as_call
 from ccrewrite.ir.preserve import preserved
@@ -136,19 +137,32 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
 
 @contextmanager
 def module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
-    """The modules whose forward is running, outermost first; kept by hooks that are gone afterwards."""
-    names = {id(m): name for name, m in model.named_modules()}
+    """The modules of ``model`` whose forward is running, outermost first; kept by hooks on them that are gone afterwards. What
+    other threads run, of this model too, is not on it."""
     stack: list[tuple[str, nn.Module]] = [("", model)]
+    thread = threading.get_ident()
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
 
-    def enter(module: nn.Module, args: Any) -> None:
-        stack.append((names.get(id(module), stack[-1][0]), module))
+            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+                if threading.get_ident() == thread:
+                    stack.append((name, module))
 
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        stack.pop()
+            def leave(module: nn.Module, args: Any, output: Any) -> None:
+                if threading.get_ident() == thread:
+                    stack.pop()
 
-    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-    try:
+            for handle in _hooked(module, enter, leave):
+                hooks.callback(handle.remove)
         yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _hooked(module: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[RemovableHandle]:
+    """``enter`` before the module's own hooks; ``leave`` after them, also where its forward raises. Put into the registries
+    directly, for a ScriptModule refuses ``register_forward_hook``, and yet calls them."""
+    before = RemovableHandle(module._forward_pre_hooks)
+    module._forward_pre_hooks[before.id] = enter
+    module._forward_pre_hooks.move_to_end(before.id, last=False)
+    after = RemovableHandle(module._forward_hooks, extra_dict=module._forward_hooks_always_called)
+    module._forward_hooks[after.id], module._forward_hooks_always_called[after.id] = leave, True
+    yield from (before, after)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ccrewrite.ir.threads import one_at_a_time
+
 
 @contextmanager
 def preserved(model: nn.Module, tensors: Iterable[Tensor] | None = ()) -> Generator[None]:
@@ -53,6 +55,7 @@ def unwatched(models: Collection[nn.Module], tensors: Iterable[Tensor], *, evalu
 def _restored(modules: Iterable[nn.Module], evaluate: bool) -> Generator[None]:
     states = [_Attributes(module) for module in modules]
     with ExitStack() as stack:
+        stack.enter_context(one_at_a_time())
         stack.enter_context(random_states_kept())
         for state in states:
             stack.callback(state.restore)

@@ -17,7 +17,7 @@ from ccrewrite.ir.check import TOLERANCE, Check
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.passes.rules import rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
-from ccrewrite.passes.verify import built_error, compare_outputs, culprits, modules_run, outputs_of
+from ccrewrite.passes.verify import built_error, called, compare_outputs, culprits, outputs_of
 
 
 def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs) -> tuple[Plan, Check]:
@@ -96,11 +96,11 @@ def _with_failures(planned: Plan, failures: Mapping[str, str]) -> Plan:
 def _failure(done: Mapping[str, Substitution], model: nn.Module, before: Mapping[str, Any], inputs: Inputs) -> str:
     """What is wrong with ``model`` after the substitutions ``done``; empty where nothing is."""
     try:
-        with modules_run() as seen:
+        with called({name: substitution.sampling for name, substitution in done.items()}) as seen:
             after = outputs_of(model, inputs)
     except ModelRunError as error:
         return f"the rewritten model raised {type(error.__cause__).__name__}: {error.__cause__}"
-    unreached = [name for name, substitution in done.items() if id(substitution.sampling) not in seen]
+    unreached = [name for name in done if name not in seen]
     if unreached:
         return f"the call of {unreached[0]} is not made by a function of torch.nn.functional, so it did not reach its sampling"
     worst = max((c for c in compare_outputs(before, after) if not c.ok), key=lambda c: c.max_rel_error, default=None)

@@ -24,6 +24,7 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import suffix_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.detect import host_of, weight_of
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
 from ccrewrite.passes.rules import rule_for
@@ -44,7 +45,7 @@ def copied(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # a cache: the next forward computes it anew
     try:
-        with warnings.catch_warnings():
+        with one_at_a_time(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, for the trees in an exported graph
             return copy.deepcopy(model, memo)
     except Exception as error:
@@ -57,7 +58,7 @@ def copied(model: nn.Module) -> nn.Module:
 def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, Substitution]:
     """Rewrite ``sites`` of ``model`` in place, all of them or (raising) none; by name."""
     done: dict[str, Substitution] = {}
-    with random_states_kept():
+    with one_at_a_time(), random_states_kept():
         torch.manual_seed(0)  # the residuals' inner layers: the same model gets the same layers
         try:
             for site in sites:

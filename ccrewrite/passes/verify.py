@@ -9,15 +9,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.calls import CONV, CONV_TRANSPOSE, FUNCTIONS
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import TOLERANCE, OutputCheck
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.observe import watched
 from ccrewrite.ir.preserve import preserved, random_states_kept, unwatched
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.wrappers import unwrapped
 
 
@@ -32,18 +33,11 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 
 @contextmanager
-def modules_run() -> Generator[set[int]]:
-    """The ``id`` of every module called inside."""
-    seen: set[int] = set()
-
-    def note(module: nn.Module, args: Any) -> None:
-        seen.add(id(module))
-
-    handle = register_module_forward_pre_hook(note)
-    try:
+def called(modules: Mapping[str, nn.Module]) -> Generator[set[str]]:
+    """The names of those of ``modules`` that are called inside."""
+    seen: set[str] = set()
+    with watched(modules, lambda name, args, kwargs: seen.add(name)):
         yield seen
-    finally:
-        handle.remove()
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -113,7 +107,7 @@ def built_error(site: Site, rule: Rule) -> float:
     """Largest difference between the plain convolution and the rule's sampling with its kernel built, relative to the largest
     output, in float64, for the site's geometry with few channels and a small input."""
     geometry = _with_few_channels(site.geometry)
-    with random_states_kept():
+    with one_at_a_time(), random_states_kept():
         torch.manual_seed(0)
         sampling = rule.made(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
         g = geometry

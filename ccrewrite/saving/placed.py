@@ -19,6 +19,7 @@ from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, site
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.graph import reroute_nodes_
 from ccrewrite.saving.original import layer_of, named
 
@@ -103,7 +104,7 @@ class Placed:
         return sampling.to_empty(device=device) if _loads_all(sampling) else self._made(kind, device)
 
     def _made(self, kind: type[Sampling], device: Any) -> Sampling:
-        with random_states_kept():
+        with one_at_a_time(), random_states_kept():
             return kind.of(self.geometry, **self.options, dtype=getattr(torch, self.dtype), device=device)
 
     def set_(self, sampling: nn.Module) -> None:

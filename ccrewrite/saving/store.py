@@ -27,6 +27,7 @@ from ccrewrite.families.look import look_once_
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import _Attributes as Attributes
+from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.wrappers import require_bare, unwrapped
 from ccrewrite.saving.original import added_names, described
 from ccrewrite.saving.placed import REMEDY
@@ -172,7 +173,7 @@ def _load_(model: nn.Module, tensors: Mapping[str, Tensor], *, geometry_only: bo
 def _unchanged_on_failure(model: nn.Module) -> Generator[None]:
     """Where what is inside raises, the structure of ``model`` is as it was."""
     before = [(m, type(m), Attributes(m)) for m in model.modules()]
-    with warnings.catch_warnings():
+    with one_at_a_time(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, for the trees in an exported graph
         graphs = {m: copy.deepcopy(m.graph) for m in model.modules() if isinstance(m, fx.GraphModule)}
     try:

@@ -14,6 +14,7 @@ from ccrewrite.folded.resized import ResizedConv
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.observe import Like, ModuleCall, module_calls
+from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.fold.constants import constants_computed
 from ccrewrite.passes.fold.weights import evaluating
 from ccrewrite.passes.scales.sizes import ChoosesSizes
@@ -57,7 +58,7 @@ def resized_layer(layer: RewrittenConv, shape: Sequence[int]) -> ResizedConv | N
     example = torch.zeros(2, *shape[1:], dtype=like.dtype, device=like.device) if batched else like.new_zeros(tuple(shape))
     dynamic = ({0: torch.export.Dim.DYNAMIC},) if batched else None
     try:
-        with evaluating(layer):
+        with one_at_a_time(), evaluating(layer):
             program = torch.export.export(layer, (example,), dynamic_shapes=dynamic, strict=False)
     except Exception:  # whatever export dislikes: the layer stays as it is, and the caller says so
         return None

@@ -12,12 +12,14 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ccrewrite.ir.threads import one_at_a_time
+
 
 def own_weight_(conv: nn.Module) -> bool:
     """Make ``conv``'s tensors parameters of its own, in place; False where something unknown computes its weight."""
     if parametrize.is_parametrized(conv):
         _remove_parametrizations_(conv)
-    with warnings.catch_warnings():
+    with one_at_a_time(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own older norms
         for hook in list(conv._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):
