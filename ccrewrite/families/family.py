@@ -7,6 +7,7 @@ docs/writing-a-family.md shows how to write one.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +19,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.rule import Rule, require_name
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.threads import one_at_a_time
 
 ENTRY_POINTS = "ccrewrite.families"
 BUILT_IN = ("ccrewrite.families.dcls", "ccrewrite.families.cc")
@@ -137,11 +139,12 @@ def title_of(sampling: Sampling) -> str:
 
 
 def _load_built_in() -> None:
-    for module in BUILT_IN:
-        if module not in _loaded and find_spec(module) is not None:
-            _loaded.add(module)
-            family: Family = import_module(module).FAMILY
-            _registered[family.name] = family
+    with one_at_a_time(), warnings.catch_warnings():  # sympy, which torch imports here, adds a filter of its own
+        for module in BUILT_IN:
+            if module not in _loaded and find_spec(module) is not None:
+                _loaded.add(module)
+                family: Family = import_module(module).FAMILY
+                _registered[family.name] = family
 
 
 def _load(point: EntryPoint) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,9 +161,10 @@ def module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
 def _hooked(module: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[RemovableHandle]:
     """``enter`` before the module's own hooks; ``leave`` after them, also where its forward raises. Put into the registries
     directly, for a ScriptModule refuses ``register_forward_hook``, and yet calls them."""
-    before = RemovableHandle(module._forward_pre_hooks)
-    module._forward_pre_hooks[before.id] = enter
-    module._forward_pre_hooks.move_to_end(before.id, last=False)
+    first = cast("OrderedDict[int, Any]", module._forward_pre_hooks)
+    before = RemovableHandle(first)
+    first[before.id] = enter
+    first.move_to_end(before.id, last=False)
     after = RemovableHandle(module._forward_hooks, extra_dict=module._forward_hooks_always_called)
     module._forward_hooks[after.id], module._forward_hooks_always_called[after.id] = leave, True
     yield from (before, after)

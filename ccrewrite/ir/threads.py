@@ -1,7 +1,7 @@
 """What torch and Python keep once for the whole process, and how threads that rewrite side by side get along with it.
 
-torch's tracers put a function of their own in the place of ``nn.Module.__call__``; random generators and the filters of warnings
-are everybody's. So whatever touches these is done by one thread at a time.
+torch's tracers put a function of their own in the place of ``nn.Module.__call__``; random generators and the filters of
+warnings are everybody's. So whatever touches these is done by one thread at a time.
 """
 
 from __future__ import annotations
