@@ -145,6 +145,12 @@ def release_(layer: RewrittenConv) -> _ConvNd:
     return cast(_ConvNd, layer)
 
 
+def hosted_by(module: nn.Module) -> Samplings | None:
+    """The samplings of ``module``'s functional convolutions; None where it has none."""
+    found = module._modules[HOSTED] if HOSTED in module._modules else None  # noqa: SIM401 (ScriptModule's have no get)
+    return found if isinstance(found, Samplings) else None
+
+
 def host_(module: nn.Module, key: str, sampling: nn.Module, route: Route, suffix: str) -> None:
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place.
 

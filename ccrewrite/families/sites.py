@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import cast
 
 from torch import fx, nn
 
-from ccrewrite.families.adopt import HOSTED, RewrittenConv, Samplings
+from ccrewrite.families.adopt import HOSTED, RewrittenConv, hosted_by
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.calls import uncast
@@ -81,8 +80,7 @@ def rewritten_sites(model: nn.Module) -> dict[str, RewrittenSite]:
     for module in model.modules():
         if isinstance(module, RewrittenConv):
             add(module, None, "", module.sampling)
-        if HOSTED in module._modules:
-            hosted = cast(Samplings, module._modules[HOSTED])
+        if (hosted := hosted_by(module)) is not None:
             for key, sampling in hosted.items():
                 if isinstance(sampling, Sampling):  # else it is folded
                     add(module, key, hosted.suffixes[key], sampling)

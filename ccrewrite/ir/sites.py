@@ -27,7 +27,7 @@ REASONS: dict[str, str] = {
     "shared-weight": "a functional call on the weight of a convolution module that is called too",
     "several-calls": "a convolution class whose own forward makes several different convolutions",
     "ambiguous-call": "its weight is computed, and another call below the same module looks the same",
-    "name-taken": "its class has an attribute called `sampling`, where the geometry would go",
+    "name-taken": "an attribute is called `sampling`, or `ccrewrite` of a functional call's host, where the geometry would go",
     "verification-failed": "the outputs changed when it was rewritten, so it was put back",
 }
 """Code -> what it means, in general; a decision's message gives the values. docs/reasons.md has a section for each."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.adopt import RewrittenConv, has_own_forward, torch_layer
+from ccrewrite.families.adopt import HOSTED, RewrittenConv, has_own_forward, hosted_by, torch_layer
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, rewritten_sites, site_name, suffix_of
@@ -141,6 +141,9 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
         if hasattr(_submodule(model, site.module), "sampling"):
             return Decision(False, "name-taken", f"{site.layer} has an attribute called sampling")
         return None
+    host = host_of(model, site.module, weight_of(model, site.weight))[0]
+    if hasattr(found := _submodule(model, host), HOSTED) and hosted_by(found) is None:
+        return Decision(False, "name-taken", f"{host or 'the model'} has an attribute called {HOSTED}")
     for other in others:
         if site.weight and other.weight == site.weight and other.form == "module":
             return Decision(False, "shared-weight", f"{site.weight} is also the weight of {other.name}, which is called itself")

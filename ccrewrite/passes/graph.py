@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor, fx
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import HOSTED, Samplings
+from ccrewrite.families.adopt import HOSTED, Samplings, hosted_by
 from ccrewrite.families.reroute import at_path
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import suffix_of
@@ -42,7 +42,7 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
 
 def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
     """Give the nodes that call a sampling (of one key, or all) their torch function again; returns how many samplings."""
-    samplings = cast("Samplings | None", module._modules.get(HOSTED))
+    samplings = hosted_by(module)
     if samplings is None:
         return 0
     keys = list(samplings) if key is None else [key]

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, release_, unhost_
+from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, hosted_by, release_, unhost_
 from ccrewrite.families.look import look_once_
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.rule import Rule
@@ -80,8 +80,8 @@ def revert_(model: nn.Module) -> int:
             count += 1
         elif isinstance(module, fx.GraphModule):
             count += restore_nodes_(module)
-        elif HOSTED in module._modules:
-            count += len(cast(nn.ModuleDict, module._modules[HOSTED]))
+        elif (hosted := hosted_by(module)) is not None:
+            count += len(hosted)
             unhost_(module)
     look_once_(model)
     return count
@@ -119,7 +119,7 @@ def _weight(model: nn.Module, site: Site) -> Tensor | None:
 
 def _free_key(host: nn.Module, site: Site) -> str:
     base = f"conv{'_transpose' if site.geometry.transposed else ''}{site.geometry.ndim}d"
-    taken: Any = host._modules.get(HOSTED) or ()
+    taken = hosted_by(host) or ()
     n = 1
     while (key := base if n == 1 else f"{base}_{n}") in taken:
         n += 1

@@ -184,6 +184,19 @@ def name_taken() -> Case:
     return nn.Sequential(Sampler(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
 
 
+def host_name_taken() -> Case:
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+            self.ccrewrite = nn.ModuleDict({"a": nn.Conv2d(4, 4, 3, padding=2, dilation=2)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(self.ccrewrite["a"](x), self.weight, stride=2)
+
+    return nn.Sequential(Host()), pictures(), "0", {}
+
+
 def verification_failed() -> Case:
     class LooksAtTheType(nn.Module):
         def __init__(self) -> None:
@@ -213,7 +226,7 @@ TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "shared-weight": [shared_weight],
     "several-calls": [several_calls],
     "ambiguous-call": [ambiguous_call],
-    "name-taken": [name_taken],
+    "name-taken": [name_taken, host_name_taken],
     "verification-failed": [verification_failed],
 }
 
