@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import HOSTED, adopt_, host_
+from ccrewrite.families.adopt import HOSTED, adopt_, has_own_forward, host_
 from ccrewrite.families.family import families, sampling_classes
 from ccrewrite.families.reroute import Route, at_path
 from ccrewrite.families.sampling import Sampling
@@ -21,6 +21,7 @@ from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.graph import reroute_nodes_
+from ccrewrite.saving.document import SamplingDocument
 from ccrewrite.saving.original import layer_of, named
 
 REMEDY = "load takes a fresh original: built by the same code and arguments, as it was before rewrite"
@@ -75,8 +76,9 @@ class Placed:
         )
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Self:
-        fields: dict[str, Any] = {**frozen(data), "geometry": ConvGeometry(**frozen(data["geometry"]))}
+    def from_document(cls, document: SamplingDocument, site: str) -> Self:
+        fields: dict[str, Any] = {name: getattr(document, name) for name in SamplingDocument.model_fields}
+        fields |= {"site": site, "geometry": document.geometry.geometry()}
         return cls(**fields)
 
     def completed(self, kind: type[Sampling]) -> Self:
@@ -97,6 +99,23 @@ class Placed:
     def made(self) -> dict[str, Any]:
         """All that can't be changed once it is made."""
         return {name: value for name, value in asdict(self).items() if name not in ("site", "attributes")}
+
+    def check(self, module: nn.Module, kind: type[Sampling], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise ``InputError`` where what is placed contradicts ``module``, as it was before, or ``shapes``, those of the saved
+        tensors by name. Nothing of any size is made."""
+        found = self.geometry
+        if self.key is None and not has_own_forward(type(module)):
+            found = ConvGeometry.from_module(cast(_ConvNd, module))
+        elif self.weight is not None:
+            found = _of_weight(found, at_path(module, self.weight).shape)
+        if found != self.geometry:
+            expected = f"{self.geometry.describe()}{' transposed' * self.geometry.transposed}"
+            raise InputError(f"{self.site}: expected geometry {expected}, found {found.describe()}. {REMEDY}")
+        for name, tensor in self._made(kind, "meta").state_dict().items():
+            name = f"{self.path}.{name}"
+            if name in shapes and shapes[name] != tuple(tensor.shape):
+                made, saved = ("x".join(map(str, shape)) for shape in (tensor.shape, shapes[name]))
+                raise InputError(f"{self.site}: its options make {name} {made}, but the saved one is {saved}")
 
     def make(self, kind: type[Sampling], device: torch.device) -> Sampling:
         """The sampling. What is loaded next has no values yet."""
@@ -145,15 +164,25 @@ def kinds_of(samplings: Iterable[Placed]) -> dict[str, type[Sampling]]:
     return kinds
 
 
-def with_names(samplings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The samplings of a recipe of format 1, which had no names of sites."""
-    found: dict[str, dict[str, Any]] = {}
-    for data in samplings:
-        geometry = ConvGeometry(**frozen(data["geometry"]))
-        suffix = "" if data["key"] is None else call_suffix(data["weight"], geometry)
-        name = free_name(site_name(data["module"], suffix), found)
-        found[name] = {**data, "site": name}
+def placed_of(documents: Iterable[SamplingDocument]) -> list[Placed]:
+    """The samplings of a recipe. Those of format 1, which had no names of sites, get theirs."""
+    found: dict[str, Placed] = {}
+    for document in documents:
+        name = document.site
+        if name is None:
+            suffix = "" if document.key is None else call_suffix(document.weight, document.geometry.geometry())
+            name = free_name(site_name(document.module, suffix), found)
+        if name in found:
+            raise InputError(f"{name}: two samplings have this site")
+        found[name] = Placed.from_document(document, name)
     return list(found.values())
+
+
+def _of_weight(geometry: ConvGeometry, shape: Sequence[int]) -> ConvGeometry:
+    """``geometry``, of a weight of this shape."""
+    first, second = shape[0], shape[1] * geometry.groups
+    channels = (first, second) if geometry.transposed else (second, first)
+    return replace(geometry, in_channels=channels[0], out_channels=channels[1], kernel_size=tuple(shape[2:]))
 
 
 def frozen(value: Any) -> Any:

@@ -7,6 +7,7 @@ samplings that are there. It holds what their constructors need and which calls 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -20,8 +21,9 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.wrappers import unwrapped, wrappers
 from ccrewrite.passes.scales.resize import resize_, resizings_of
+from ccrewrite.saving.document import RecipeDocument
 from ccrewrite.saving.original import added_parameters, layer_of, original_of
-from ccrewrite.saving.placed import REMEDY, Placed, frozen, kinds_of, plain, with_names
+from ccrewrite.saving.placed import REMEDY, Placed, frozen, kinds_of, placed_of, plain
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,13 @@ class Recipe:
         return cls(original_of(model), tuple(Placed.of(site, kinds) for site in sites), _ties(model), frozen(resized))
 
     @classmethod
-    def from_data(cls, data: Any) -> Self:
-        original = {"class": str(data["original"]["class"]), "tensors": dict(data["original"]["tensors"])}
-        first = data["format"] == 1
-        samplings = with_names(data["samplings"]) if first else data["samplings"]
-        placed = [Placed.from_data(sampling) for sampling in samplings]
+    def from_document(cls, document: RecipeDocument) -> Self:
+        placed = placed_of(document.samplings)
         kinds = kinds_of(placed)
-        if first:
+        if document.format == 1:
             placed = [one.completed(kinds[one.sampling]) for one in placed]
-        return cls(original, tuple(placed), frozen(data["ties"]), dict(frozen(data["resized"])))
+        original = {"class": document.original.kind, "tensors": document.original.tensors}
+        return cls(original, tuple(placed), document.ties, document.resized)
 
     def to_data(self) -> dict[str, Any]:
         return plain(asdict(self))
@@ -79,8 +79,9 @@ class Recipe:
             more = f"; and {len(different) - 4} more" if len(different) > 4 else ""
             raise InputError(f"this is not the model that was rewritten. {'; '.join(different[:4])}{more}. {REMEDY}")
 
-    def replay_(self, model: nn.Module) -> None:
-        """Do to ``model``, in place, what was done to the original. Where it raises, ``model`` may be half rewritten."""
+    def replay_(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Do to ``model``, in place, what was done to the original. ``shapes`` are those of the saved tensors by name. Where it
+        raises, ``model`` may be half rewritten."""
         kinds = kinds_of(self.samplings)
         there = {(site.path, site.key): site for site in rewritten_sites(model).values()}
         device = next((t.device for t in model.state_dict().values() if isinstance(t, Tensor)), torch.device("cpu"))
@@ -93,6 +94,7 @@ class Recipe:
             _require(placed, "layer", placed.layer, layer_of(module))
             if placed.key is None and torch_layer(type(module)) is None:
                 raise InputError(f"{placed.site} must be a convolution to be rewritten, found {placed.layer}")
+            placed.check(module, kinds[placed.sampling], shapes)
             near = next((t.device for t in (*module.parameters(), *module.buffers())), device)
             placed.put_(module, placed.make(kinds[placed.sampling], near))
         if there:

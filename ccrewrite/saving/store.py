@@ -6,10 +6,9 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -25,16 +24,17 @@ from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.families.look import look_once_
 from ccrewrite.ir.capture import Model, as_module
+from ccrewrite.ir.documents import checked, read_json
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import _Attributes as Attributes
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.wrappers import require_bare, unwrapped
+from ccrewrite.ir.written import leftovers, locked, refused, workplace
+from ccrewrite.saving.document import FORMAT, RecipeDocument
 from ccrewrite.saving.original import added_names, described
 from ccrewrite.saving.placed import REMEDY
 from ccrewrite.saving.recipe import Recipe
 
-FORMAT = 2
-"""Of recipe.json. A later one is refused. 1, of version 0.1, had no names of sites."""
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
 
 
@@ -46,9 +46,9 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
     ``load`` does again is read off the model itself, as it is now. ``geometry_only`` leaves out every tensor that the original
     has as well: kilobytes, for the original that they were learned on.
 
-    Both files are written under temporary names and moved into place. Raises ``InputError`` where nothing in the model is
-    rewritten, where it holds what can't be written (tensors without values or sharded ones, samplings of no family that is
-    registered), and where the directory can't be written.
+    A save that is there stays whole until the new one is: if the process is killed, one of the two can be loaded. Raises
+    ``InputError`` where nothing in the model is rewritten, where it holds what can't be written (tensors without values or
+    sharded ones, samplings of no family that is registered), and where the directory can't be written.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2)), torch.randn(1, 3, 16, 16)
@@ -70,18 +70,24 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
     tensors = _storable({n: t for n, t in _untied(model.state_dict(keep_vars=True)).items() if only is None or n in only})
     about = {"format": FORMAT, "ccrewrite": version("ccrewrite"), "torch": torch.__version__, "geometry_only": geometry_only}
     record = json.loads(rewritten.to_json()) if isinstance(rewritten, Result) else None
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".ccrewrite-") as temporary:
-            files = [Path(temporary, name) for name in (WEIGHTS, RECIPE)]
-            save_file(tensors, files[0], metadata={"format": "pt"})
+    folder = Path(directory)
+    with refused(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _settle(folder)
+        if (folder / WEIGHTS).is_dir():
+            raise InputError(f"{folder / WEIGHTS} can't be written: there is a folder of that name")
+        with workplace(folder) as unfinished:
+            save_file(tensors, unfinished / WEIGHTS, metadata={"format": "pt"})
             document = {**about, **recipe.to_data(), "rewrite": record}
-            document["sha256"] = _digest(document, files[0])
-            files[1].write_text(json.dumps(document, indent=1), encoding="utf-8")
-            for file in files:
-                os.replace(file, Path(directory, file.name))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{directory} can't be written: {error}") from error
+            document["sha256"] = _digest(document, unfinished / WEIGHTS)
+            (unfinished / RECIPE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+            try:
+                with locked(folder):
+                    os.replace(unfinished / RECIPE, folder / RECIPE)  # from here on load takes the new weights, where they lie
+                    os.replace(unfinished / WEIGHTS, folder / WEIGHTS)
+            except BaseException:
+                _settle(folder)
+                raise
 
 
 def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
@@ -96,11 +102,11 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     module = require_bare(as_module(model), "load")
     document, tensors = _read(Path(directory))
     try:
-        recipe = Recipe.from_data(document)
+        recipe = Recipe.from_document(document)
         recipe.require_original(module)
         with _unchanged_on_failure(module):
-            recipe.replay_(module)
-            _load_(module, tensors, geometry_only=bool(document["geometry_only"]))
+            recipe.replay_(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+            _load_(module, tensors, geometry_only=document.geometry_only)
             look_once_(module)
     except CcrewriteError as error:
         raise InputError(f"{directory}: {error}") from error
@@ -109,29 +115,54 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     return module
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    recipe, weights = directory / RECIPE, directory / WEIGHTS
+def _read(directory: Path) -> tuple[RecipeDocument, dict[str, Tensor]]:
+    recipe, data = directory / RECIPE, _recipe(directory)
+    weights = _weights(directory, data)
+    while weights is None:
+        again = _recipe(directory)
+        if again == data:
+            raise InputError(f"{recipe} and {WEIGHTS} are damaged, or not of one save: their digest is another one")
+        data, weights = again, _weights(directory, again)  # it was saved anew meanwhile
+    document = checked(RecipeDocument, data, f"{recipe} is damaged")
     try:
-        document: Any = json.loads(recipe.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{recipe} can't be read: {error}. ccrewrite.save writes it") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{recipe} is damaged: {error}") from error
-    found = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
+        return document, load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights} can't be read: {error}") from error
+
+
+def _recipe(directory: Path) -> dict[str, Any]:
+    recipe = directory / RECIPE
+    if not recipe.is_file():
+        raise InputError(f"{recipe} can't be read: No such file. ccrewrite.save writes it")
+    data = read_json(recipe)
+    found = cast("dict[str, Any]", data).get("format") if isinstance(data, dict) else None
     if type(found) is not int or found < 1:
         raise InputError(f"{recipe} is no recipe of ccrewrite.save: it has no format number")
     if found > FORMAT:
-        by = document.get("ccrewrite")
+        by = data.get("ccrewrite")
         raise InputError(f"{recipe} has format {found}, written by ccrewrite {by}; this one reads up to {FORMAT}: update it")
-    try:
-        stated = document.pop("sha256", None)
-        if _digest(document, weights) != stated:
-            raise InputError(f"{recipe} and {weights.name} are damaged, or not of one save: their digest is another one")
-        return document, load_file(weights)
-    except OSError as error:
-        raise InputError(f"{weights} can't be read: {error}") from error
-    except (SafetensorError, RecursionError) as error:
-        raise InputError(f"{directory} holds damaged files: {error}") from error
+    return data
+
+
+def _weights(directory: Path, recipe: Mapping[str, Any]) -> Path | None:
+    """The weights that ``recipe`` was saved with: where a save was killed they are still in its own folder. None: missing."""
+    files = [*(folder / WEIGHTS for folder in leftovers(directory)), directory / WEIGHTS]
+    unsigned = {name: value for name, value in recipe.items() if name != "sha256"}
+    for file in files:
+        try:
+            if _digest(unsigned, file) == recipe.get("sha256"):
+                return file
+        except OSError as error:
+            if file == files[-1]:
+                raise InputError(f"{file} can't be read: {error}") from error
+    return None
+
+
+def _settle(directory: Path) -> None:
+    """Put the weights of a save that was killed in their place, so that what it left can be removed."""
+    with locked(directory), suppress(CcrewriteError):
+        if leftovers(directory) and (weights := _weights(directory, _recipe(directory))) is not None:
+            os.replace(weights, directory / WEIGHTS)
 
 
 def _digest(document: Mapping[str, Any], weights: Path) -> str:

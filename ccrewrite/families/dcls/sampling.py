@@ -36,6 +36,8 @@ from ccrewrite.ir.operators import autocast, bind
 from ccrewrite.ir.options import check_options
 
 Sharing = Literal["tap", "group", "out", "in", "full"]
+MOST_CELLS = 1 << 24
+"""Samples of the largest window that ``reach`` may make of a kernel."""
 SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
 
 
@@ -98,6 +100,8 @@ class DclsSampling(TapPositions):
         self.axes: Ints = tuple(a for a, k in enumerate(g.kernel_size) if k > 1) if axes is None else tuple(sorted(axes))
         if not self.axes or any(a not in range(g.ndim) or wide[a] < 2 for a in self.axes):
             raise InputError(f"axes must name at least one axis of a window {tuple(wide)} with room to move, found {self.axes}")
+        if reach and math.prod(wide) > MOST_CELLS:
+            raise InputError(f"{owner}: reach {reach} makes a window of {tuple(wide)}, more than {MOST_CELLS} samples")
         margin = tuple(reach if a in self.axes else 0 for a in range(g.ndim))
         super().__init__(g, margin=margin)
         self.sharing = sharing
