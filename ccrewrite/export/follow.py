@@ -19,8 +19,9 @@ from ccrewrite.export.files import write
 from ccrewrite.export.graph import END, constant_of
 from ccrewrite.export.report import SizeTrial
 from ccrewrite.export.sizes import SizeInput
+from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.geometry import Ints
-from ccrewrite.passes.scales.trials import RATIOS, scaled
+from ccrewrite.passes.scales.trials import RATIOS
 
 NUMBERS = {"Pad": (1, "pads"), "Reshape": (1, "shape"), "Slice": (2, "ends"), "Resize": (3, "size")}
 """Operator -> which of its inputs may be sizes, or computed of some; how it is called."""
@@ -102,7 +103,7 @@ def tried(
     known = {tuple(v.shape[2:]) for v in inputs.values()}
     trials: list[SizeTrial] = []
     for x in sizes:
-        size = tuple(m if (m := scaled(n, RATIOS[0])) != n else n + 1 for n in native[x.name])
+        size = tuple(m if (m := scaled_size(n, RATIOS[0])) != n else n + 1 for n in native[x.name])
         alike = {name: size for name, n in native.items() if n == native[x.name]}
         failures: list[str] = []
         for others, asked in {"free": {x.name: size}, "native": native | {x.name: size}, "alike": native | alike}.items():

@@ -12,13 +12,14 @@ from typing import Any, Literal
 from torch import nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.sites import ROOT
 from ccrewrite.passes.scales.resize import resize_, resizings_of
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import Expr, samplings_of
-from ccrewrite.passes.scales.trials import RATIOS, scaled
+from ccrewrite.passes.scales.trials import RATIOS
 from ccrewrite.passes.substitute import copied
 
 Mode = Literal["fixed", "ratio", "input"]
@@ -112,7 +113,7 @@ class SizePlan:
         ratio, so that torch takes none for a constant or for the same as another."""
         found: dict[str, int] = {}
         for i, native in enumerate(n for x in self.inputs for n in x.native):
-            size = scaled(native, RATIOS[i % len(RATIOS)])
+            size = scaled_size(native, RATIOS[i % len(RATIOS)])
             found[f"{i:04}"] = max(2, size if size != native else native + 1)
         return found
 
@@ -126,7 +127,7 @@ class SizePlan:
             ratios: dict[Expr, float] = {}
             for i, symbol in enumerate(_free(self.groups)):
                 native = here.run.values[symbol]
-                ratios[symbol] = scaled(native, RATIOS[(i + shift) % len(RATIOS)]) / native
+                ratios[symbol] = scaled_size(native, RATIOS[(i + shift) % len(RATIOS)]) / native
             settings = {site: found for site in self.sized if (found := _settings(self.groups, site, ratios))}
             sizes = here.sizes(settings)
             yield settings, {x.name: tuple(sizes[site][axis] for site, axis in x.axes) for x in self.inputs}

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from ccrewrite.errors import InputError, ModelRunError, SelectionError
+from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import hits
@@ -23,7 +24,7 @@ from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.grouping import ScaleGroup, grouped
 from ccrewrite.passes.scales.sizes import Expr, SizeRun, observe_sizes, samplings_of
 from ccrewrite.passes.scales.ties import Ties, number
-from ccrewrite.passes.scales.trials import Pin, Trials, scaled
+from ccrewrite.passes.scales.trials import Pin, Trials
 
 Setting = float | Sequence[float]
 Settings = Mapping[str, Setting]
@@ -70,7 +71,7 @@ class ScaleGroups(SiteTable[ScaleGroup]):
 
     def _resolve(self, settings: Settings) -> dict[Expr, int]:
         """Values of all symbols under ``settings``."""
-        chosen = {root: scaled(self.run.values[root], ratio) for root, ratio in self.ratios(settings).items()}
+        chosen = {root: scaled_size(self.run.values[root], ratio) for root, ratio in self.ratios(settings).items()}
         return self.ties.resolve(chosen, self.pins)
 
     def ratios(self, settings: Settings) -> dict[Expr, float]:
@@ -86,7 +87,7 @@ class ScaleGroups(SiteTable[ScaleGroup]):
 
     def _ask(self, asked: dict[Expr, tuple[float, str]], root: Expr, ratio: float, who: str) -> None:
         pin, before = self.pins.get(root), asked.get(root)
-        if pin and scaled(self.run.values[root], ratio) != self.run.values[root]:
+        if pin and scaled_size(self.run.values[root], ratio) != self.run.values[root]:
             raise InputError(
                 f"{who} can't be resized by {ratio}: it is pinned by {pin}. print(ccrewrite.scale_groups(...)) shows all"
             )
