@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 import torch.overrides
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.estimate import dense_seconds
@@ -168,6 +168,11 @@ class Sampling(Learnable, ABC):
         ``ccrewrite.fold`` takes the one that pays most, or what ``forms=`` names; the name is then the site's code.
         """
         return ()
+
+    def fixed(self) -> nn.Module | None:
+        """What evaluates calls with the geometry as it is now, for weights that are known at run time only: a module that is
+        called as the sampling is, with ``kernel_size``, ``transposed`` and ``describe()``. None: a dense kernel is built."""
+        return None
 
     def describe(self) -> str:
         """What was added, in one line for a plan's table."""

@@ -94,7 +94,7 @@ def conv_of_cut(
         return _transposed(input, kernel, bias, call, cuts)
     input, rest = laid_out(input, cuts, pads, mode)
     if any(low != high or low < 0 for low, high in rest):
-        input, rest = _pad(input, rest, "constant"), [(0, 0)] * len(rest)
+        input, rest = crop_or_pad(input, rest, "constant"), [(0, 0)] * len(rest)
     padding = tuple(low for low, _ in rest)
     return CONVOLUTIONS[len(cuts) - 1](input, kernel, bias, call["stride"], padding, steps, groups)
 
@@ -103,7 +103,7 @@ def laid_out(input: Tensor, cuts: Sequence[Cut], pads: Pads, mode: str) -> tuple
     """``input``, padded as far as ``mode`` isn't zeros, and the zeros that the cut kernel needs beside it (negative: crops)."""
     if mode != "zeros":
         known = [(max(0, low - max(0, c.before)), max(0, high - max(0, c.after))) for (low, high), c in _pairs(pads, cuts)]
-        input = _pad(input, known, mode)
+        input = crop_or_pad(input, known, mode)
         pads = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, known, strict=True))
     return input, [(low - c.before, high - c.after) for (low, high), c in _pairs(pads, cuts)]
 
@@ -119,7 +119,7 @@ def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[s
     rest = [(p - a, p - b) for p, a, b in zip(padding, low, high, strict=True)]
     grows = any(n > 0 for pair in rest for n in pair)  # what is added is the bias alone
     out = function(input, kernel, None if grows else bias, stride, padding, (0,) * len(cuts), call["groups"], steps)
-    out = _pad(out, rest, "constant")
+    out = crop_or_pad(out, rest, "constant")
     return out + bias.view(-1, *(1,) * len(cuts)) if grows and bias is not None else out
 
 
@@ -127,7 +127,7 @@ def _pairs(pads: Pads, cuts: Sequence[Cut]) -> list[tuple[tuple[int, int], Cut]]
     return list(zip(pads, cuts, strict=True))
 
 
-def _pad(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
+def crop_or_pad(x: Tensor, pads: Sequence[tuple[int, int]], mode: str = "constant") -> Tensor:
     """Negative pads crop; as slices, for few runtimes take them in a pad."""
     if any(n < 0 for pair in pads for n in pair):
         x = x[(..., *(slice(max(0, -low), min(0, high) or None) for low, high in pads))]

@@ -1,53 +1,83 @@
-"""A folded convolution whose taps stay where they are, apart from each other: one matrix product, and shifted sums.
+"""Folded convolutions whose taps stay apart: data read where each tap is, and one product over channels.
 
-    out[o, y] = sum_t (weight_t . x)[o, stride * y - pad + p_t]
+    out[o, y] = sum_t weight_t . x[stride * y - pad + p_t]
 
 For taps that all channels share and that lie far apart in a large window, which a dense kernel would fill with zeros. Positions
-are constants here: a shift is a slice, and linear interpolation the weighted sum of at most ``2^ndim`` of them.
+are constants here: a tap is a slice, linearly interpolated. Where the outputs have far fewer channels than the inputs, products
+come first and are read instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ccrewrite.gathering.corners import Pads
+from ccrewrite.gathering.mixing import mix
+from ccrewrite.gathering.places import Layout, Tap, padded, read
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.operators import bind
 
-
-class Shift(NamedTuple):
-    """One sample of a tap: where it lies in the window, in cells, and its coefficient."""
-
-    cell: Ints
-    coefficient: float
-
-
-Taps = tuple[tuple[Shift, ...], ...]
+Taps = tuple[Tap, ...]
 
 
 class ShiftedConv(nn.Module):
-    """Mixin for ``nn.ConvNd``: ``weight`` mixes channels, ``(out, taps * in)`` where the input is shifted first
-    (``shifts_first``), else ``(taps * out, in)``; ``kernel_size`` and the rest are the original's."""
+    """Mixin for ``nn.ConvNd``: ``weight`` mixes channels, ``(out, taps * in)`` where the input is read (``reads_input``), else
+    ``(taps * out, in)``; ``kernel_size`` and the rest are the original's."""
 
-    shifts: Taps
+    taps: Taps
     window: Ints
     margin: Ints
-    shifts_first: bool
+    reads_input: bool
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = cast(_ConvNd, self)
         pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
-        widths = [n for pair in reversed(pads) for n in pair]
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        return shifted_conv(input, weight, bias, self.shifts, self.window, layer.stride, widths, mode, self.shifts_first)
+        how = self.taps, self.window, layer.stride, pads, layer.padding_mode, self.reads_input
+        return shifted_conv(input, weight, bias, *how)
 
     def extra_repr(self) -> str:
-        first = "shifts" if self.shifts_first else "products"
-        return f"{super().extra_repr()}, taps={len(self.shifts)} apart in {self.window}, {first} first"
+        what = "inputs" if self.reads_input else "products"
+        return f"{super().extra_repr()}, taps={len(self.taps)} apart in {self.window}, {what} read"
+
+
+class ShiftedSampling(nn.Module):
+    """The same for weights that are known at run time only. Called as the sampling that it replaces: with the arguments of the
+    torch function, of one group.
+
+    Args:
+        taps: where they lie, in cells of ``window``, which exceeds the original extent by ``margin``.
+        kernel_size, dilation: of the convolution that the calls ask for.
+    """
+
+    transposed = False
+
+    def __init__(self, taps: Taps, window: Ints, margin: Ints, kernel_size: Ints, dilation: Ints) -> None:
+        super().__init__()
+        self.taps, self.window, self.margin = taps, window, margin
+        self.kernel_size, self.dilation = kernel_size, dilation
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+        ndim = len(self.window)
+        call = bind(False, ndim, arguments, named)
+        padding = (0,) * ndim if call["padding"] == "valid" else call["padding"]
+        geometry = ConvGeometry(1, 1, self.kernel_size, (1,) * ndim, padding, self.dilation, 1, (0,) * ndim)
+        pads = [(low + m, high + m) for (low, high), m in zip(geometry.pads, self.margin, strict=True)]
+        reads_input = reads(weight.shape, call["stride"])
+        how = self.taps, self.window, call["stride"], pads, "zeros", reads_input
+        return shifted_conv(input, mixing_of(weight, reads_input), bias, *how)
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        return f"{len(self.taps)} taps apart in {'x'.join(map(str, self.window))}"
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, {self.describe()}"
 
 
 @torch.fx.wrap
@@ -58,42 +88,35 @@ def shifted_conv(
     taps: Taps,
     window: Ints,
     stride: Ints,
-    widths: Sequence[int],
-    mode: str,
-    shifts_first: bool,
+    pads: Pads,
+    padding_mode: str,
+    reads_input: bool,
 ) -> Tensor:
-    """``ShiftedConv``'s forward; ``widths`` and ``mode`` are ``F.pad``'s. A leaf for ``torch.fx.symbolic_trace``."""
+    """``ShiftedConv``'s forward; ``padding_mode`` is torch's. A leaf for ``torch.fx.symbolic_trace``."""
     ndim = len(window)
-    if shifts_first:
-        padded = F.pad(input, widths, mode=mode)
-        moved = [_moved(padded, shifts, window, stride) for shifts in taps]
-        total = _mixed(torch.cat(moved, -ndim - 1), weight, ndim)
+    batched = input if input.dim() == ndim + 2 else input[None]
+    if padding_mode != "zeros":
+        batched = F.pad(batched, [n for pair in reversed(pads) for n in pair], mode=padding_mode)
+        pads = [(0, 0)] * ndim
+    outputs = Layout(window, stride, pads, 1).outputs(batched)
+    if reads_input:
+        data = padded(batched, pads)
+        total = _mixed(torch.cat([read(data, tap, outputs, stride) for tap in taps], 1), weight)
     else:
-        products = F.pad(_mixed(input, weight, ndim), widths, mode=mode).chunk(len(taps), -ndim - 1)
-        total = _moved(products[0], taps[0], window, stride)
-        for product, shifts in zip(products[1:], taps[1:], strict=True):
-            total = total + _moved(product, shifts, window, stride)
-    return total if bias is None else total + bias.view(-1, *(1,) * ndim)
+        products = padded(_mixed(batched, weight), pads).chunk(len(taps), 1)
+        total = read(products[0], taps[0], outputs, stride)
+        for product, tap in zip(products[1:], taps[1:], strict=True):
+            total = total + read(product, tap, outputs, stride)
+    total = total if bias is None else total + bias.view(-1, *(1,) * ndim)
+    return total if input.dim() == ndim + 2 else total[0]
 
 
-def _moved(x: Tensor, shifts: Sequence[Shift], window: Ints, stride: Ints) -> Tensor:
-    total: Tensor | None = None
-    for cell, coefficient in shifts:
-        term = x
-        for a, (start, step, size) in enumerate(zip(cell, stride, window, strict=True), -len(window)):
-            length = x.shape[a] - size + 1
-            term = term.narrow(a, start, length)
-            term = term if step == 1 else term[(..., slice(None, None, step), *(slice(None),) * (-1 - a))]
-        term = term if coefficient == 1 else term * coefficient
-        total = term if total is None else total + term
-    assert total is not None
-    return total
-
-
-def _mixed(x: Tensor, weight: Tensor, ndim: int) -> Tensor:
-    """A convolution with a 1x1 kernel, as the matrix product that it is: Inductor fuses around it without changing layouts."""
-    out = weight @ x.flatten(-ndim)
-    return out.view(*out.shape[:-1], *x.shape[-ndim:])
+def _mixed(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution with a kernel of one tap. While something compiles or exports it, as the matrix product that it is: then
+    Inductor fuses around it without changing layouts."""
+    flat = x.flatten(2)
+    out = weight @ flat if torch.compiler.is_compiling() else mix(flat, weight[:, :, None], 1)
+    return out.view(*out.shape[:-1], *x.shape[2:])
 
 
 class ShiftedConv1d(ShiftedConv, nn.Conv1d):
@@ -112,18 +135,25 @@ SHIFTED: dict[type, type[ShiftedConv]] = {nn.Conv1d: ShiftedConv1d, nn.Conv2d: S
 """torch's layer -> the shifted one."""
 
 
+def reads(weight_shape: Sequence[int], stride: Ints) -> bool:
+    """Whether inputs are read, and not products: what has not far more channels than the other."""
+    return any(s > 1 for s in stride) or weight_shape[1] <= 2 * weight_shape[0]
+
+
+def mixing_of(weight: Tensor, reads_input: bool) -> Tensor:
+    """``(out, in, *taps)`` as the matrix that mixes channels."""
+    flat = weight.flatten(2)
+    return flat.transpose(1, 2).flatten(1) if reads_input else flat.permute(2, 0, 1).flatten(0, 1)
+
+
 def make_(conv: _ConvNd, taps: Taps, window: Ints, margin: Ints) -> str:
     """Make ``conv``, of torch's own class with the weight ``(out, in, *taps)``, one whose taps lie where ``taps`` says, in a
     window that exceeds the original extent by ``margin``. In place; the site's message."""
-    out, inner = conv.weight.shape[:2]
-    flat = conv.weight.detach().flatten(2)
+    weight = conv.weight.detach()
     conv.__class__ = cast(type[_ConvNd], SHIFTED[type(conv)])
     layer = cast(ShiftedConv, conv)
-    layer.shifts, layer.window, layer.margin = taps, window, margin
-    layer.shifts_first = any(s > 1 for s in conv.stride) or inner <= 2 * out
-    if layer.shifts_first:
-        mixing = flat.transpose(1, 2).reshape(out, -1)
-    else:
-        mixing = flat.permute(2, 0, 1).reshape(-1, inner)
-    conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=conv.weight.requires_grad)
+    layer.taps, layer.window, layer.margin = taps, window, margin
+    layer.reads_input = reads(weight.shape, conv.stride)
+    mixing = mixing_of(weight, layer.reads_input).contiguous()
+    conv.weight = nn.Parameter(mixing, requires_grad=conv.weight.requires_grad)
     return f"{len(taps)} taps apart in {'x'.join(map(str, window))}"

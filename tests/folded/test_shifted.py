@@ -39,7 +39,7 @@ def test_same_outputs(case: str) -> None:
     assert folded.check.ok
     torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
     assert isinstance(folded.model, CASES[case][0])
-    assert folded.model.shifts_first == (case not in ("products first", "no batch"))
+    assert folded.model.reads_input == (case not in ("products first", "no batch"))
 
 
 def test_with_a_reach_of_more_than_the_extent() -> None:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded import gathered, shifted, sparse
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.folded.cuts import cut_out, used
-from ccrewrite.folded.shifted import Shift, Taps
+from ccrewrite.folded.shifted import ShiftedSampling
+from ccrewrite.gathering.places import Tap, taps_at
 from ccrewrite.ir.geometry import ConvGeometry
 
 if TYPE_CHECKING:
     from ccrewrite.families.dcls.sampling import DclsSampling
 
-SHIFT_COST = 300
-"""Multiplications that a convolution does in the time of one shifted and weighted sample (four slices, not fused)."""
+READ_COST = 40
+"""Multiplications that a convolution does in the time in which a sample is read and interpolated along one axis."""
 GATHER_COST = 75
 """Multiplications that a dense convolution does in the time of gathering, weighting and adding one sample."""
 APART_PAYS = 1.5
@@ -47,11 +46,11 @@ def alternatives(sampling: DclsSampling, geometry: ConvGeometry) -> tuple[Altern
 
 
 def _shifted(sampling: DclsSampling, geometry: ConvGeometry) -> Alternative:
-    taps, kernel = shifts_of(sampling), _used_cells(sampling).shape[1:]
-    samples = sum(map(len, taps))
+    taps, kernel = taps_of(sampling), _used_cells(sampling).shape[1:]
+    samples = sum(2 ** sum(fraction > 0 for fraction in tap.fractions) for tap in taps)
     channels = geometry.in_channels * geometry.out_channels
     narrow = min(geometry.in_channels, geometry.out_channels)
-    apart = channels * len(taps) + SHIFT_COST / 4 * narrow * samples
+    apart = channels * len(taps) + READ_COST * narrow * len(taps) * len(sampling.axes)
     make_ = functools.partial(shifted.make_, taps=taps, window=sampling.window, margin=sampling.margin)
     return Alternative("shifted", channels * kernel.numel() / apart, APART_PAYS, tuple(kernel), samples, make_)
 
@@ -83,16 +82,16 @@ def _used_cells(sampling: DclsSampling) -> Tensor:
     return used(cut_out(kernel, sampling.margin)[0], sampling.ndim)
 
 
-def shifts_of(sampling: DclsSampling) -> Taps:
-    """Where each tap of a linear, shared sampling lies now. Samples with coefficient 0 are left out."""
-    positions = torch.stack([cells.flatten() for cells in sampling.cells()]).double().T.tolist()
-    return tuple(tuple(_corners(position)) for position in positions)
+def taps_of(sampling: DclsSampling) -> tuple[Tap, ...]:
+    """Where each tap of a linear, shared sampling lies now."""
+    return taps_at(torch.stack([cells.flatten() for cells in sampling.cells()]))
 
 
-def _corners(position: Sequence[float]) -> list[Shift]:
-    along: list[list[tuple[int, float]]] = []
-    for place in position:
-        low = math.floor(place)
-        along.append([(c, f) for c, f in ((low, low + 1 - place), (low + 1, place - low)) if f > 0])
-    corners = itertools.product(*along)
-    return [Shift(tuple(cell for cell, _ in corner), math.prod(factor for _, factor in corner)) for corner in corners]
+def fixed(sampling: DclsSampling) -> nn.Module | None:
+    """What evaluates calls whose weight is known at run time only, where a dense kernel would be mostly zeros."""
+    geometry = sampling.geometry
+    if geometry.groups > 1 or sampling.interpolation != "linear" or sampling.sets != (1, 1):
+        return None
+    if not _shifted(sampling, geometry).pays:
+        return None
+    return ShiftedSampling(taps_of(sampling), sampling.window, sampling.margin, sampling.kernel_size, sampling.dilation)

@@ -23,13 +23,13 @@ from ccrewrite.families.dcls import fold as folding
 from ccrewrite.families.dcls import kernel
 from ccrewrite.families.dcls.forms import bands, estimate, operators, slices
 from ccrewrite.families.dcls.forms.choice import cheapest
-from ccrewrite.families.dcls.forms.places import Layout
 from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.dcls.positions import TapPositions
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
 from ccrewrite.families.look import readable
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.folded.alternative import Alternative
+from ccrewrite.gathering.places import Layout
 from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
@@ -247,6 +247,9 @@ class DclsSampling(TapPositions):
         from ccrewrite.families.dcls.onnx import DclsForm  # of the extra onnx
 
         return DclsForm(self)
+
+    def fixed(self) -> nn.Module | None:
+        return folding.fixed(self)
 
     def alternatives(self, geometry: ConvGeometry) -> tuple[Alternative, ...]:
         return folding.alternatives(self, geometry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,11 @@ def fix_call_(host: nn.Module, key: str) -> Answer:
     return Answer("geometry", f"{fixed.describe()}; a functional call")
 
 
-def fixed_of(sampling: Sampling) -> FixedSampling:
+def fixed_of(sampling: Sampling) -> Any:
     """``sampling``'s geometry as it is now, as a constant."""
+    known = sampling.fixed()
+    if known is not None:
+        return known
     matrix, cuts = cut_out(matrix_of(sampling), sampling.margin)
     given = sampling.kernel_size, sampling.dilation, sampling.transposed
     return FixedSampling(matrix, cuts, *given)

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from ccrewrite.families.adopt import TORCH_LAYERS
 from ccrewrite.folded.padded import PADDED
-from ccrewrite.folded.sparse import SPARSE
+from ccrewrite.folded.sparse import SPARSE, whole_kernels
 from ccrewrite.ir.capture import Inputs, Program, capture
 from ccrewrite.passes.fold.sites import FoldedNorm
 
@@ -32,7 +32,8 @@ def fold_norms_(model: nn.Module, inputs: Inputs) -> tuple[FoldedNorm, ...]:
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if not norms:
         return ()
-    program = capture(model, inputs)
+    with whole_kernels(model):
+        program = capture(model, inputs)
     if program.how != "export" or program.graph is None:
         return tuple(FoldedNorm(name, "not-exported") for name in norms)
     calls = _norm_calls(model, program.graph)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ccrewrite.families.dcls.forms import slices, ways
 from ccrewrite.families.dcls.forms.choice import cheapest
-from ccrewrite.families.dcls.forms.places import Layout
+from ccrewrite.gathering.places import Layout
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
 
 SHARINGS = ("tap", "group", "out", "in", "full")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ccrewrite.families.dcls.forms import slices
-from ccrewrite.families.dcls.forms.places import Layout
+from ccrewrite.gathering.places import Layout
 
 
 class Cost(NamedTuple):

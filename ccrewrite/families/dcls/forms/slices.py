@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ccrewrite.families.dcls.forms.places import Layout
 from ccrewrite.families.dcls.forms.ways import Depthwise, Indexed, Inputs, Products, Way, indexed_forms
 from ccrewrite.families.dcls.place import place
 from ccrewrite.gathering.corners import pad
+from ccrewrite.gathering.places import Layout
 
 FEWER = 2
 """From so many times fewer output than input channels, products come first."""

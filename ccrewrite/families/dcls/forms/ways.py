@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from ccrewrite.families.dcls.forms import operators
-from ccrewrite.families.dcls.forms.places import Layout, Places, met_again, padded
+from ccrewrite.gathering.mixing import mix, mix_backward
+from ccrewrite.gathering.places import Layout, Places, met_again, padded
 from ccrewrite.ir.geometry import Ints
 
 BLOCK_BYTES = 4 * 2**20
 """Taps are read so many bytes at a time: about what a core's cache holds."""
-FEW = 48
-"""Below so many channels a matrix product is faster than a convolution of one tap."""
 
 
 class Way(ABC):
@@ -58,7 +57,7 @@ class Inputs(Way):
         data = padded(self.input, self.layout.pads)
         out: Tensor | None = None
         for block in self.blocks(self.input.shape[1], self.outputs):
-            mixed = _mix(self._read(data, block), self._mixing(block), self.layout.groups)
+            mixed = mix(self._read(data, block), self._mixing(block), self.layout.groups)
             out = mixed if out is None else out.add_(mixed)
         return cast(Tensor, out).view(self.batch, self.out, *self.outputs)
 
@@ -70,7 +69,7 @@ class Inputs(Way):
         slopes: list[Tensor] = []
         for block in self.blocks(self.input.shape[1], self.outputs):
             wants_read = wants_input or wants_positions
-            d_read, d_mixing = _mix_backward(
+            d_read, d_mixing = mix_backward(
                 gradient.flatten(2), self._read(data, block), self._mixing(block), groups, wants_read
             )
             d_weight[:, :, block.start : block.stop] = d_mixing.view(self.out, len(block), -1).transpose(1, 2)
@@ -120,7 +119,7 @@ class Products(Way):
         slopes: list[Tensor] = []
         for block in self.blocks(self.out, self.sizes):
             d_products = torch.stack([again.value(arrived, tap, self.sizes) for tap in block], 1)
-            d_flat, d_mixing = _mix_backward(d_products.flatten(1, 2).flatten(2), flat, self._mixing(block), 1, wants_input)
+            d_flat, d_mixing = mix_backward(d_products.flatten(1, 2).flatten(2), flat, self._mixing(block), 1, wants_input)
             d_weight[:, :, block.start : block.stop] = d_mixing.view(len(block), self.out, -1).permute(1, 2, 0)
             if wants_input:
                 d_input += d_flat
@@ -132,7 +131,7 @@ class Products(Way):
 
     def _products(self, block: range) -> Tensor:
         """``(N, taps, out, *sizes)``"""
-        return _mix(self.input.flatten(2), self._mixing(block), 1).view(self.batch, len(block), self.out, *self.sizes)
+        return mix(self.input.flatten(2), self._mixing(block), 1).view(self.batch, len(block), self.out, *self.sizes)
 
     def _mixing(self, block: range) -> Tensor:
         """``(taps * out, in, 1)``"""
@@ -202,27 +201,3 @@ def indexed_forms(weight: Tensor, sets: int, layout: Layout) -> list[str]:
 def _found(d_input: Tensor, d_weight: Tensor, slopes: list[Tensor]) -> dict[str, Tensor]:
     found = {"input": d_input, "weight": d_weight}
     return {**found, "positions": torch.stack(slopes, -1)} if slopes else found
-
-
-# A matrix product as a convolution with one tap. A dilation of 2, which one tap doesn't feel, makes torch take oneDNN on one
-# thread too: on some processors twice as fast as its matrix product.
-_ONE_TAP = ([1], [0], [2], False, [0])
-
-
-def _mix(data: Tensor, mixing: Tensor, groups: int) -> Tensor:
-    if _few(mixing, groups):
-        return mixing.flatten(1) @ data
-    return torch.ops.aten.convolution(data, mixing, None, *_ONE_TAP, groups)
-
-
-def _mix_backward(gradient: Tensor, data: Tensor, mixing: Tensor, groups: int, wants_data: bool) -> tuple[Tensor, Tensor]:
-    if _few(mixing, groups):
-        d_mixing = (gradient @ data.mT).sum(0)
-        return mixing.flatten(1).mT @ gradient if wants_data else gradient, d_mixing[:, :, None]
-    asked = [wants_data, True, False]
-    d_data, d_mixing, _ = torch.ops.aten.convolution_backward(gradient, data, mixing, None, *_ONE_TAP, groups, asked)
-    return d_data, d_mixing
-
-
-def _few(mixing: Tensor, groups: int) -> bool:
-    return groups == 1 and (min(mixing.shape[:2]) < FEW or mixing.dtype != torch.float32)

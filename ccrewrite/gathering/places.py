@@ -59,6 +59,38 @@ def every(data: Tensor, axis: int, first: int, count: int, step: int) -> Tensor:
     return data.narrow(2 + axis, first, (count - 1) * step + 1)[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
 
 
+class Tap(NamedTuple):
+    """Where one tap is: the cell at or before it, per axis, and how far beyond that, in samples."""
+
+    cells: Ints
+    fractions: tuple[float, ...]
+
+
+def taps_at(positions: Tensor) -> tuple[Tap, ...]:
+    """The taps at ``positions`` ``(ndim, taps)``, in cells. Reads values."""
+    low = positions.detach().floor()
+    cells, fractions = low.long().T.tolist(), (positions.detach().double() - low).T.tolist()
+    return tuple(Tap(tuple(c), tuple(f)) for c, f in zip(cells, fractions, strict=True))
+
+
+def read(data: Tensor, tap: Tap, outputs: Ints, stride: Ints, *, but: int = -1, out: Tensor | None = None) -> Tensor:
+    """``padded`` data at a tap, interpolated along each axis: ``(N, C, *outputs)``; along axis ``but`` all of it. May be a
+    view, or ``out``."""
+    fractions = [0.0 if axis == but else f for axis, f in enumerate(tap.fractions)]
+    for axis, (cell, n, step) in enumerate(zip(tap.cells, outputs, stride, strict=True)):
+        if axis != but and not fractions[axis]:
+            data = every(data, axis, cell + 1, n, step)
+        elif axis != but:
+            data = data.narrow(2 + axis, cell + 1, (n - 1) * step + 2)
+    between = [axis for axis, f in enumerate(fractions) if f]
+    for axis in reversed(between):
+        here, beyond = (every(data, axis, first, outputs[axis], stride[axis]) for first in (0, 1))
+        if out is not None and axis == between[0]:
+            return torch.lerp(here, beyond, fractions[axis], out=out)
+        data = torch.lerp(here, beyond, fractions[axis])
+    return data
+
+
 class Places(ABC):
     """The places of a convolution's taps, read off ``positions`` ``(ndim, 1 or channels, taps)``, in cells of the window."""
 
@@ -87,39 +119,23 @@ class Places(ABC):
 class Shared(Places):
     def __init__(self, positions: Tensor, window: Ints, stride: Ints) -> None:
         super().__init__(positions, window, stride)
-        low = self.positions[:, 0].floor()
-        self.cells: list[list[int]] = low.long().T.tolist()
-        self.fractions: list[list[float]] = (self.positions[:, 0].double() - low).T.tolist()
+        self.taps = taps_at(self.positions[:, 0])
 
     def value(self, data: Tensor, tap: int, outputs: Ints, *, out: Tensor | None = None) -> Tensor:
-        return self._value(data, tap, outputs, but=-1, out=out)
-
-    def _value(self, data: Tensor, tap: int, outputs: Ints, *, but: int, out: Tensor | None = None) -> Tensor:
-        """Along axis ``but``, all of the data."""
-        fractions = [0.0 if axis == but else f for axis, f in enumerate(self.fractions[tap])]
-        for axis, (cell, n, step) in enumerate(zip(self.cells[tap], outputs, self.stride, strict=True)):
-            if axis != but and not fractions[axis]:
-                data = every(data, axis, cell + 1, n, step)
-            elif axis != but:
-                data = data.narrow(2 + axis, cell + 1, (n - 1) * step + 2)
-        between = [axis for axis, f in enumerate(fractions) if f]
-        for axis in reversed(between):
-            here, beyond = (every(data, axis, first, outputs[axis], self.stride[axis]) for first in (0, 1))
-            data = torch.lerp(here, beyond, fractions[axis], out=out if axis == between[0] else None)
-        return data
+        return read(data, self.taps[tap], outputs, self.stride, out=out)
 
     def slopes(self, data: Tensor, tap: int, arrived: Tensor) -> Tensor:
         return arrived.new_tensor([[self._slope(data, tap, axis, arrived)] for axis in range(len(self.window))])
 
     def _slope(self, data: Tensor, tap: int, axis: int, arrived: Tensor) -> float:
-        cell, size = self.cells[tap][axis], self.window[axis]
+        cell, size = self.taps[tap].cells[axis], self.window[axis]
         if size == 1:
             return 0.0
-        between = self.fractions[tap][axis] > 0
+        between = self.taps[tap].fractions[axis] > 0
         before, after = (cell, cell + 1) if between else (max(cell - 1, 0), min(cell + 1, size - 1))
         n, step = arrived.shape[2 + axis], self.stride[axis]
         near = data.narrow(2 + axis, before + 1, (n - 1) * step + 1 + after - before)
-        along = self._value(near, tap, tuple(arrived.shape[2:]), but=axis)
+        along = read(near, self.taps[tap], tuple(arrived.shape[2:]), self.stride, but=axis)
         change = every(along, axis, after - before, n, step) - every(along, axis, 0, n, step)
         return (1.0 if between else 0.5) * float(torch.dot(arrived.reshape(-1), change.reshape(-1)))
 
