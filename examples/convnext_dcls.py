@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.dcls.sampling import share_positions
-from ccrewrite.nn import DclsConv2d
+from ccrewrite.nn import DclsConv2d, share_positions
 from ccrewrite.training import param_groups, repulsive_loss
 
 
