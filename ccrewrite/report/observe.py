@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import named_samplings, rewritten_sites
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.observe import SeenCall, convolutions_seen, watched
 from ccrewrite.ir.preserve import preserved
 
@@ -21,13 +22,14 @@ from ccrewrite.ir.preserve import preserved
 @dataclass(frozen=True, eq=False)
 class ConvRun:
     """One convolution of a run. ``site`` is its name where it goes through a sampling, ``module`` the path of the module that
-    calls it (of the one that has the sampling), ``weight_name`` that of its weight, None where it is computed. ``again(x)``
-    makes the same call on another input."""
+    calls it (of the one that has the sampling), ``weight_name`` that of its weight, None where it is computed. ``geometry``:
+    the call's, None where it goes through a sampling. ``again(x)`` makes the same call on another input."""
 
     site: str | None
     module: str
     weight_name: str | None
     weight: Tensor
+    geometry: ConvGeometry | None
     sampling: Sampling | None
     input: Tensor
     output: Tensor
@@ -45,7 +47,9 @@ def convolutions_of(model: nn.Module, inputs: Inputs) -> list[ConvRun]:
     given: list[Tensor] = []  # to the samplings that are running
 
     def seen(c: SeenCall) -> None:
-        runs.append(ConvRun(None, c.path, c.weight, c.call.weight, None, c.call.input.clone(), c.output.clone(), c.again))
+        geometry = c.call.geometry(c.call.weight.shape)
+        tensors = c.call.input.clone(), c.output.clone()
+        runs.append(ConvRun(None, c.path, c.weight, c.call.weight, geometry, None, *tensors, c.again))
 
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mode.inside += 1
@@ -55,7 +59,7 @@ def convolutions_of(model: nn.Module, inputs: Inputs) -> list[ConvRun]:
         mode.inside -= 1
         sampling, weight = samplings[name], args[1]
         known, again = mode.names.get(id(weight)), partial(_again, sampling, args[1:], kwargs)
-        runs.append(ConvRun(name, paths.get(name, name), known, weight, sampling, given.pop(), output.clone(), again))
+        runs.append(ConvRun(name, paths.get(name, name), known, weight, None, sampling, given.pop(), output.clone(), again))
 
     with preserved(model, inputs.tensors()), torch.no_grad(), watched(samplings, before, after):
         torch.manual_seed(0)

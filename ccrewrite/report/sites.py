@@ -85,7 +85,7 @@ def _belongs(run: ConvRun, site: Site) -> bool:
         return run.site == site.name
     if run.module != site.module or site.form == "module":
         return run.module == site.module
-    return run.weight_name == site.weight and run.weight.shape[2:] == site.geometry.kernel_size
+    return (run.weight_name, run.geometry) == (site.weight, site.geometry)
 
 
 def _matched(original: Sequence[ConvRun], other: Sequence[ConvRun]) -> dict[int, ConvRun]:

@@ -21,6 +21,7 @@ from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.graph import reroute_nodes_
+from ccrewrite.saving.data import written
 from ccrewrite.saving.document import SamplingDocument
 from ccrewrite.saving.original import layer_of, named
 
@@ -185,22 +186,6 @@ def _of_weight(geometry: ConvGeometry, shape: Sequence[int]) -> ConvGeometry:
     return replace(geometry, in_channels=channels[0], out_channels=channels[1], kernel_size=tuple(shape[2:]))
 
 
-def frozen(value: Any) -> Any:
-    """JSON's lists as tuples."""
-    if isinstance(value, (list, tuple)):
-        return tuple(frozen(v) for v in cast("list[Any]", value))
-    return {k: frozen(v) for k, v in cast("dict[str, Any]", value).items()} if isinstance(value, dict) else value
-
-
-def plain(value: Any) -> Any:
-    """Numbers of other libraries as Python's, tuples as lists."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in cast("dict[str, Any]", value).items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(v) for v in cast("tuple[Any, ...]", value)]
-    return value.item() if hasattr(value, "item") and not isinstance(value, Tensor) else value
-
-
 def _settings(site: str, sampling: Sampling) -> dict[str, Any]:
     """``options`` and ``attributes`` of a ``Placed``."""
     attributes = {name: getattr(sampling, name) for name in sampling.attributes}
@@ -208,21 +193,7 @@ def _settings(site: str, sampling: Sampling) -> dict[str, Any]:
         options = sampling.options()
     except InputError as error:
         raise InputError(f"{site}: {error}") from error
-    return {"options": _written(site, options), "attributes": _written(site, attributes)}
-
-
-def _written(site: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as they come back from a file."""
-    for name, value in values.items():
-        if not _is_data(plain(value)):
-            raise InputError(f"{site}: save writes numbers, strings, None, and lists of those; found {name}={value!r}")
-    return frozen(plain(values))
-
-
-def _is_data(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_data, cast("list[Any]", value)))
-    return value is None or isinstance(value, (bool, int, float, str))
+    return {"options": written(site, options), "attributes": written(site, attributes)}
 
 
 def _known() -> str:

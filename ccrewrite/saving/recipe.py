@@ -21,9 +21,10 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.wrappers import unwrapped, wrappers
 from ccrewrite.passes.scales.resize import resize_, resizings_of
+from ccrewrite.saving.data import frozen, plain
 from ccrewrite.saving.document import RecipeDocument
 from ccrewrite.saving.original import added_parameters, layer_of, original_of
-from ccrewrite.saving.placed import REMEDY, Placed, frozen, kinds_of, placed_of, plain
+from ccrewrite.saving.placed import REMEDY, Placed, kinds_of, placed_of
 
 
 @dataclass(frozen=True)

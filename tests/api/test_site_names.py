@@ -143,6 +143,8 @@ def names_by_source(original: nn.Module, model: nn.Module, x: Tensor, directory:
     yield "fold", {site.name for site in ccrewrite.fold(model, x)}
     for mode in ("training", "inference"):
         yield f"lower, {mode}", {site.name for site in ccrewrite.lower(model, x, mode=mode, measured=False, verify=False)}
+    compared = ccrewrite.compare(original, model, x, quick=True, progress=False).data["sites"]
+    yield "compare", {site["name"] for site in compared if site["variants"]["rewritten"]["sampling"] is not None}
     yield "Recorder", set(ccrewrite.training.Recorder(model).recordings)
     ccrewrite.save(model, directory / "saved")
     loaded = ccrewrite.load(copied(original), directory / "saved")

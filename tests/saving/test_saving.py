@@ -36,7 +36,7 @@ from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.written import workplace
 from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling, DclsConv2d, DclsSampling, RewrittenConv, Sampling
 from ccrewrite.passes.substitute import copied
-from ccrewrite.saving.store import _digest
+from ccrewrite.saving.files import digest
 
 X = torch.randn(2, 4, 17, 17, generator=torch.Generator().manual_seed(1))
 RULES: dict[str, Any] = {
@@ -690,7 +690,7 @@ def edited(directory: Path, edit: Callable[[Any, dict[str, Tensor]], Any]) -> No
     save_file({n: t.clone() for n, t in tensors.items()}, directory / "weights.safetensors")
     if isinstance(recipe, dict):
         del recipe["sha256"]
-        recipe["sha256"] = _digest(recipe, directory / "weights.safetensors")
+        recipe["sha256"] = digest(recipe, directory / "weights.safetensors")
     (directory / "recipe.json").write_text(json.dumps(recipe))
 
 
