@@ -105,7 +105,7 @@ def any_resolution(images: Tensor, step: int) -> Tensor:
 
 
 def ask_stem(model: Any, rescaled: bool) -> Any:
-    model[0].output_size = STEM
+    model[0].sampling.output_size = STEM
     model[0].sampling.rescaled = rescaled
     return model
 

@@ -71,8 +71,8 @@ class AnySize(nn.Module):
             layer.sampling.rescaled = True
 
     def forward(self, image: Tensor) -> Tensor:
-        self.model.stem[0].output_size = self.room // 2
-        self.model.head.output_size = image.shape[-1]
+        self.model.stem[0].sampling.output_size = self.room // 2
+        self.model.head.sampling.output_size = image.shape[-1]
         return self.model(image)
 
 

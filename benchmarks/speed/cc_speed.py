@@ -33,11 +33,10 @@ from tabulate import tabulate
 from torch import nn
 
 import ccrewrite
-from ccrewrite.families.adopt import LAYERS
 from ccrewrite.families.cc import native as cc_native
 from ccrewrite.families.cc import resized as cc_resized
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.nn import CCConv2d, CCConvTranspose2d, CCSampling
+from ccrewrite.nn import CCConv2d, CCConvTranspose2d
 
 REPORT = Path(__file__).parents[2] / "reports" / "cc"
 Case = tuple[str, nn.Module, tuple[int, ...], int]
@@ -143,7 +142,7 @@ def moved_cases() -> list[tuple[str, Any, tuple[int, ...]]]:
 
 
 def measure_moved(plain: Any, shape: tuple[int, ...], training: bool, rounds: int) -> dict[str, Any]:
-    layer: Any = LAYERS[CCSampling, type(plain)].from_conv(plain)
+    layer: Any = getattr(ccrewrite.nn, f"CC{type(plain).__name__}").from_conv(plain)
     for mover in layer.sampling.movers():
         mover += 0.1 * torch.randn_like(mover)
     x = torch.randn(shape, requires_grad=training)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ccrewrite.families.resizable import ResizableSampling, scaled_size
     from ccrewrite.families.rule import Rule
     from ccrewrite.families.sampling import Sampling
+    from ccrewrite.families.scratch import ScratchConv
     from ccrewrite.folded.alternative import Alternative
     from ccrewrite.ir.calls import CallShapes
     from ccrewrite.ir.geometry import AxisMap, ConvGeometry
@@ -36,6 +37,7 @@ __all__ = [
     "RewrittenConv",
     "Rule",
     "Sampling",
+    "ScratchConv",
     "Site",
     "clamp_between_",
     "families",
@@ -59,6 +61,7 @@ _HOME = {
     "RewrittenConv": "families.adopt",
     "Rule": "families.rule",
     "Sampling": "families.sampling",
+    "ScratchConv": "families.scratch",
     "Site": "ir.sites",
     "clamp_between_": "families.learnable",
     "families": "families.family",

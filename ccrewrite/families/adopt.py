@@ -8,18 +8,17 @@ parameters, parametrizations, hooks and attributes stay; only the class changes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrize
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.reroute import Rerouted, Route, rerouted_forward
 from ccrewrite.families.sampling import Sampling
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.families.subclass import change_class_, subclass
+from ccrewrite.ir.geometry import Ints
 
 TORCH_LAYERS: tuple[type[_ConvNd], ...] = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -27,8 +26,6 @@ TORCH_LAYERS: tuple[type[_ConvNd], ...] = (
 )
 HOSTED = "ccrewrite"
 """Name of the submodule that holds the samplings of a module's functional convolutions."""
-LAYERS: dict[tuple[type[Sampling], type[_ConvNd]], type[RewrittenConv]] = {}
-"""(sampling class, torch layer) -> our layer; filled as the layers are defined."""
 
 
 class Samplings(nn.ModuleDict):
@@ -52,38 +49,21 @@ class Samplings(nn.ModuleDict):
 
 
 class RewrittenConv(nn.Module):
-    """Mixin for ``nn.ConvNd``: the convolution goes through ``self.sampling``; the rest of the layer is torch's own."""
+    """Mixin for ``nn.ConvNd``: the convolution goes through ``self.sampling``; the rest of the layer is torch's own.
+
+    It stands below a user's class, whose attributes may have any name. So it brings none of its own but ``sampling``.
+    """
 
     sampling: Sampling
-    sampling_class: ClassVar[type[Sampling]]
-    torch_class: ClassVar[type[_ConvNd]]
-    replaced_class: ClassVar[type[_ConvNd]]
-    """The class that the layer had before, and gets back: ``torch_class`` or a subclass of it."""
+    ccrewrite_replaced: ClassVar[type[_ConvNd]]
+    """The class that the layer had before, and gets back: torch's own or a subclass of it."""
 
-    def __init_subclass__(cls, *, replaces: type[_ConvNd] | None = None, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if replaces is not None:
-            cls.torch_class = cls.replaced_class = replaces
-            LAYERS[cls.sampling_class, replaces] = cls
-
-    @classmethod
-    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
-        """This layer on ``conv``'s own parameters (shared, not copied), computing what ``conv`` computes.
-
-        ``options`` are those of the sampling. Raises ``InputError`` where ``conv`` is no ``torch_class``.
-        """
-        if not isinstance(conv, cls.torch_class):
-            raise InputError(f"{cls.__name__}.from_conv takes a torch.nn.{cls.torch_class.__name__}, found {_name(conv)}")
-        if isinstance(conv, RewrittenConv):
-            raise InputError(f"{cls.__name__}.from_conv takes a plain convolution, found {_name(conv)}: revert it first")
-        if has_own_forward(type(conv)):
-            raise InputError(f"{_name(conv)} has a forward of its own; ccrewrite.rewrite keeps it, from_conv would not")
-        layer = conv.__new__(type(conv))
-        for key, value in vars(conv).items():
-            vars(layer)[key] = value.copy() if isinstance(value, dict) else value
-        reference = next(conv.parameters())
-        options = {"dtype": reference.dtype, "device": reference.device} | options
-        return cast(Self, adopt_(layer, cls.sampling_class.of(ConvGeometry.from_module(conv), **options)))
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew as torch does, and the geometry where its sampling has ``reset_parameters``."""
+        super().reset_parameters()  # pyright: ignore[reportAttributeAccessIssue]
+        sampling: Any = self._modules.get("sampling")
+        if hasattr(sampling, "reset_parameters"):  # torch's own constructor calls this before there is one
+            sampling.reset_parameters()
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = cast(_ConvNd, self)
@@ -121,8 +101,12 @@ def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -
     """Make ``layer``, a torch convolution, one that uses ``sampling``. In place.
 
     A subclass with its own forward keeps running it; ``routes`` says which of the calls in it is the sampling's.
+
+    Raises ``InputError`` where it is rewritten already.
     """
-    _change_class_(layer, functools.partial(_adopted_class, type(sampling)))
+    if isinstance(layer, RewrittenConv):
+        raise InputError(f"expected a plain convolution, found a {type(layer).__name__}, which is rewritten already: revert it")
+    change_class_(layer, functools.partial(_adopted_class, type(sampling)))
     layer.add_module("sampling", sampling.train(layer.training))
     if isinstance(layer, Rerouted):
         vars(layer)["ccrewrite_routes"] = routes
@@ -141,7 +125,7 @@ def release_(layer: RewrittenConv) -> _ConvNd:
         layer._parameters["weight"] = nn.Parameter(kernel.contiguous(), requires_grad=weight.requires_grad)
     del layer._modules["sampling"]
     vars(layer).pop("ccrewrite_routes", None)
-    _change_class_(layer, lambda _: layer.replaced_class)
+    change_class_(layer, lambda kind: kind.ccrewrite_replaced)
     return cast(_ConvNd, layer)
 
 
@@ -155,17 +139,17 @@ def host_(module: nn.Module, key: str, sampling: nn.Module, route: Route, suffix
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place.
 
     ``suffix``: what the name of the site adds to the path of ``module`` (``ccrewrite.families.sites``)."""
-    if HOSTED not in module._modules:
-        _change_class_(module, _hosting_class)
+    if hosted_by(module) is None:
+        change_class_(module, _hosting_class)
         module.add_module(HOSTED, Samplings().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
-    cast(Samplings, module._modules[HOSTED]).put(key, sampling, suffix)
+    cast(Samplings, hosted_by(module)).put(key, sampling, suffix)
     vars(module)["ccrewrite_routes"] += (route,)
 
 
 def unhost_(module: nn.Module, key: str | None = None) -> None:
     """Undo ``host_``, of one key or of all. In place."""
-    samplings = cast(Samplings, module._modules[HOSTED])
+    samplings = cast(Samplings, hosted_by(module))
     for name in list(samplings) if key is None else [key]:
         del samplings[name]
         kept = (r for r in vars(module)["ccrewrite_routes"] if r.sampling != f"{HOSTED}.{name}")
@@ -173,7 +157,13 @@ def unhost_(module: nn.Module, key: str | None = None) -> None:
     if not samplings:
         del module._modules[HOSTED]
         del vars(module)["ccrewrite_routes"]
-        _change_class_(module, lambda hosting: hosting.__bases__[1])
+        change_class_(module, lambda kind: kind.ccrewrite_replaced)
+
+
+def hosted_by(module: nn.Module) -> Samplings | None:
+    """The samplings of ``module``'s functional convolutions; None where it has none (and where the name is the user's)."""
+    found = dict(module._modules.items()).get(HOSTED)  # those of a ScriptModule have no `get`
+    return found if isinstance(found, Samplings) else None
 
 
 def torch_layer(kind: type) -> type[_ConvNd] | None:
@@ -181,52 +171,52 @@ def torch_layer(kind: type) -> type[_ConvNd] | None:
     return next((layer for layer in TORCH_LAYERS if issubclass(kind, layer)), None)
 
 
-def _layer_class(sampling_class: type[Sampling], torch_class: type[_ConvNd]) -> type[RewrittenConv]:
-    """The family's own layer where it defines one, else one made of its sampling (of ``TurnedSampling``: ``TurnedConv2d``)."""
-    known = LAYERS.get((sampling_class, torch_class))
-    if known is not None:
-        return known
-    name = sampling_class.__name__.removesuffix("Sampling") + torch_class.__name__
-    mixins = next(MIXINS[kind] for kind in sampling_class.__mro__ if kind in MIXINS)
-    mixin = mixins[issubclass(torch_class, _ConvTransposeNd)]
-    names = {"sampling_class": sampling_class, "__module__": sampling_class.__module__}
-    return type(name, (mixin, torch_class), names, replaces=torch_class)  # pyright: ignore[reportCallIssue]
+def _name_of(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> str:
+    """Of the class: ``CCConv2d``, ``DclsConv2d_WSConv2d``; of ``TurnedSampling``: ``TurnedConv2d``."""
+    name = sampling_class.__name__.removesuffix("Sampling") + cast(type[_ConvNd], torch_layer(replaced)).__name__
+    return name if replaced in TORCH_LAYERS else f"{name}_{replaced.__name__}"
 
 
 @functools.cache
 def _adopted_class(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> type[_ConvNd]:
-    ours = _layer_class(sampling_class, cast(type[_ConvNd], torch_layer(replaced)))
-    if replaced is ours.torch_class:
-        return ours  # pyright: ignore[reportReturnType]
-    names = {"replaced_class": replaced, "__reduce__": _reduce, "__module__": __name__}
+    transposed = issubclass(replaced, _ConvTransposeNd)
+    mixin = next(MIXINS[kind] for kind in sampling_class.__mro__ if kind in MIXINS)[transposed]
+    names: dict[str, Any] = {"ccrewrite_replaced": replaced, "__init__": _refuse, "__reduce__": _reduce, "__module__": __name__}
+    if replaced in TORCH_LAYERS:
+        return subclass(_name_of(sampling_class, replaced), (mixin, replaced), names | {"__setattr__": _set_attribute})
+    # The mixin goes below the user's class: above torch's, whose methods it stands for.
+    below = subclass(mixin.__name__, (mixin, cast(type[_ConvNd], torch_layer(replaced))), {"__module__": __name__})
     own = has_own_forward(replaced)
-    if own:
-        names["forward"] = rerouted_forward(replaced)
-    bases = (Rerouted, replaced, ours) if own else (replaced, ours)
-    return type(f"{ours.__name__}_{replaced.__name__}", bases, names)  # pyright: ignore[reportReturnType]
+    bases = (Rerouted, replaced, below) if own else (replaced, below)
+    return subclass(_name_of(sampling_class, replaced), bases, names | ({"forward": rerouted_forward(replaced)} if own else {}))
 
 
 @functools.cache
 def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
     # The name stays: frameworks look layers up by it (sharding and checkpoint lists, `architectures` in a saved config).
     names = {a: getattr(base, a) for a in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (Rerouted, base), {**names, "forward": rerouted_forward(base), "__reduce__": _reduce})
+    own = {"ccrewrite_replaced": base, "forward": rerouted_forward(base), "__reduce__": _reduce}
+    return subclass(base.__name__, (Rerouted, base), {**names, **own})
 
 
-def _change_class_(module: nn.Module, change: Callable[[type[Any]], type[Any]]) -> None:
-    """Give ``module`` the class ``change(its class)``, below the one that ``torch.nn.utils.parametrize`` puts on top."""
-    if not parametrize.is_parametrized(module):
-        module.__class__ = change(type(module))
-        return
-    base = change(type(module).__bases__[0])
-    names = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
-    module.__class__ = cast(type[nn.Module], type(f"Parametrized{base.__name__}", (base,), names))
+def _refuse(self: RewrittenConv, *arguments: Any, **named: Any) -> None:
+    raise InputError(
+        f"{type(self).__name__} is what ccrewrite made of a {type(self).ccrewrite_replaced.__name__}, and can't be built from "
+        "its class. An adapter (LoRA) does that, to be merged into the weight later, but its branch would not have this "
+        "layer's geometry: put adapters on the original and merge them before rewriting, or on what ccrewrite.fold returns"
+    )
 
 
-def _reduce(self: nn.Module) -> tuple[Any, ...]:
-    if isinstance(self, RewrittenConv):
-        return _revive, (type(self.sampling), self.replaced_class), self.__getstate__()
-    return _revive, (None, type(self).__bases__[1]), self.__getstate__()
+def _set_attribute(self: RewrittenConv, name: str, value: Any) -> None:
+    sampling = vars(self).get("_modules", {}).get("sampling")
+    if isinstance(sampling, Sampling) and not hasattr(self, name) and name in sampling.settable():
+        raise InputError(f"{name} of a rewritten layer is its sampling's: set layer.sampling.{name}; found {name} = {value!r}")
+    nn.Module.__setattr__(self, name, value)
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    sampling_class = type(self.sampling) if isinstance(self, RewrittenConv) else None
+    return _revive, (sampling_class, self.ccrewrite_replaced), self.__getstate__()
 
 
 def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module:
@@ -238,7 +228,3 @@ def has_own_forward(kind: type) -> bool:
     """Whether a convolution class runs code of its own around the convolution (weight standardisation, masks, padding)."""
     above = kind.__mro__[: kind.__mro__.index(cast(type, torch_layer(kind)))]
     return any(vars(c).keys() & {"forward", "_conv_forward"} for c in above)
-
-
-def _name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.rule import Rule, require_name
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.scratch import ScratchConv
 from ccrewrite.ir.threads import one_at_a_time
 
 ENTRY_POINTS = "ccrewrite.families"
@@ -34,7 +34,7 @@ class Family:
         name: a word, e.g. "dcls".
         title: how reports call it, e.g. "DCLS"; by default its name.
         samplings: its ``Sampling`` classes. ``save`` writes their class names, so these must be unique.
-        layers: classes of its layers, for building them from scratch (subclasses of ``ccrewrite.nn.RewrittenConv``). May be
+        layers: classes of its layers, for building them from scratch (subclasses of ``ccrewrite.families.ScratchConv``). May be
             left out: rewriting makes what it needs.
         rules: its ``Rule`` classes, known by their ``name`` in TOML files and on the command line.
         default_rules: those that ``plan`` and ``rewrite`` use where no rules are given. Usually none: a family that is
@@ -46,14 +46,14 @@ class Family:
 
     name: str
     samplings: tuple[type[Sampling], ...]
-    layers: tuple[type[RewrittenConv], ...] = ()
+    layers: tuple[type[ScratchConv], ...] = ()
     rules: tuple[type[Rule], ...] = ()
     default_rules: tuple[Rule, ...] = ()
     title: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
-        for field, base in (("samplings", Sampling), ("layers", RewrittenConv), ("rules", Rule)):
+        for field, base in (("samplings", Sampling), ("layers", ScratchConv), ("rules", Rule)):
             given: Any = getattr(self, field)
             classes = tuple(given) if isinstance(given, Iterable) else (given,)
             if wrong := [one for one in classes if not (isinstance(one, type) and issubclass(one, base))]:

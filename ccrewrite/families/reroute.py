@@ -99,7 +99,8 @@ class Rerouted(nn.Module):
     Not for direct use: ``nn.conv.adopt_`` and ``host_`` make the classes.
     """
 
-    ccrewrite_routes: tuple[Route, ...]
+    ccrewrite_routes: tuple[Route, ...] = ()
+    """None on an object that code of the user's builds from its own class (``type(self)(...)``): it runs as the original."""
 
 
 def rerouted_forward(base: type[nn.Module]) -> Callable[..., Any]:

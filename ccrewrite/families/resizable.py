@@ -18,6 +18,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import MIXINS, RewrittenConv, RewrittenConvTranspose
 from ccrewrite.families.reroute import Rerouted
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.scratch import ScratchConv
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
 
@@ -173,62 +174,30 @@ def largest(a: int, b: int) -> int:
     return cast(int, torch.sym_max(a, b))
 
 
-class ResizableLayer(RewrittenConv):
-    """What the layers of both kinds have in common. What they are asked for is their sampling's."""
-
-    @property
-    def _resizable(self) -> ResizableSampling:
-        return cast(ResizableSampling, self._modules["sampling"])
-
-    @property
-    def output_size(self) -> Ints | None:
-        """Output size asked for, per spatial axis; None: not asked for."""
-        return self._resizable.output_size
-
-    @output_size.setter
-    def output_size(self, size: int | Sequence[int] | None) -> None:
-        self._resizable.output_size = size
-
-    @property
-    def scale(self) -> Scales | None:
-        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
-        return self._resizable.scale
-
-    @scale.setter
-    def scale(self, scale: float | Sequence[float] | None) -> None:
-        self._resizable.scale = scale
-
-    @property
-    def alignment(self) -> str:
-        """ "native" or "centred"."""
-        return self._resizable.alignment
-
-    @alignment.setter
-    def alignment(self, alignment: str) -> None:
-        self._resizable.alignment = alignment
-
-
-class ResizableConv(ResizableLayer):
+class ResizableConv(RewrittenConv):
     """Mixin for ``nn.ConvNd``. A resized convolution continues its input itself, further than ``padding`` says."""
 
     def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
         if output_size is None or isinstance(self, Rerouted):
             return super().forward(input)
         layer = cast(_ConvNd, self)
-        return self._resized(input, layer.weight, layer.bias, output_size)
+        return _at_size(self, input, layer.weight, layer.bias, output_size)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(self, Rerouted) or not self._resizable.resized:
+        if isinstance(self, Rerouted) or not self.sampling.resized:
             return super()._conv_forward(input, weight, bias)
-        return self._resized(input, weight, bias, None)
-
-    def _resized(self, input: Tensor, weight: Tensor, bias: Tensor | None, size: int | Sequence[int] | None) -> Tensor:
-        layer = cast(_ConvNd, self)
-        arguments = layer.stride, layer.padding, layer.dilation, layer.groups
-        return self.sampling(input, weight, bias, *arguments, output_size=size, padding_mode=layer.padding_mode)
+        return _at_size(self, input, weight, bias, None)
 
 
-class ResizableConvTranspose(ResizableLayer, RewrittenConvTranspose):
+def _at_size(
+    layer: RewrittenConv, input: Tensor, weight: Tensor, bias: Tensor | None, size: int | Sequence[int] | None
+) -> Tensor:
+    conv = cast(_ConvNd, layer)
+    arguments = conv.stride, conv.padding, conv.dilation, conv.groups
+    return layer.sampling(input, weight, bias, *arguments, output_size=size, padding_mode=conv.padding_mode)
+
+
+class ResizableConvTranspose(RewrittenConvTranspose):
     """Mixin for ``nn.ConvTransposeNd``. Output sizes that torch's own layer takes are torch's: they add rows."""
 
     def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
@@ -248,3 +217,38 @@ class ResizableConvTranspose(ResizableLayer, RewrittenConvTranspose):
 
 
 MIXINS[ResizableSampling] = ResizableConv, ResizableConvTranspose
+
+
+class AsksForSizes(ScratchConv):
+    """Layers from scratch, which can be asked for a size by their own attributes: those of ``layer.sampling``."""
+
+    @property
+    def _asked(self) -> ResizableSampling:
+        return cast(ResizableSampling, self.sampling)
+
+    @property
+    def output_size(self) -> Ints | None:
+        """Output size asked for, per spatial axis; None: not asked for."""
+        return self._asked.output_size
+
+    @output_size.setter
+    def output_size(self, size: int | Sequence[int] | None) -> None:
+        self._asked.output_size = size
+
+    @property
+    def scale(self) -> Scales | None:
+        """Output size asked for over the native one, a number or one per spatial axis; None: not asked for."""
+        return self._asked.scale
+
+    @scale.setter
+    def scale(self, scale: float | Sequence[float] | None) -> None:
+        self._asked.scale = scale
+
+    @property
+    def alignment(self) -> str:
+        """ "native" or "centred"."""
+        return self._asked.alignment
+
+    @alignment.setter
+    def alignment(self, alignment: str) -> None:
+        self._asked.alignment = alignment

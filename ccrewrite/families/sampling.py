@@ -122,6 +122,11 @@ class Sampling(Learnable, ABC):
             )
         return {}
 
+    def settable(self) -> set[str]:
+        """Names that are set on a sampling; a layer that is rewritten has none of them."""
+        properties = {name for name, value in inspect.getmembers_static(type(self)) if getattr(value, "fset", None)}
+        return properties | {*self.attributes, *self._parameters}
+
     @abstractmethod
     def movers(self) -> list[Tensor]:
         """The tensors that are all zero as long as the layer computes what the plain convolution computes.

@@ -28,6 +28,7 @@ REASONS: dict[str, str] = {
     "several-calls": "a convolution class whose own forward makes several different convolutions",
     "ambiguous-call": "its weight is computed, and another call below the same module looks the same",
     "name-taken": "an attribute is called `sampling`, or `ccrewrite` of a functional call's host, where the geometry would go",
+    "adapter": "part of an adapter (PEFT's LoRA), whose merging knows nothing of geometry",
     "verification-failed": "the outputs changed when it was rewritten, so it was put back",
 }
 """Code -> what it means, in general; a decision's message gives the values. docs/reasons.md has a section for each."""

@@ -15,6 +15,7 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, rewritten_sites, site_name, suffix_of
 from ccrewrite.ir.capture import ConvCall, Program
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.names import paths
 from ccrewrite.ir.sites import ROOT, UNDECIDED, Decision, Site
 
 
@@ -92,7 +93,7 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
                 weight = f"{path}.{site.weight}".removeprefix(".")
     if _is_conv(module):
         form = "module"
-        if not has_own_forward(module.replaced_class if isinstance(module, RewrittenConv) else type(module)):
+        if not has_own_forward(module.ccrewrite_replaced if isinstance(module, RewrittenConv) else type(module)):
             geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
     elif first.obstacle:
         form = "module"
@@ -140,7 +141,7 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
             return Decision(False, "several-calls", f"the forward of {site.layer} makes several convolutions: {shown}")
         if hasattr(_submodule(model, site.module), "sampling"):
             return Decision(False, "name-taken", f"{site.layer} has an attribute called sampling")
-        return None
+        return _adapted(model, site.module)
     host = host_of(model, site.module, weight_of(model, site.weight))[0]
     if hasattr(found := _submodule(model, host), HOSTED) and hosted_by(found) is None:
         return Decision(False, "name-taken", f"{host or 'the model'} has an attribute called {HOSTED}")
@@ -152,6 +153,14 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
             return Decision(
                 False, "ambiguous-call", f"computed weight, and {other.name} looks the same from {site.module or ROOT}"
             )
+    return None
+
+
+def _adapted(model: nn.Module, path: str) -> Decision | None:
+    """PEFT's adapters merge into the weight what two convolutions of their own make, on the plain grid all three."""
+    for around in paths(path)[:-1]:
+        if any(kind.__name__ == "BaseTunerLayer" for kind in type(_submodule(model, around)).__mro__):
+            return Decision(False, "adapter", f"{around} is an adapter: merge it first (merge_and_unload), then rewrite")
     return None
 
 

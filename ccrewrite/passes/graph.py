@@ -26,9 +26,9 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
         raise InputError(
             f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it"
         )
-    if HOSTED not in module._modules:
+    if hosted_by(module) is None:
         module.add_module(HOSTED, Samplings().train(module.training))
-    cast(Samplings, module._modules[HOSTED]).put(key, sampling, suffix_of(site.name, site.module))
+    cast(Samplings, hosted_by(module)).put(key, sampling, suffix_of(site.name, site.module))
     for node in nodes:
         call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)

@@ -67,7 +67,7 @@ def class_of(module: nn.Module) -> str:
         kind = kind.__bases__[1]
     if parametrize.is_parametrized(module):
         kind = kind.__bases__[0]
-    return (kind.replaced_class if issubclass(kind, RewrittenConv) else kind).__name__
+    return (kind.ccrewrite_replaced if issubclass(kind, RewrittenConv) else kind).__name__
 
 
 def _dense_shapes(model: nn.Module) -> dict[int, tuple[int, ...]]:

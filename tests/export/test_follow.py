@@ -131,7 +131,7 @@ def test_same_padding_is_warned_of_and_group_norms_follow(tmp_path: Path) -> Non
     rewritten: Any = ccrewrite.rewrite(model, x).model
     errors = {}
     for size in (9, 7, 6):
-        rewritten.stem.output_size = size
+        rewritten.stem.sampling.output_size = size
         fed = {"x": x.numpy(), "stem.size": np.array([size]), "next.size": np.array([0])}
         errors[size] = float((torch.from_numpy(session.run(None, fed)[0]) - rewritten(x).detach()).abs().max())
     assert max(errors[9], errors[7]) <= 1e-5

@@ -273,7 +273,7 @@ def test_keyword_arguments_and_nested_outputs(tmp_path: Path) -> None:
 def test_layers_at_another_output_size(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 16, 18)
     model: Any = moved(network(), x)
-    model.down.scale, model.up.scale = 1.3, 0.7
+    model.down.sampling.scale, model.up.sampling.scale = 1.3, 0.7
     report = export_onnx(model, tmp_path / "m.onnx", x, dynamic={0: "batch"})
     assert [s.code for s in report.sites] == ["resized", "convolution", "resized"]
     assert report.check.max_rel_error <= 1e-5

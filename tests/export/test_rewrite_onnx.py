@@ -102,7 +102,7 @@ def test_rewritten(name: str, files: dict[str, Path], net: nn.Module, tmp_path: 
             initializer.CopyFrom(onnx.numpy_helper.from_array(arrays[initializer.name], initializer.name))
     onnx.save(proto, target)
     for stem, up in (((16, 18), (32, 36)), ((11, 25), (40, 13)), ((1, 1), (96, 108))):
-        model.stem[0].output_size, model.up.output_size = stem, up
+        model.stem[0].sampling.output_size, model.up.sampling.output_size = stem, up
         found = run(target, x=x.numpy(), stem_0_size=np.array(stem), up_size=np.array(up))
         torch.testing.assert_close(found, model(x).detach(), rtol=0, atol=1e-4)
 

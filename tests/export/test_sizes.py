@@ -118,7 +118,7 @@ def test_scales_of_layers_follow_the_input(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, 16, 18)
     model: Any = moved(network(), x)
-    model.down.scale, model.up.scale = 1.3, (0.7, 0.5)
+    model.down.sampling.scale, model.up.sampling.scale = 1.3, (0.7, 0.5)
     export_onnx(model, tmp_path / "m.onnx", x, sizes="ratio", dynamic={2: "height"})
     y = torch.randn(1, 3, 41, 18)
     torch.testing.assert_close(run(tmp_path / "m.onnx", input=y), model(y).detach(), rtol=0, atol=1e-4)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from family_layers import LAYERS
 from geometries import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ccrewrite import nn as ccnn
-from ccrewrite.families.adopt import LAYERS
 from ccrewrite.families.dcls.sampling import SHARINGS
 from ccrewrite.ir.geometry import ConvGeometry
 

@@ -52,7 +52,7 @@ class FilterSampling(VolumeSampling):
         ({"samplings": "VolumeSampling"}, "samplings must be classes of Samplings, found 'V'"),
         ({"samplings": (nn.Conv2d,)}, "samplings must be classes of Samplings, found <class 'torch.nn.modules.conv.Conv2d'>"),
         ({"rules": (ToFilters(),)}, "rules must be classes of Rules, found ToFilters"),
-        ({"layers": 3}, "layers must be classes of RewrittenConvs, found 3"),
+        ({"layers": 3}, "layers must be classes of ScratchConvs, found 3"),
         ({"rules": (Nameless,)}, "the rule Nameless needs a name, as a class attribute"),
     ],
 )

@@ -46,13 +46,13 @@ def test_a_family_of_its_own_gets_layers_that_take_a_size(conv: Any) -> None:
         layer: Any = adopt_(conv, Interpolated(ConvGeometry.from_module(conv)))
         assert torch.equal(layer(x), expected)
         assert layer(x, output_size=(3, 5)).shape[2:] == (3, 5)
-        layer.scale = (0.5, 1.5)
+        layer.sampling.scale = (0.5, 1.5)
         assert layer(x).shape[2:] == tuple(scaled_size(n, s) for n, s in zip(expected.shape[2:], (0.5, 1.5), strict=True))
-        layer.scale, layer.output_size = None, 4
+        layer.sampling.scale, layer.sampling.output_size = None, 4
         assert layer(x).shape[2:] == (4, 4)
         assert repr(layer.sampling) == "Interpolated(output_size=(4, 4))"
         with pytest.raises(InputError, match="output_size and scale can't both be set"):
-            layer.scale = 0.5
+            layer.sampling.scale = 0.5
         assert type(release_(layer)) in (nn.Conv2d, nn.ConvTranspose2d)
 
 

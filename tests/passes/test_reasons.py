@@ -197,6 +197,25 @@ def host_name_taken() -> Case:
     return nn.Sequential(Host()), pictures(), "0", {}
 
 
+class BaseTunerLayer:
+    """PEFT's class has this name."""
+
+
+def adapter() -> Case:
+    class Conv2d(nn.Module, BaseTunerLayer):
+        def __init__(self, base_layer: nn.Conv2d) -> None:
+            super().__init__()
+            self.base_layer = base_layer
+            self.lora_A = nn.ModuleDict({"default": nn.Conv2d(4, 2, 3, dilation=2, bias=False)})
+            self.lora_B = nn.ModuleDict({"default": nn.Conv2d(2, 4, 1, bias=False)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+    model = nn.Sequential(Conv2d(nn.Conv2d(4, 4, 3, dilation=2)), nn.Conv2d(4, 4, 3, stride=2))
+    return model, pictures(), "0.base_layer", {}
+
+
 def verification_failed() -> Case:
     class LooksAtTheType(nn.Module):
         def __init__(self) -> None:
@@ -227,6 +246,7 @@ TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "several-calls": [several_calls],
     "ambiguous-call": [ambiguous_call],
     "name-taken": [name_taken, host_name_taken],
+    "adapter": [adapter],
     "verification-failed": [verification_failed],
 }
 
@@ -265,6 +285,7 @@ def test_every_code_has_its_section() -> None:
 def test_codes_are_stable() -> None:
     """Tools read them: a code may be added, not renamed."""
     assert sorted(REASONS) == [
+        "adapter",
         "already-rewritten",
         "ambiguous-call",
         "complex-dtype",

@@ -283,8 +283,8 @@ def test_sizes_that_were_set(tmp_path: Path) -> None:
     same(again, model, torch.randn(1, 4, 25, 20))
     assert ccrewrite.revert(again)(inputs).shape == plain()(inputs).shape
     one = ccrewrite.rewrite(plain(), inputs).model
-    one[0].output_size = (5, 6)
-    one[5].scale = (0.5, 1.5)
+    one[0].sampling.output_size = (5, 6)
+    one[5].sampling.scale = (0.5, 1.5)
     ccrewrite.save(one, tmp_path)
     same(ccrewrite.load(plain(), tmp_path), one, inputs)
 
@@ -339,7 +339,8 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_a_sampling_keeps_what_its_first_dtype_made_it(tmp_path: Path) -> None:
     conv = nn.Conv2d(4, 4, 3, dilation=2)
-    model = nn.Sequential(DclsConv2d.from_conv(conv, interpolation="gaussian")).double()
+    rule = ccrewrite.DilatedToDcls(interpolation="gaussian")
+    model = ccrewrite.rewrite(nn.Sequential(conv), X, rules=rule).model.double()
     assert model[0].sampling.starts_exact
     ccrewrite.save(model, tmp_path)
     same(ccrewrite.load(nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2)).double(), tmp_path), model, X.double())

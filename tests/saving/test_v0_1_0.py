@@ -150,8 +150,8 @@ def test_sizes_stay_set() -> None:
     resized(x)
     assert resized.down(x).shape[2:] == (6, 12)  # 0.75 of 8, 1.25 of 10
     scaled: Any = ccrewrite.load(original("scaled"), SAVED / "scaled" / "full")
-    assert (scaled.down.output_size, scaled.down.alignment) == ((7, 9), "centred")
-    assert (scaled.up.scale, scaled.up.sampling.rescaled) == ((0.5, 1.5), True)
+    assert (scaled.down.sampling.output_size, scaled.down.sampling.alignment) == ((7, 9), "centred")
+    assert (scaled.up.sampling.scale, scaled.up.sampling.rescaled) == ((0.5, 1.5), True)
 
 
 def test_the_original_must_still_be_the_one() -> None:
@@ -251,7 +251,7 @@ def test_a_config_rewrites(folder: Path) -> None:
     assert (large.elements, large.interpolation, large.sharing, large.window) == (3, "triangle", "tap", (9, 9))
     assert (far.sharing, far.window) == ("out", (9, 9))
     assert (model.near.sampling.sharing, model.near.sampling.window) == ("tap", (5, 5))
-    assert (model.down.sampling.basis, model.down.alignment) == ("linear", "centred")
+    assert (model.down.sampling.basis, model.down.sampling.alignment) == ("linear", "centred")
     assert model.paper.sampling.shift is None
     assert model.up.sampling.shift is not None
 

@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.families.cc.sampling import CCSampling, continuous_axes
-from ccrewrite.families.resizable import ResizableConv, ResizableConvTranspose, ResizableLayer
+from ccrewrite.families.resizable import AsksForSizes, ResizableConv, ResizableConvTranspose
 from ccrewrite.ir.geometry import ConvGeometry
 
 OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment", "axes", "sharing")
 
 
-class CCLayer(ResizableLayer):
+class CCLayer(AsksForSizes):
     """What the CC layers of all dimensions have in common; use ``CCConv2d`` and its like.
 
     ``output_size``, ``scale`` and ``alignment`` are those of ``layer.sampling`` (``CCSampling``).
@@ -32,13 +32,6 @@ class CCLayer(ResizableLayer):
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
         return super().from_conv(conv, **(_with_axes(conv, options) if isinstance(conv, _ConvNd) else options))
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias anew as torch does; no shift, no residual."""
-        _ConvNd.reset_parameters(cast(_ConvNd, self))
-        sampling = self._modules.get("sampling")
-        if sampling is not None:  # torch's own constructor calls this before there is one
-            cast(CCSampling, sampling).reset_parameters()
 
 
 def _with_axes(conv: _ConvNd, options: dict[str, Any]) -> dict[str, Any]:

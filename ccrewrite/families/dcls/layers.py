@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.families.scratch import ScratchConv
 from ccrewrite.ir.geometry import ConvGeometry, per_axis
 from ccrewrite.ir.options import check_options
 
 
-class DclsConv(RewrittenConv):
+class DclsConv(ScratchConv):
     """What the DCLS layers of all dimensions have in common; use ``DclsConv1d``, ``DclsConv2d``, ``DclsConv3d``."""
 
     sampling_class = DclsSampling

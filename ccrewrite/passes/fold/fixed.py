@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.adopt import HOSTED, host_
+from ccrewrite.families.adopt import HOSTED, Samplings, host_, hosted_by
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.folded.cuts import cut_out
@@ -37,7 +37,7 @@ def fix_layer_(conv: _ConvNd, sampling: Sampling, why: str, route: Route | None 
 
 def fix_call_(host: nn.Module, key: str) -> Answer:
     """The same for the functional call whose sampling is ``host.ccrewrite.<key>``."""
-    samplings = cast(nn.ModuleDict, host._modules[HOSTED])
+    samplings = cast(Samplings, hosted_by(host))
     sampling = cast(Sampling, samplings[key])
     samplings[key] = fixed = fixed_of(sampling).train(sampling.training)
     return Answer("geometry", f"{fixed.describe()}; a functional call")

@@ -16,7 +16,7 @@ from typing import cast
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ccrewrite.families.adopt import HOSTED, TORCH_LAYERS, RewrittenConv, release_, unhost_
+from ccrewrite.families.adopt import TORCH_LAYERS, RewrittenConv, Samplings, hosted_by, release_, unhost_
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.folded.alternative import Alternative
@@ -66,7 +66,7 @@ def _with_own_weight_(conv: _ConvNd, sampling: Sampling, form: str | None) -> An
 
 def fold_hosted_(host: nn.Module, key: str) -> Answer:
     """The functional call whose sampling is ``host.ccrewrite.<key>``."""
-    sampling = cast(Sampling, cast(nn.ModuleDict, host._modules[HOSTED])[key])
+    sampling = cast(Sampling, cast(Samplings, hosted_by(host))[key])
     if sampling.resized:
         return SIZE_ASKED
     if sampling.at_start():
@@ -78,7 +78,7 @@ def fold_hosted_(host: nn.Module, key: str) -> Answer:
 def alternatives_of(conv: nn.Module, sampling: Sampling) -> tuple[Alternative, ...]:
     """What ``conv``, without its sampling, could become besides a layer with a dense kernel. That changes its class, so a class
     of somebody's own has no alternatives."""
-    plain = conv.replaced_class if isinstance(conv, RewrittenConv) else type(conv)
+    plain = conv.ccrewrite_replaced if isinstance(conv, RewrittenConv) else type(conv)
     return sampling.alternatives(ConvGeometry.from_module(cast(_ConvNd, conv))) if plain in TORCH_LAYERS else ()
 
 

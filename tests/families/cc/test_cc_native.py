@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from family_layers import LAYERS
 from geometries import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ccrewrite import nn as ccnn
-from ccrewrite.families.adopt import LAYERS
 from ccrewrite.families.cc import native, toeplitz
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry

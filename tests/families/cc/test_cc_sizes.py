@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from family_layers import LAYERS
 from geometries import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from ccrewrite import nn as ccnn
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import LAYERS
 from ccrewrite.families.cc import resized as module
 from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.geometry import ConvGeometry

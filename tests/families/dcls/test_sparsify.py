@@ -15,7 +15,7 @@ import ccrewrite
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.dcls import fit
 from ccrewrite.families.dcls.sparsify import LargeToDcls, Option, spread
-from ccrewrite.nn import DclsConv2d
+from ccrewrite.nn import DclsConv2d, DclsSampling
 from ccrewrite.passes.rules import make_rule
 from ccrewrite.training import param_groups
 
@@ -60,7 +60,7 @@ def test_plan_says_what_rewrite_does(options: dict[str, Any]) -> None:
     found = result.plan.rules[0].found
     for name in ("1", "3"):
         layer, dense = result.model.get_submodule(name), model.get_submodule(name)
-        assert isinstance(layer, DclsConv2d)
+        assert isinstance(layer.sampling, DclsSampling)
         sparse = found[name]
         assert added(layer) == sparse.parameters
         assert f"{sparse.parameters} parameters for {dense.weight.numel()}" in result.plan[name].decision.message

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from family_layers import LAYERS
 from geometries import CONVS, TRANSPOSED, Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,6 @@ from zoo import ZOO, build, run
 
 import ccrewrite
 from ccrewrite.errors import InputError, SelectionError
-from ccrewrite.families.adopt import LAYERS
 from ccrewrite.families.dcls.sampling import SHARINGS
 from ccrewrite.folded.fixed import FixedSampling
 from ccrewrite.folded.gathered import GATHERED

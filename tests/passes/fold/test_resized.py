@@ -26,7 +26,7 @@ def test_layers_at_another_output_size(moved: bool, mode: str) -> None:
     rewritten: Any = ccrewrite.rewrite(model, x).model
     if moved:
         move_(rewritten)
-    rewritten[0].scale, rewritten[1].output_size = 1.4, (17, 40)
+    rewritten[0].sampling.scale, rewritten[1].sampling.output_size = 1.4, (17, 40)
     result = fold(rewritten, x)
     assert [(s.code, s.message) for s in result] == [
         ("resized", "for inputs of 15x14 samples"),
@@ -58,7 +58,7 @@ def test_a_model_that_is_resized() -> None:
 def test_sizes_that_are_not_folded() -> None:
     model, x = build("reused", torch.float64)
     rewritten: Any = ccrewrite.rewrite(model, x, rules=["strided-to-cc", "dilated-to-dcls"]).model
-    rewritten.stages[0].scale = 0.9
+    rewritten.stages[0].sampling.scale = 0.9
     rewritten.stages[0].register_forward_hook(lambda module, args, out: None)
     result = fold(rewritten, x)
     assert result["stages.0"].code == "size-asked"
