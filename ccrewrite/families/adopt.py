@@ -160,12 +160,6 @@ def unhost_(module: nn.Module, key: str | None = None) -> None:
         change_class_(module, lambda kind: kind.ccrewrite_replaced)
 
 
-def hosted_by(module: nn.Module) -> Samplings | None:
-    """The samplings of ``module``'s functional convolutions; None where it has none (and where the name is the user's)."""
-    found = dict(module._modules.items()).get(HOSTED)  # those of a ScriptModule have no `get`
-    return found if isinstance(found, Samplings) else None
-
-
 def torch_layer(kind: type) -> type[_ConvNd] | None:
     """The ``nn.ConvNd`` or ``nn.ConvTransposeNd`` that ``kind`` is or descends from; None for other classes."""
     return next((layer for layer in TORCH_LAYERS if issubclass(kind, layer)), None)

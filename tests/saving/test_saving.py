@@ -30,7 +30,7 @@ from zoo import ZOO, Functional, Normed, Tied, build, causal, plain, run
 import ccrewrite
 from ccrewrite import DilatedToDcls, LargeToDcls, StridedToCC, TransposedToCC
 from ccrewrite.errors import InputError, SelectionError
-from ccrewrite.families.adopt import HOSTED, unhost_
+from ccrewrite.families.adopt import HOSTED, adopt_, unhost_
 from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.written import workplace
@@ -339,8 +339,8 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_a_sampling_keeps_what_its_first_dtype_made_it(tmp_path: Path) -> None:
     conv = nn.Conv2d(4, 4, 3, dilation=2)
-    rule = ccrewrite.DilatedToDcls(interpolation="gaussian")
-    model = ccrewrite.rewrite(nn.Sequential(conv), X, rules=rule).model.double()
+    sampling = DclsSampling(ConvGeometry.from_module(conv), interpolation="gaussian")
+    model: Any = nn.Sequential(adopt_(conv, sampling)).double()
     assert model[0].sampling.starts_exact
     ccrewrite.save(model, tmp_path)
     same(ccrewrite.load(nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2)).double(), tmp_path), model, X.double())
