@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +89,10 @@ def options(
     """The keyword arguments of ``ccrewrite.plan``: those of the file ``config``, and over them those of the command line."""
     found: dict[str, Any] = {}
     if config is not None:
-        try:
-            found = tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"--config {config}: {error}") from error
-        unknown = found.keys() - {"include", "exclude", "kinds", "rules"}
-        if unknown:
-            raise InputError(
-                f"--config {config}: unknown key {', '.join(sorted(unknown))}; expected include, exclude, kinds, rules"
-            )
+        from ccrewrite.cli.files import selection_of
+        from ccrewrite.ir.documents import read_toml
+
+        found = selection_of(read_toml(config), f"--config {config}")
     given = {
         "include": include,
         "exclude": exclude,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,8 +91,8 @@ def fold_command(
     where it didn't. Raises ``InputError`` where ``target`` can't be written."""
     import torch
 
-    from ccrewrite.export.files import replacing, writable
     from ccrewrite.ir.capture import Inputs
+    from ccrewrite.ir.written import replacing, writable
 
     target = writable(target)
     result = ccrewrite.fold(model, example_inputs, tol=tol, batch_norm=batch_norm)
@@ -100,8 +101,10 @@ def fold_command(
         return text, False
     inputs = Inputs.of(example_inputs)
     program = torch.export.export(result.model.eval(), inputs.args, inputs.kwargs, strict=False)
-    with replacing(target) as temporary:
-        torch.export.save(program, temporary)
+    saved = io.BytesIO()  # written here, for torch's writer ends the process where the disk is full
+    torch.export.save(program, saved)
+    with replacing(target) as unfinished:
+        unfinished.write_bytes(saved.getbuffer())
     return text if as_json else f"{text}\nsaved {target}", True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,17 +14,12 @@ import ccrewrite
 from ccrewrite.cli.arguments import load, named
 from ccrewrite.cli.console import out, reported
 from ccrewrite.cli.parameters import Json
-from ccrewrite.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ccrewrite.training import Recorder
     from ccrewrite.training.loop import History
-
-NEEDED = ("model", "data", "loss", "out")
-KEYS = (*NEEDED, "input", "validation", "record_every", "rewrite", "finetune")
-REWRITE = ("include", "exclude", "kinds", "rules")
 
 
 def finetune(
@@ -52,17 +46,20 @@ def demo(as_json: Json = False) -> None:
 
 def finetune_command(file: Path, *, resume: bool, console: Console) -> History | None:
     """What was done, in the main process. The keys of ``file`` are described in docs/finetune.md."""
+    from ccrewrite.cli.files import FinetuneFile, selection_of
+    from ccrewrite.ir.documents import checked, read_toml
     from ccrewrite.training import Recorder
 
-    told = _read(file)
-    config = ccrewrite.FinetuneConfig.from_mapping(told.get("finetune", {}))
-    loss = named(told["loss"], "the loss is named package.module:function")
-    data = _made(told["data"], "data")
-    validation = _made(told["validation"], "validation") if "validation" in told else None
-    model, inputs = load(told["model"], told.get("input"))
-    result = ccrewrite.rewrite(model, inputs, **told.get("rewrite", {}))
-    recorder = Recorder(result.model, every=told["record_every"]) if told.get("record_every") else None
-    folder = Path(told["out"])
+    told = checked(FinetuneFile, read_toml(file), file)
+    selection = selection_of(told.rewrite, f"{file}: rewrite")
+    config = ccrewrite.FinetuneConfig.from_mapping(told.finetune)
+    loss = named(told.loss, "the loss is named package.module:function")
+    data = _made(told.data, "data")
+    validation = None if told.validation is None else _made(told.validation, "validation")
+    model, inputs = load(told.model, told.input)
+    result = ccrewrite.rewrite(model, inputs, **selection)
+    recorder = None if told.record_every is None else Recorder(result.model, every=told.record_every)
+    folder = Path(told.out)
     history = ccrewrite.finetune(
         result.model,
         data,
@@ -97,19 +94,6 @@ def _report(model: nn.Module, history: History, recorder: Recorder | None, folde
         animate(recorder, folder / "geometry.gif")
         said += [str(recorder), f"drawn {folder}/geometry.png and {folder}/geometry.gif"]
     console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        told = tomllib.loads(file.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{file}: {error}") from error
-    for table, known in ((told, KEYS), (told.get("rewrite", {}), REWRITE)):
-        if unknown := sorted(table.keys() - set(known)):
-            raise InputError(f"{file}: unknown key {', '.join(unknown)}; expected {', '.join(known)}")
-    if missing := [key for key in NEEDED if key not in told]:
-        raise InputError(f"{file}: {', '.join(missing)} is missing; needed are {', '.join(NEEDED)}")
-    return told
 
 
 def _made(reference: str, key: str) -> Any:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,30 +21,6 @@ def require_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'ccrewrite[onnx]'")
-
-
-def writable(path: Path) -> Path:
-    """``path``, where a file of that name can be written; else ``InputError`` says why not."""
-    if path.is_dir():
-        raise InputError(f"path must be a file, found the directory {path}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no directory {path.parent} to write {path.name} to")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"{path} can't be written: no permission")
-    return path
-
-
-@contextmanager
-def replacing(target: Path) -> Generator[Path]:
-    """The target's name in a directory of its own beside it. What is there in the end, its weights first, moves to the target's
-    directory, unless an error ends the block: then nothing changes. Raises ``InputError`` where the disk refuses."""
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ccrewrite-") as directory:
-            yield Path(directory, target.name)
-            for name in sorted(os.listdir(directory), reverse=True):  # the weights before the file that names them
-                os.replace(Path(directory, name), target.parent / name)
-    except OSError as error:
-        raise InputError(f"{target} can't be written: {error}") from error
 
 
 def save(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:

@@ -13,13 +13,14 @@ from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.export.check import at_other_sizes, checked
-from ccrewrite.export.files import replacing, require_packages, save, writable
+from ccrewrite.export.files import require_packages, save
 from ccrewrite.export.prepare import FUNCTION, Prepared, prepared
 from ccrewrite.export.report import ExportedFile, OnnxSite, times
 from ccrewrite.export.sizes import Mode, plan_sizes
 from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet_exporter, traced
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.scales.resize import without_wrapper
 
 BFLOAT16_SINCE = 22

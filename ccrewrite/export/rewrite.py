@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccrewrite.errors import ExportError, InputError, SelectionError, SizeWarning
 from ccrewrite.export.check import compared, run_file, runtime, session_of
-from ccrewrite.export.files import replacing, require_packages, save, writable
+from ccrewrite.export.files import require_packages, save
 from ccrewrite.export.report import FileCheck, FileRun, OnnxSite, RewrittenFile, SizeTrial
 from ccrewrite.export.sizes import SizeInput
 from ccrewrite.families.onnx import OnnxForm
@@ -25,6 +25,7 @@ from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.rules import Rules, check_rules, rule_for
 

@@ -34,20 +34,23 @@ class OpenDocument(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
 
 
-def read_json(file: Path) -> Any:
-    """What is in a JSON file. Raises ``InputError``, in the file's name, for what is none."""
+def read_json(file: Path, *, finite: bool = True) -> Any:
+    """What is in a JSON file, without NaN and Infinity where it is to be ``finite``. Raises ``InputError``, in the file's name,
+    for what is none."""
+    content = _bytes(file)
     try:
-        return from_json(_bytes(file), allow_inf_nan=False)
+        return from_json(content, allow_inf_nan=not finite)
     except ValueError as error:
         raise InputError(f"{file} is damaged: {error}") from error
 
 
 def read_toml(file: Path) -> dict[str, Any]:
     """What is in a TOML file. Raises ``InputError``, in the file's name, for what is none."""
+    content = _bytes(file)
     try:
-        return tomllib.loads(_bytes(file).decode())
+        return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no TOML file: {error}") from error
+        raise InputError(f"{file}: no TOML: {error}") from error
 
 
 def checked(kind: type[T], value: Any, where: str | os.PathLike[str]) -> T:
@@ -60,21 +63,26 @@ def checked(kind: type[T], value: Any, where: str | os.PathLike[str]) -> T:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise InputError(f"{os.fspath(where)}: {told(error)}") from error
+        known = ", ".join(getattr(kind, "model_fields", ()))
+        raise InputError(f"{os.fspath(where)}: {told(error, known)}") from error
     except RecursionError as error:
         raise InputError(f"{os.fspath(where)}: nested too deeply") from error
 
 
-def told(error: ValidationError) -> str:
-    """The first faults, each with its key."""
+def told(error: ValidationError, known: str = "") -> str:
+    """The first faults, each with its key. ``known``: the keys of the whole."""
     faults = error.errors(include_url=False, include_context=False)
     said: list[str] = []
     for fault in faults[:SHOWN]:
         key = ".".join(map(str, fault["loc"])) or "the whole"
+        if fault["type"] in ("missing", "extra_forbidden"):
+            expected = f"; expected {known}" if len(fault["loc"]) == 1 and known else ""
+            said.append(f"{key} is missing" if fault["type"] == "missing" else f"unknown key {key}{expected}")
+            continue
         found = repr(fault["input"])
         found = found if len(found) <= 60 else f"{found[:57]}..."
         message = fault["msg"][:1].lower() + fault["msg"][1:]
-        said.append(f"{key}: {message}" + (f", found {found}" if fault["type"] != "missing" else ""))
+        said.append(f"{key}: {message}, found {found}")
     more = len(faults) - SHOWN
     return "; ".join(said) + (f"; and {more} more" if more > 0 else "")
 

@@ -42,6 +42,17 @@ def replacing(target: str | os.PathLike[str]) -> Generator[Path]:
             os.replace(folder / name, target.parent / name)
 
 
+def writable(path: Path) -> Path:
+    """``path``, where a file of that name can be written; else ``InputError`` says why not."""
+    if path.is_dir():
+        raise InputError(f"path must be a file, found the directory {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no directory {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"{path} can't be written: no permission")
+    return path
+
+
 @contextmanager
 def refused(target: str | os.PathLike[str]) -> Generator[None]:
     """Raises ``InputError``, in the name of ``target``, where the disk refuses what is inside."""

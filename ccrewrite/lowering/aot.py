@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.sites import FoldedSite
 from ccrewrite.passes.verify import compare_outputs
@@ -54,12 +55,13 @@ def aot(
     ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor. The package is loaded, and its outputs on
     ``example_inputs`` compared with the model's in evaluation mode, before it takes its name.
 
-    Raises ``InputError`` for a path that doesn't end in ``.pt2`` and for models with nothing rewritten, and ``ExportError``
-    where torch can't export or compile the model, or the package computes something else.
+    Raises ``InputError`` for a path that doesn't end in ``.pt2`` or can't be written and for models with nothing rewritten, and
+    ``ExportError`` where torch can't export or compile the model, or the package computes something else.
     """
     path = Path(path)
     if path.suffix != ".pt2":
         raise InputError(f"an AOTInductor package is called something.pt2, found {str(path)!r}")
+    path = writable(path)
     given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
     folded = fold(given, inputs)
     with torch.no_grad(), preserved(given, inputs.tensors()):
@@ -74,17 +76,20 @@ def aot(
             program = torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as error:
             raise ExportError(f"torch.export refuses this {name}: {error}") from error
-        with tempfile.TemporaryDirectory(dir=path.parent if path.parent.is_dir() else None) as folder:
-            unchecked = Path(folder) / path.name
+        packaged = io.BytesIO()  # written here, for torch's writer may end the process where the disk is full
+        try:
+            aoti_compile_and_package(program, package_path=packaged, inductor_configs=dict(inductor_configs or {}))
+        except Exception as error:
+            raise ExportError(f"AOTInductor can't compile this {name}: {error}") from error
+        with replacing(path) as unchecked:
+            unchecked.write_bytes(packaged.getbuffer())
             try:
-                aoti_compile_and_package(program, package_path=str(unchecked), inductor_configs=dict(inductor_configs or {}))
                 found = _leaves(aoti_load_package(str(unchecked))(*inputs.args, **inputs.kwargs))
             except Exception as error:
-                raise ExportError(f"AOTInductor can't compile or run this {name}: {error}") from error
+                raise ExportError(f"AOTInductor can't run this {name}: {error}") from error
             check = Check(compare_outputs(expected, found, COMPILED), ran=True)
             if not check.ok:
                 raise ExportError(f"the package computes something else than the model; nothing written.\n{check}")
-            unchecked.replace(path)
     return Package(path, folded.sites, check)
 
 

@@ -63,7 +63,7 @@ def _choice(site: SiteCall, forced: str | None, times: Times | None) -> Choice:
     near = [form for form, seconds in guessed.items() if seconds <= WORTH_MEASURING * min(guessed.values())]
     if times is None or len(near) == 1:
         return Choice.fastest("estimated", guessed)
-    seconds, known = times.of(key_of(site), lambda: measure(site, near))
+    seconds, known = times.of(key_of(site), near, lambda: measure(site, near))
     return Choice.fastest("cached" if known else "measured", seconds)
 
 
@@ -96,7 +96,9 @@ def choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -
         forms = (*(a.name for a in near[name]), DENSE)
         told = [(a.name, a.cost_of_dense, a.kernel, a.samples) for a in near[name]]
         key = cache_key(input.device, "inference", input.shape, str(layer), told)
-        seconds, known = times.of(key, lambda layer=layer, input=input, forms=forms: measure_folded(layer, input.shape, forms))
+        seconds, known = times.of(
+            key, forms, lambda layer=layer, input=input, forms=forms: measure_folded(layer, input.shape, forms)
+        )
         chosen[name] = Choice.fastest("cached" if known else "measured", seconds)
     times.keep()
     return chosen

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
+from ccrewrite.errors import InputError
+from ccrewrite.ir.documents import checked, read_json
+from ccrewrite.ir.written import refused, replacing
 from ccrewrite.lowering import inductor
 
 Seconds = Mapping[str, float]
 """By form."""
+Known = dict[str, Annotated[dict[str, Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]], Field(min_length=1)]]
+"""What the file holds: seconds by form, for each key."""
 
 
 class Times:
@@ -26,12 +31,16 @@ class Times:
         self._known = load_times()
         self._new: dict[str, Seconds] = {}
 
-    def of(self, key: str | None, measured: Callable[[], Seconds]) -> tuple[Seconds, bool]:
-        """(Seconds by form, whether they were known); ``measured`` gives them where they aren't known yet. What has no key is
-        measured each time."""
+    def of(self, key: str | None, forms: Sequence[str], measured: Callable[[], Seconds]) -> tuple[Seconds, bool]:
+        """(Seconds by form, whether they were known); ``measured`` gives those of ``forms`` where they aren't known yet. What
+        has no key is measured each time."""
         if key is None:
             return measured(), False
         known = key in self._known
+        if known and set(self._known[key]) != set(forms):
+            found = f"expected times of {', '.join(forms)}, found {', '.join(self._known[key])}"
+            warnings.warn(f"{cache_file()}: {key}: {found}; forms are measured anew", stacklevel=2)
+            known = False
         if not known:
             self._known[key] = self._new[key] = measured()
         return self._known[key], known
@@ -64,12 +73,9 @@ def load_times() -> dict[str, Seconds]:
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not an object")
-        return cast(dict[str, Seconds], found)
-    except (OSError, ValueError) as error:
-        warnings.warn(f"{file} can't be read ({error}): forms are measured anew", stacklevel=2)
+        return dict(checked(Known, read_json(file), file))
+    except InputError as error:
+        warnings.warn(f"{error}; forms are measured anew", stacklevel=2)
         return {}
 
 
@@ -77,9 +83,9 @@ def save_times(times: Mapping[str, Seconds]) -> None:
     """Add times to the file, whose other entries stay."""
     file = cache_file()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
-            json.dump(load_times() | dict(times), temporary, indent=1)
-        Path(temporary.name).replace(file)
-    except OSError as error:
-        warnings.warn(f"{file} can't be written ({error}): the forms' times will be measured again next time", stacklevel=2)
+        with refused(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as unfinished:
+            unfinished.write_text(json.dumps({**load_times(), **times}, indent=1))
+    except InputError as error:
+        warnings.warn(f"{error}; the forms' times will be measured again next time", stacklevel=2)

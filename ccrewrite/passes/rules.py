@@ -48,7 +48,7 @@ def make_rule(options: Mapping[str, Any] | str) -> Rule:
     """
     options = {"rule": options} if isinstance(options, str) else dict(options)
     name, known_rules = options.pop("rule", None), {**rules(), LeaveAlone.name: LeaveAlone}
-    if name not in known_rules:
+    if not isinstance(name, str) or name not in known_rules:
         raise InputError(f"unknown rule {name!r}; the rules are {', '.join(known_rules)}")
     kind = known_rules[name]
     known = {f.name: f for f in fields(kind)}

@@ -18,6 +18,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.timing import Case, Effort, time_cases
+from ccrewrite.ir.written import replacing
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.scales.scale_groups import Settings, require_sites
 from ccrewrite.report.cost import flops_of
@@ -107,7 +108,8 @@ class Trade(Sequence[TradePoint]):
         axes.set_xlabel(f"latency, ms (median, interquartile range; {self.device})")
         axes.set_ylabel("score" if scored else "GFLOPs")
         axes.grid(alpha=0.3)
-        figure.savefig(path)
+        with replacing(path) as file:
+            figure.savefig(file)
 
 
 def trade(

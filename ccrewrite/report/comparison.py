@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Self
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.documents import checked, read_json
+from ccrewrite.ir.written import refused, replacing
+from ccrewrite.report.schema import Report
 
 SCHEMA = "ccrewrite-report/1"
 """Name and version of the data's form: docs/report-schema.json. The version grows where a reader would have to change."""
@@ -33,13 +35,11 @@ class Comparison:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The comparison in a report.json, or in the directory that holds one. Raises ``InputError`` for anything else."""
         file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
-        try:
-            data: Any = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is not a report: {error}") from error
+        data = read_json(file)
         found = data.get("schema") if isinstance(data, dict) else None
         if found != SCHEMA:
             raise InputError(f"{file} has the schema {found!r}, this ccrewrite reads {SCHEMA!r}; make the report again")
+        checked(Report, data, f"{file} is damaged")
         return cls(data)
 
     def __getitem__(self, variant: str) -> dict[str, Any]:
@@ -85,14 +85,19 @@ class Comparison:
     def save(self, directory: str | os.PathLike[str], *, html: bool = True) -> list[Path]:
         """Write report.json, report.md and, unless ``html`` is False, report.html; returns their paths.
 
-        Each is written beside its place and moved into it: a reader never finds half a file.
+        Each is written beside its place and moved into it: a reader never finds half a file. Raises ``InputError`` where the
+        disk refuses.
         """
         texts = {"report.json": self.to_json() + "\n", "report.md": self.to_markdown()}
         if html:
             texts["report.html"] = self.to_html()
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        return [write(folder / name, text) for name, text in texts.items()]
+        with refused(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with replacing(folder / name) as file:
+                file.write_text(text, encoding="utf-8")
+        return [folder / name for name in texts]
 
     def __str__(self) -> str:
         from ccrewrite.report.document import overview
@@ -103,17 +108,3 @@ class Comparison:
         from ccrewrite.report.document import overview
 
         return f"<p>{escape(self.summary())}</p>{overview(self, 'html')}"
-
-
-def write(path: Path, text: str) -> Path:
-    """``text`` into ``path``, whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path

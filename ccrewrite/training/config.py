@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from ccrewrite.errors import InputError
 
@@ -81,7 +81,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("features", "trackers"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in cast("list[Any]", value)):
                 raise InputError(f"{name} must be a list of names, found {value!r}")
             object.__setattr__(self, name, tuple(value))
         one_of = {"schedule": SCHEDULES, "outputs": OUTPUTS, "mixed_precision": (None, *PRECISIONS)}

@@ -141,15 +141,18 @@ class Loop:
     def _restore(self, folder: RunFolder, checkpoint: Path) -> None:
         progress = folder.progress(checkpoint)
         # As in the step that was stored: under FSDP2 an optimizer takes states of what is trainable alone.
-        self.run.freeze_as_in(progress["step"] - 1)
+        self.run.freeze_as_in(progress.step - 1)
         try:
             self.accelerator.load_state(str(checkpoint))
         except Exception as error:  # a damaged file: of several formats, with errors of their own
             raise InputError(f"{checkpoint} can't be loaded: {error}") from error
-        for schedule, state in zip(self.run.schedules, progress["schedules"], strict=True):
-            schedule.load_state_dict(state)
-        self.steps_done, self.best = progress["step"], progress["best"]
-        self.best_epoch, self.worse = progress["best_epoch"], progress["worse"]
+        try:
+            for schedule, state in zip(self.run.schedules, progress.schedules, strict=True):
+                schedule.load_state_dict(state)
+        except Exception as error:
+            raise InputError(f"{checkpoint}: the schedules' state can't be loaded: {error}") from error
+        self.steps_done, self.best = progress.step, progress.best
+        self.best_epoch, self.worse = progress.best_epoch, progress.worse
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""

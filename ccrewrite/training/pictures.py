@@ -19,6 +19,7 @@ from torch import Tensor
 from ccrewrite.errors import InputError
 from ccrewrite.families.learnable import FINENESS
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.written import replacing
 from ccrewrite.training.observe import Recorder
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def draw(recorder: Recorder, path: str | os.PathLike[str] | None = None, *, site
     figure, places = _figure(recorder, sites)
     _draw(recorder, places, len(recorder.steps) - 1)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=120)
     return figure
 
 
@@ -63,7 +65,8 @@ def animate(recorder: Recorder, path: str | os.PathLike[str], *, sites: Sequence
         return []
 
     moving = FuncAnimation(figure, frame, len(recorder.steps), list)  # pyright: ignore[reportArgumentType]
-    moving.save(os.fspath(path), PillowWriter(fps=fps))
+    with replacing(path) as file:
+        moving.save(os.fspath(file), PillowWriter(fps=fps))
 
 
 def _figure(recorder: Recorder, sites: Sequence[str] | None) -> tuple[Figure, dict[Panel, Axes]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,8 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.documents import checked, read_json
+from ccrewrite.ir.written import refused, replacing
+from ccrewrite.training.document import Progress, RowDocument
 
 COLUMNS = ("step", "epoch", "lr", "loss", "task", "distillation", "features", "repulsion", "smoothness", "validation")
+CHECKPOINT = re.compile(r"checkpoint-\d{8}")
 Row = dict[str, Any]
 
 
@@ -41,57 +46,74 @@ class RunFolder:
         if file.exists():
             if not resume:
                 raise InputError(f"{self.path} holds a run already; pass resume=True to go on with it, or another folder")
-            try:
-                stored = json.loads(file.read_text())
-            except (OSError, json.JSONDecodeError) as error:
-                raise InputError(f"{file} can't be read: {error}") from error
+            stored = read_json(file, finite=False)  # a step may be inf: never
             if changes := list(_differences(stored, settings)):
                 raise InputError(f"the run in {self.path} can't go on, for it began otherwise: {'; '.join(changes)}")
         self.barrier()  # all have looked
         if self.main and not file.exists():
-            try:
+            with refused(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._write(file, json.dumps(settings, indent=2))
-            except OSError as error:
-                raise InputError(f"{self.path} can't be written: {error}") from error
-        found = sorted(self.path.glob("checkpoint-*"))
+            self._write(file, json.dumps(settings, indent=2))
+        found = self._checkpoints()
         self.barrier()
         return found[-1] if found else None
 
+    def _checkpoints(self) -> list[Path]:
+        """Those that ``checkpoint`` wrote, the last one at the end. Folders of other names are others'."""
+        return sorted(path for path in self.path.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir())
+
     def checkpoint(self, step: int, save: Callable[[str], Any], progress: Mapping[str, Any]) -> None:
-        """``save`` writes into a folder, all processes together, which then becomes the checkpoint; older ones go."""
-        final, unfinished = self.path / f"checkpoint-{step:08d}", self.path / "unfinished"
-        if self.main:
+        """``save`` writes into a folder, all processes together, which then becomes the checkpoint; older ones go. Raises
+        ``InputError`` where the disk refuses."""
+        final, unfinished = self.path / name_of(step), self.path / "unfinished"
+        try:
+            if self.main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+            self.barrier()
+            save(str(unfinished))
+            self.barrier()
+            if self.main:
+                torch.save(progress, unfinished / "progress.pt")
+                os.replace(unfinished, final)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
             shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-        self.barrier()
-        save(str(unfinished))
-        self.barrier()
+            raise InputError(f"{final} can't be written: {error}") from error
         if self.main:
-            torch.save(progress, unfinished / "progress.pt")
-            os.replace(unfinished, final)
-            for old in self.path.glob("checkpoint-*"):
+            for old in self._checkpoints():
                 if old != final:
-                    shutil.rmtree(old)
+                    shutil.rmtree(old, ignore_errors=True)
         self.barrier()
 
-    def progress(self, checkpoint: Path) -> dict[str, Any]:
+    def progress(self, checkpoint: Path) -> Progress:
         """What ``checkpoint`` was given, and no code from it: tensors and plain values."""
+        file = checkpoint / "progress.pt"
         try:
-            return torch.load(checkpoint / "progress.pt", map_location="cpu", weights_only=True)
+            told = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises several kinds for a damaged file
-            raise InputError(f"{checkpoint} can't be read: {error}") from error
+            raise InputError(f"{file} can't be read: {error}") from error
+        progress = checked(Progress, told, file)
+        if name_of(progress.step) != checkpoint.name:
+            raise InputError(f"{file}: step must be that of the folder's name, found {progress.step}")
+        return progress
 
     def rows(self, until: int) -> list[Row]:
         """The log's rows up to step ``until``; those after it, which a killed run wrote, are deleted."""
         file, rows = self.path / "log.csv", list[Row]()
         if file.exists():
-            with file.open(newline="") as stream:
-                for row in csv.DictReader(stream):
-                    if None in row.values() or int(row["step"]) > until:  # None: cut off within the row
-                        break
-                    whole = {"step": int(row["step"]), "epoch": int(row["epoch"])}
-                    rows.append({n: float(v) if v else None for n, v in row.items()} | whole)
+            try:
+                with file.open(newline="", encoding="utf-8") as stream:
+                    for row in csv.DictReader(stream):
+                        if None in row.values():  # cut off within the row
+                            break
+                        told = checked(RowDocument, row, f"{file}, row {len(rows) + 1}")
+                        if told.step > until:
+                            break
+                        rows.append(told.model_dump())
+            except (OSError, ValueError, csv.Error) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{file} can't be read: {error}") from error
         self.barrier()  # all have read
         if self.main:
             self._write(file, "".join([",".join(COLUMNS) + "\n", *_lines(rows)]))
@@ -99,15 +121,16 @@ class RunFolder:
 
     def log(self, rows: list[Row]) -> None:
         if self.main:
-            with (self.path / "log.csv").open("a", newline="") as stream:
+            file = self.path / "log.csv"
+            with refused(file), file.open("a", newline="") as stream:
                 stream.writelines(_lines(rows))
 
     def save_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """``weights`` are complete in the main process alone."""
         if self.main:
-            unfinished = self.path / f"{name}.unfinished"
-            save_file({n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}, unfinished)
-            os.replace(unfinished, self.path / name)
+            stored = {n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}
+            with replacing(self.path / name) as file:
+                save_file(stored, file)
         self.barrier()
 
     def weights(self, name: str) -> dict[str, Tensor]:
@@ -117,9 +140,13 @@ class RunFolder:
             raise InputError(f"{self.path / name} can't be read: {error}") from error
 
     def _write(self, file: Path, text: str) -> None:
-        unfinished = file.with_name(f"{file.name}.unfinished")
-        unfinished.write_text(text)
-        os.replace(unfinished, file)
+        with replacing(file) as unfinished:
+            unfinished.write_text(text)
+
+
+def name_of(step: int) -> str:
+    """Of the checkpoint after ``step`` steps."""
+    return f"checkpoint-{step:08d}"
 
 
 def _lines(rows: list[Row]) -> list[str]:

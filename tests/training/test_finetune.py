@@ -354,7 +354,7 @@ def test_a_folder_that_doesn_t_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can't be written"):
         run(out=tmp_path / "file")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run.json can't be read"):
+    with pytest.raises(InputError, match=r"run.json is damaged"):
         run(resume=True)
 
 
