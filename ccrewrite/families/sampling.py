@@ -17,6 +17,7 @@ import torch.overrides
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families import alone
 from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
 from ccrewrite.families.look import any_, readable, still
@@ -25,6 +26,9 @@ from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
+
+SAVED = 0.5
+"""What compiling a layer by itself saves, over the plain convolution's time: the building of its kernel, for the most part."""
 
 
 class Sampling(Learnable, ABC):
@@ -54,6 +58,9 @@ class Sampling(Learnable, ABC):
     opaque: bool = False
     """Whether torch.compile takes what is built of the geometry as operators (``regions.py``), so that layers that are alike
     are compiled once. ``ccrewrite.lower`` sets it."""
+    compiled_at: frozenset[tuple[int, ...]] = frozenset()
+    """Shapes of inputs at which this layer is compiled by itself, also where its model runs eagerly (``alone.py``).
+    ``ccrewrite.lower(scope="sites")`` sets it."""
 
     def __init__(self, geometry: ConvGeometry, *, margin: int | Sequence[int] = 0) -> None:
         super().__init__()
@@ -157,6 +164,16 @@ class Sampling(Learnable, ABC):
         well. To compare forms with each other: ``ccrewrite.lower`` measures those that come near the best."""
         return dict.fromkeys(self.forms, dense_seconds(call, self.window, self.transposed, training))
 
+    def form_alone(self, call: CallShapes, training: bool) -> str | None:
+        """The one of ``forms`` that ``ccrewrite.lower(scope="sites")`` compiles, this layer by itself; None: eager code is as
+        fast."""
+        return self.default_form
+
+    def saved_alone(self, call: CallShapes, training: bool) -> float:
+        """Seconds, roughly, that one call takes less (with ``training``, its backward as well) where this layer is compiled by
+        itself. ``finetune`` compiles where a run is long enough to gain by it."""
+        return SAVED * dense_seconds(call, self.taps, self.transposed, training)
+
     @torch.no_grad()
     def nudge_(self) -> None:
         """Move the geometry off its start, in place: at the start some forms may have less to do than they usually have."""
@@ -208,7 +225,7 @@ class Sampling(Learnable, ABC):
             return self.plain(input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
         self.check_dilation(call["dilation"])
-        return self.moved(input, weight, bias, call)
+        return self.evaluated(input, weight, bias, call)
 
     def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
         """The plain convolution, for what overrides ``forward``. It is torch's function, which a mode that reroutes calls would
@@ -226,6 +243,15 @@ class Sampling(Learnable, ABC):
                 f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
                 "revert and rewrite the model if its dilation changed"
             )
+
+    def runs_compiled(self, input: Tensor) -> bool:
+        """Whether a call made now is compiled by itself."""
+        return bool(self.compiled_at) and tuple(input.shape) in self.compiled_at and readable([input])
+
+    def evaluated(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+        """``moved``, compiled by itself where ``ccrewrite.lower`` said so."""
+        evaluate = alone.moved if self.runs_compiled(input) else type(self).moved
+        return evaluate(self, input, weight, bias, call)
 
     def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
         """The convolution wherever the geometry is. ``call`` has torch's further arguments by name."""

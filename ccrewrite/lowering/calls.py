@@ -15,16 +15,22 @@ from ccrewrite.ir.operators import bind
 
 
 class SiteCall(NamedTuple):
-    """The first call of a site in a run."""
+    """The first call of a site in a run, and how large its inputs are."""
 
     sampling: Sampling
     shapes: CallShapes
+    inputs: frozenset[tuple[int, ...]]
+    """The shapes of the inputs of all its calls."""
 
 
 def site_calls(model: nn.Module, inputs: Inputs, sites: Mapping[str, Sampling]) -> dict[str, SiteCall]:
     """What each of ``sites`` is called with when ``model`` runs on ``inputs``; those that are not called are left out."""
     found = module_calls(model, inputs, sites)
-    return {name: SiteCall(sites[name], _shapes(sites[name], calls[0])) for name, calls in found.items() if calls}
+    return {
+        name: SiteCall(sites[name], shapes[0], frozenset(each.input for each in shapes))
+        for name, calls in found.items()
+        if (shapes := [_shapes(sites[name], call) for call in calls])
+    }
 
 
 def _shapes(sampling: Sampling, call: ModuleCall) -> CallShapes:

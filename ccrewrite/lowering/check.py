@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,17 +19,27 @@ from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
 IN_EVALUATION = "compared in evaluation mode: in its own it draws random numbers, or can't run on the example inputs"
 
 
-def checked(compiled: nn.Module, model: nn.Module, inputs: Inputs, *, training: bool) -> Check:
+def checked(
+    compiled: nn.Module,
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    training: bool,
+    given: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Check:
     """Compare their outputs on ``inputs``, and warn where they differ.
 
     In evaluation mode without gradients; with ``training``, as ``model`` stands and with gradients, so that what is compiled
-    here serves the training. Raises ``ModelRunError`` where torch can't compile or run the model.
+    here serves the training. Inside ``given()``, ``model`` is as it was before. Raises ``ModelRunError`` where torch can't
+    compile or run the model.
     """
-    expected = _own_outputs(model, inputs) if training else None
+    with given():
+        expected = _own_outputs(model, inputs) if training else None
+        in_evaluation = outputs_of(model, inputs) if expected is None else {}
     note = IN_EVALUATION if training and expected is None else ""
     try:
         if expected is None:
-            expected, found = outputs_of(model, inputs), outputs_of(compiled, inputs)
+            expected, found = in_evaluation, outputs_of(compiled, inputs)
         else:
             found = _outputs(compiled, inputs, seed=0)
     except ModelRunError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
@@ -18,10 +19,12 @@ from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.check import checked
 from ccrewrite.lowering.choose import Choice, check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
+from ccrewrite.lowering.sites import compile_sites_, eager, release_
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.scales.resize import without_wrapper
 
 MODES = ("inference", "training")
+SCOPES = ("model", "sites")
 
 
 def lower(
@@ -29,6 +32,7 @@ def lower(
     example_inputs: Any,
     *,
     mode: Literal["inference", "training"] = "inference",
+    scope: Literal["model", "sites"] = "model",
     forms: Mapping[str, str] | None = None,
     measured: bool = True,
     verify: bool = True,
@@ -37,9 +41,14 @@ def lower(
 ) -> Lowered:
     """Compile a rewritten model with torch.compile and Inductor, every site in the cheapest form for its shapes.
 
-    "inference": a copy without learnable geometry (``ccrewrite.fold``), so that no kernel is built at run time; later changes
-    of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each site's choice is written to
-    ``sampling.form``, which eager code ignores where the form only pays when compiled.
+    With ``scope="sites"`` only the rewritten layers are compiled, in place, each where that pays: ``result.model is model``,
+    which runs eagerly else, with its own parameters, hooks and classes. Layers that are alike are compiled once. They run
+    compiled at the sizes that ``example_inputs`` give them, and eagerly at others. Nothing is folded in either mode, and
+    ``revert``, ``save``, copies and wrappers work as before. A form "eager" leaves a layer as it was; none is timed.
+
+    With ``scope="model"``, "inference" gives a copy without learnable geometry (``ccrewrite.fold``), so that no kernel is built
+    at run time; later changes of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each site's
+    choice is written to ``sampling.form``, which eager code ignores where the form only pays when compiled.
 
     Where a site can take several forms (``sampling.forms`` in training, in inference "dense" or what
     ``ccrewrite.passes.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
@@ -62,8 +71,9 @@ def lower(
     >>> [(site.name, site.message) for site in lowered]
     [('(root)', 'estimated, the cheapest')]
     """
-    if mode not in MODES:
-        raise InputError(f"mode must be 'inference' or 'training', found {mode!r}")
+    for name, value, known_values in (("mode", mode, MODES), ("scope", scope, SCOPES)):
+        if value not in known_values:
+            raise InputError(f"{name} must be {' or '.join(map(repr, known_values))}, found {value!r}")
     given, inputs = model_of(model, "what lower compiles"), Inputs.of(example_inputs)
     given = without_wrapper(given, compiled_alone=mode == "training")  # which may stay parallel, to be trained
     known = rewritten_sites(given)
@@ -75,11 +85,24 @@ def lower(
     unknown = forced.keys() - known.keys()
     if unknown:
         raise InputError(f"forms names {', '.join(sorted(unknown))}; the rewritten sites are {', '.join(known)}")
+    skipped = Check((), ran=False, note="verify=False")
+    training = mode == "training"
+    if scope == "sites":
+        if dynamic is not None or fullgraph:
+            raise InputError('dynamic and fullgraph are for scope="model"; with scope="sites" each layer is compiled by itself')
+        samplings = {name: site.sampling for name, site in known.items()}
+        sites = compile_sites_(given, inputs, samplings, forced, training=training)
+        before = functools.partial(eager, samplings.values())
+        try:
+            check = checked(given, given, inputs, training=training, given=before) if verify else skipped
+        except ModelRunError:
+            release_(samplings.values())
+            raise
+        return Lowered(given, mode, sites, check)
     prepare = _for_training_ if mode == "training" else _for_inference
     prepared, sites = prepare(given, inputs, forced, measured)
     compiled = cast(nn.Module, torch.compile(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options()))
-    skipped = Check((), ran=False, note="verify=False")
-    check = checked(compiled, given, inputs, training=mode == "training") if verify else skipped
+    check = checked(compiled, given, inputs, training=training) if verify else skipped
     return Lowered(compiled, mode, sites, check)
 
 

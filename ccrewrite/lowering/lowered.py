@@ -19,6 +19,8 @@ HOW = {
     "only": "the only one",
     "not run": "not called with the example inputs",
     "folded": "",
+    "alone": "compiled by itself",
+    "eager": "left eager, which is as fast",
 }
 """How a site's form was chosen -> what its message says of it. A folded site's message says what the layer is."""
 
@@ -46,8 +48,8 @@ class LoweredSite:
 
 @dataclass(frozen=True)
 class Lowered(Outcome[LoweredSite]):
-    """What ``lower`` returns: ``model``, compiled; the form of every site; and ``check``, which compares ``model`` with the
-    model that was given."""
+    """What ``lower`` returns: ``model``, compiled, or with compiled layers; the form of every site; and ``check``, which
+    compares ``model`` with the model that was given."""
 
     model: nn.Module
     mode: str

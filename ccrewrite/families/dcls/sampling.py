@@ -35,6 +35,8 @@ from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, bind
 from ccrewrite.ir.options import check_options
 
+SLOWER = 3.0
+"""A depthwise layer's slices in eager mode take so many times longer, beyond the compiled form's time."""
 Sharing = Literal["tap", "group", "out", "in", "full"]
 MOST_CELLS = 1 << 24
 """Samples of the largest window that ``reach`` may make of a kernel."""
@@ -180,13 +182,13 @@ class DclsSampling(TapPositions):
         layout = Layout(self.window, call["stride"], pads, call["groups"])
         form = self.form_of(input, weight, layout)
         if form == "window":
-            return self.moved(input, weight, bias, call)
+            return self.evaluated(input, weight, bias, call)
         if form == "bands":
             out = self._as_bands(input, weight, layout)
         else:
-            evaluate = self._as_slices if form == "slices" else self._as_operator
+            evaluate = self._as_operator if torch.compiler.is_dynamo_compiling() else self._as_slices
             batched = input if input.dim() == 2 + self.ndim else input[None]
-            out = evaluate(batched, weight, layout)
+            out = evaluate(batched, weight, layout, form)
             out = out if batched is input else out[0]
         return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
 
@@ -199,7 +201,7 @@ class DclsSampling(TapPositions):
         torch.compile alone."""
         if self.form in ("window", "bands", "slices"):
             form = self.form
-        elif self._compiles(self.form, weight, layout):
+        elif self._compiles(self.form, input, weight, layout):
             return cast(str, self.form)
         else:
             form = self.default_form
@@ -209,8 +211,25 @@ class DclsSampling(TapPositions):
             return "window"
         return form
 
-    def _compiles(self, form: str | None, weight: Tensor, layout: Layout) -> bool:
-        if form is None or not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+    def form_alone(self, call: CallShapes, training: bool) -> str | None:
+        g = self.geometry
+        if self.interpolation != "linear" or (self.sharing == "full" and g.in_channels > g.groups):
+            return "window" if self.default_form == "window" else None
+        compiled = [form for form in self.forms if form in operators.FORMS]
+        if call.device.type == "cpu":  # slices are as fast, but for depthwise layers
+            compiled = [form for form in compiled if form == "taps"]
+        guessed = self.estimates(call, training)
+        best = min((*compiled, "window"), key=lambda form: guessed[form])
+        return best if best in compiled else None
+
+    def saved_alone(self, call: CallShapes, training: bool) -> float:
+        if "taps" not in self.forms:
+            return super().saved_alone(call, training)
+        return SLOWER * self.estimates(call, training)["taps"]
+
+    def _compiles(self, form: str | None, input: Tensor, weight: Tensor, layout: Layout) -> bool:
+        traced = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        if form is None or not (traced or self.runs_compiled(input)):
             return False
         return form in operators.applicable(layout.groups, weight.shape, self.sets, layout.stride)
 
@@ -222,16 +241,17 @@ class DclsSampling(TapPositions):
         # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
         return bands.banded_conv(input, weight, self.offset, self.widening, self.grid, layout.stride, layout.pads)
 
-    def _as_slices(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+    def _as_slices(self, input: Tensor, weight: Tensor, layout: Layout, form: str) -> Tensor:
         positions = torch.stack(self.grid.positions(self.taps, self._offset()))
-        return slices.dcls_conv(*autocast(input, weight.flatten(2)), positions, self.sharing, layout)
+        compiled = None if form == "slices" else form
+        return slices.dcls_conv(*autocast(input, weight.flatten(2)), positions, self.sharing, layout, compiled)
 
-    def _as_operator(self, input: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+    def _as_operator(self, input: Tensor, weight: Tensor, layout: Layout, form: str) -> Tensor:
         if self.opaque and regions.called():
             positions = regions.region("dcls_positions", (self._offset(),), self.coded)[:, :, 0]
         else:
             positions = torch.stack([along[:, 0] for along in self.grid.positions(self.taps, self._offset())])
-        return operators.dcls_conv(input, weight.flatten(2), positions, cast(str, self.form), self.window, layout.pads)
+        return operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
 
     def _offset(self) -> Tensor:
         return self.offset.to(torch.promote_types(self.offset.dtype, torch.float32))

@@ -12,12 +12,14 @@ The backward reads again. So only inputs are kept, and taps go block by block: n
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ccrewrite.families.dcls.forms.ways import Depthwise, Indexed, Inputs, Products, Way, indexed_forms
+from ccrewrite.families.dcls.forms.ways import Compiled, Depthwise, Indexed, Inputs, Products, Way, indexed_forms
 from ccrewrite.families.dcls.place import place
 from ccrewrite.gathering.corners import pad
 from ccrewrite.gathering.places import Layout
@@ -37,11 +39,14 @@ def takes(sharing: str, weight: Tensor, layout: Layout, device: torch.device) ->
     return sharing == "out" and layout.groups == 1 and max(layout.stride) == 1
 
 
-def dcls_conv(input: Tensor, weight: Tensor, positions: Tensor, sharing: str, layout: Layout) -> Tensor:
+def dcls_conv(
+    input: Tensor, weight: Tensor, positions: Tensor, sharing: str, layout: Layout, compiled: str | None = None
+) -> Tensor:
     """The convolution whose taps ``weight`` ``(out, in/groups, taps)`` lie at ``positions`` ``(ndim, A, B, taps)``, in cells of
     the window, which channels share as ``sharing`` says: linearly interpolated, no bias. ``input`` is ``(N, in, *size)``.
 
-    For calls that ``takes`` answers with yes. Differentiable, any number of times. Reads values of ``positions``.
+    ``compiled``: a compiled form, which may take calls that ``takes`` doesn't (``operators.applicable``). Else for calls that
+    ``takes`` answers with yes. Differentiable, any number of times. Reads values of ``positions``.
 
     >>> x, weight, places = torch.ones(1, 2, 5), torch.ones(3, 2, 1), torch.tensor([[[[0.5]]]])
     >>> dcls_conv(x, weight, places, "tap", Layout((2,), (1,), [(0, 0)], 1))[0, 0]
@@ -59,8 +64,11 @@ def dcls_conv(input: Tensor, weight: Tensor, positions: Tensor, sharing: str, la
         places = positions[:, :, 0].repeat_interleave(inner, 1)
     else:  # "in": each group's inputs have the same ones
         places = positions[:, 0].repeat(1, layout.groups, 1)
-    way = way_of(input, weight, layout, own, of_outputs=own and inner > 1 and sharing == "out")
-    return cast(Tensor, _Sliced.apply(input, weight, places, layout, way))
+    of_outputs = own and inner > 1 and sharing == "out"
+    way: Callable[..., Way] = way_of(input, weight, layout, own, of_outputs=of_outputs)
+    if compiled is not None:
+        way = functools.partial(Compiled, form=compiled)
+    return cast(Tensor, _Sliced.apply(input, weight, places, layout, way, of_outputs or way is Products))
 
 
 def way_of(input: Tensor, weight: Tensor, layout: Layout, own: bool, *, of_outputs: bool) -> type[Way]:
@@ -76,10 +84,10 @@ def way_of(input: Tensor, weight: Tensor, layout: Layout, own: bool, *, of_outpu
 class _Sliced(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout, way: type[Way]
+        ctx: Any, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout, way: Callable[..., Way], of_outputs: bool
     ) -> Tensor:
         ctx.save_for_backward(input, weight, positions)
-        ctx.layout, ctx.way = layout, way
+        ctx.layout, ctx.way, ctx.of_outputs = layout, way, of_outputs
         return way(input, weight, positions, layout).forward()
 
     @staticmethod
@@ -87,14 +95,14 @@ class _Sliced(torch.autograd.Function):
         tensors = dict(zip(("input", "weight", "positions"), ctx.saved_tensors, strict=True))
         wants = dict(zip(tensors, ctx.needs_input_grad, strict=False))
         if torch.is_grad_enabled():  # a second derivative will be wanted: by operators that have one
-            out = _differentiable(**tensors, layout=ctx.layout, of_outputs=ctx.way is Products)
+            out = _differentiable(**tensors, layout=ctx.layout, of_outputs=ctx.of_outputs)
             wanted = {name: tensor for name, tensor in tensors.items() if wants[name]}
             gradients = torch.autograd.grad(out, list(wanted.values()), gradient, create_graph=True)
             found = dict(zip(wanted, gradients, strict=True))
         else:
             found = ctx.way(**tensors, layout=ctx.layout).backward(gradient.contiguous(), wants["input"], wants["positions"])
         d_input, d_weight, d_positions = (found.get(name) if wants[name] else None for name in wants)
-        return d_input, d_weight, d_positions, None, None
+        return d_input, d_weight, d_positions, None, None, None
 
 
 def _differentiable(input: Tensor, weight: Tensor, positions: Tensor, layout: Layout, of_outputs: bool) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ccrewrite.families import alone
 from ccrewrite.families.dcls.forms import operators
 from ccrewrite.gathering.mixing import mix, mix_backward
 from ccrewrite.gathering.places import Layout, Places, met_again, padded
@@ -170,26 +171,38 @@ class Depthwise(Way):
 class Indexed(Way):
     """On devices, which would be waited for if a place were read as a number: the compiled forms' code. It gathers by index."""
 
+    def __init__(self, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout, form: str | None = None) -> None:
+        super().__init__(input, weight, positions.detach(), layout)
+        self.form = form or indexed_forms(weight, positions.shape[1], layout)[0]
+        self.numbers = list(layout.window), [n for pair in layout.pads for n in pair]
+
     def forward(self) -> Tensor:
         return self._evaluated()[0]
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
-        tensors = gradient, self.input, self.weight, self.positions.detach(), self._evaluated()[1]
-        wants = [wants_input, True, wants_positions]
-        found = operators.backward_of(*tensors, self._form, list(self.layout.window), self._pads, wants)
+        kept = self._evaluated()[1] if operators.FORMS[self.form].keeps_products else self.input.new_empty(0)
+        tensors = gradient, self.input, self.weight, self.positions, kept
+        found = self.run(operators.backward_of, *tensors, self.form, *self.numbers, [wants_input, True, wants_positions])
         return dict(zip(("input", "weight", "positions"), found, strict=True))
 
     def _evaluated(self) -> tuple[Tensor, Tensor]:
-        tensors = self.input, self.weight, self.positions.detach()
-        return operators.forward_of(*tensors, self._form, list(self.layout.window), self._pads)
+        return self.run(operators.forward_of, self.input, self.weight, self.positions, self.form, *self.numbers)
 
-    @property
-    def _form(self) -> str:
-        return indexed_forms(self.weight, self.positions.shape[1], self.layout)[0]
+    def run(self, code: Callable[..., Any], *arguments: Any) -> Any:
+        return code(*arguments)
 
-    @property
-    def _pads(self) -> list[int]:
-        return [n for pair in self.layout.pads for n in pair]
+
+class Compiled(Indexed):
+    """The same code compiled, for all sizes and windows alike: layers that differ in these alone share it."""
+
+    def run(self, code: Callable[..., Any], *arguments: Any) -> Any:
+        tensors = [a.detach().contiguous() for a in arguments if isinstance(a, Tensor)]
+        others = arguments[len(tensors) :]
+        shapes = tuple(tuple(t.shape) for t in tensors)
+        numbers = tuple(n for along in self.numbers for n in along)
+        key = self.form, *map(alone.few, (*shapes, numbers)), *(t.dtype for t in tensors), tensors[0].device, *others[3:]
+        key = tuple(tuple(k) if isinstance(k, list) else k for k in key)
+        return alone.run_open(code, key, (*shapes, numbers), *tensors, *others)
 
 
 def indexed_forms(weight: Tensor, sets: int, layout: Layout) -> list[str]:

@@ -1,0 +1,66 @@
+"""One layer compiled by itself, in a model that else runs eagerly.
+
+What is compiled are functions that take a layer, or its tensors, as arguments. So layers that are alike share it, and no layer
+holds any of it: it can be copied, pickled and saved as before. Inductor's cache on disk knows these functions from one
+process to the next.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental import _config as shapes_config
+
+_compiled: dict[Any, Callable[..., Any]] = {}
+_seen: set[Any] = set()
+
+
+def run(function: Callable[..., Any], key: Any, *arguments: Any) -> Any:
+    """``function(*arguments)``, compiled for their sizes once for each ``key``."""
+    return _of(function, key, dynamic=False)(*arguments)
+
+
+def run_open(function: Callable[..., Any], key: Any, sizes: Any, *arguments: Any) -> Any:
+    """The same, but compiled for all sizes and numbers but 0 and 1, which ``key`` must tell apart. ``sizes`` are those of this
+    call."""
+    compiled = _of(function, key, dynamic=True)
+    if (function, key, sizes) in _seen:
+        return compiled(*arguments)
+    # Sizes that are equal by chance must not be taken for the same one: what runs would depend on which call came first.
+    with shapes_config.patch(use_duck_shape=False):  # pyright: ignore
+        found = compiled(*arguments)
+    _seen.add((function, key, sizes))
+    return found
+
+
+def few(numbers: Any) -> tuple[int, ...]:
+    """``numbers``, as far as compiled code for all sizes differs by them.
+
+    >>> few([-3, 0, 1, 2, 56])
+    (-1, 0, 1, 2, 2)
+    """
+    return tuple(max(-1, min(n, 2)) for n in numbers)
+
+
+def moved(sampling: Any, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    """``sampling.moved``, compiled."""
+    key = type(sampling), sampling.geometry, tuple(input.shape), input.dtype, torch.is_grad_enabled()
+    return run(_moved, key, sampling, input, weight, bias, call)
+
+
+def _moved(sampling: Any, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    return sampling.moved(input, weight, bias, call)
+
+
+def _of(function: Callable[..., Any], key: Any, dynamic: bool) -> Callable[..., Any]:
+    found = _compiled.get((function, key))
+    if found is None:
+        # torch.compile counts recompilations by code object, and gives up after eight.
+        code = getattr(function, "__code__")  # noqa: B009
+        copy = types.FunctionType(code.replace(), function.__globals__)
+        found = _compiled.setdefault((function, key), torch.compile(copy, dynamic=dynamic))
+    return found
