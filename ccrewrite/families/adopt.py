@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.reroute import Rerouted, Route, rerouted_forward
+from ccrewrite.families.reroute import Rerouted, Route, rerouted, rerouted_methods
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.subclass import change_class_, subclass
 from ccrewrite.ir.geometry import Ints
@@ -139,12 +139,13 @@ def host_(module: nn.Module, key: str, sampling: nn.Module, route: Route, suffix
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place.
 
     ``suffix``: what the name of the site adds to the path of ``module`` (``ccrewrite.families.sites``)."""
-    if hosted_by(module) is None:
-        change_class_(module, _hosting_class)
+    first = hosted_by(module) is None
+    if first:
         module.add_module(HOSTED, Samplings().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
     cast(Samplings, hosted_by(module)).put(key, sampling, suffix)
     vars(module)["ccrewrite_routes"] += (route,)
+    change_class_(module, lambda kind: _hosting_class_of(module, kind if first else kind.ccrewrite_replaced))
 
 
 def unhost_(module: nn.Module, key: str | None = None) -> None:
@@ -158,6 +159,8 @@ def unhost_(module: nn.Module, key: str | None = None) -> None:
         del module._modules[HOSTED]
         del vars(module)["ccrewrite_routes"]
         change_class_(module, lambda kind: kind.ccrewrite_replaced)
+    else:
+        change_class_(module, lambda kind: _hosting_class_of(module, kind.ccrewrite_replaced))
 
 
 def torch_layer(kind: type) -> type[_ConvNd] | None:
@@ -181,16 +184,23 @@ def _adopted_class(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> t
     # The mixin goes below the user's class: above torch's, whose methods it stands for.
     below = subclass(mixin.__name__, (mixin, cast(type[_ConvNd], torch_layer(replaced))), {"__module__": __name__})
     own = has_own_forward(replaced)
+    if own:
+        every = Route("sampling", "weight", False, (), (), (), ())
+        names |= {name: rerouted(getattr(replaced, name)) for name in rerouted_methods(replaced, [every])}
     bases = (Rerouted, replaced, below) if own else (replaced, below)
-    return subclass(_name_of(sampling_class, replaced), bases, names | ({"forward": rerouted_forward(replaced)} if own else {}))
+    return subclass(_name_of(sampling_class, replaced), bases, names)
+
+
+def _hosting_class_of(module: nn.Module, base: type[nn.Module]) -> type[nn.Module]:
+    return _hosting_class(base, rerouted_methods(base, vars(module)["ccrewrite_routes"]))
 
 
 @functools.cache
-def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
+def _hosting_class(base: type[nn.Module], methods: frozenset[str]) -> type[nn.Module]:
     # The name stays: frameworks look layers up by it (sharding and checkpoint lists, `architectures` in a saved config).
     names = {a: getattr(base, a) for a in ("__module__", "__qualname__", "__doc__")}
-    own = {"ccrewrite_replaced": base, "forward": rerouted_forward(base), "__reduce__": _reduce}
-    return subclass(base.__name__, (Rerouted, base), {**names, **own})
+    names |= {name: rerouted(getattr(base, name)) for name in methods}
+    return subclass(base.__name__, (Rerouted, base), {**names, "ccrewrite_replaced": base, "__reduce__": _reduce})
 
 
 def _refuse(self: RewrittenConv, *arguments: Any, **named: Any) -> None:
@@ -209,12 +219,14 @@ def _set_attribute(self: RewrittenConv, name: str, value: Any) -> None:
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
-    sampling_class = type(self.sampling) if isinstance(self, RewrittenConv) else None
-    return _revive, (sampling_class, self.ccrewrite_replaced), self.__getstate__()
+    base = self.ccrewrite_replaced
+    if isinstance(self, RewrittenConv):
+        return _revive, (type(self.sampling), base), self.__getstate__()
+    return _revive, (None, base, rerouted_methods(base, vars(self)["ccrewrite_routes"])), self.__getstate__()
 
 
-def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module:
-    kind = _hosting_class(base) if sampling_class is None else _adopted_class(sampling_class, base)
+def _revive(sampling_class: type[Sampling] | None, base: type[Any], methods: frozenset[str] = frozenset()) -> nn.Module:
+    kind = _hosting_class(base, methods) if sampling_class is None else _adopted_class(sampling_class, base)
     return kind.__new__(kind)
 
 

@@ -1,22 +1,27 @@
 """Convolutions called inside somebody else's ``forward``, sent through a ``Sampling`` without touching that forward.
 
 A module whose own code calls ``F.conv2d(...)`` (a weight-standardised convolution, an up-sampling block with a fixed filter)
-keeps its code, its control flow and its training flags. While its forward runs, the calls that a ``Route`` names go to the
-sampling instead of torch. ``TorchFunctionMode`` does it in eager mode, under export and under ``torch.compile``.
+keeps its code, its control flow and its training flags. While its forward runs, or another of its methods that makes them, the
+calls that a ``Route`` names go to the sampling instead of torch. ``TorchFunctionMode`` does it in eager mode, under export and
+under ``torch.compile``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import CodeType
+from typing import Any, cast
 
+import torch
 from torch import fx, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
-from ccrewrite.ir.calls import CASTS, Call, as_call, uncast
+from ccrewrite.errors import InputError
+from ccrewrite.ir.calls import CASTS, SIGNATURES, Call, as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry, Ints, Padding
 
 
@@ -60,6 +65,8 @@ class Reroute(TorchFunctionMode):
         self.host = host
         self.casts: list[tuple[Any, Any]] = []
         """(tensor, its cast) for each of the host's weights that its forward casts, to the input's dtype say."""
+        self.taken: set[str] = set()
+        """The samplings that calls traced by fx went to."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -72,6 +79,8 @@ class Reroute(TorchFunctionMode):
             for route in routes:
                 if route.takes(self.host, call, weight):
                     sampling = at_path(self.host, route.sampling)
+                    if isinstance(call.input, fx.Proxy):
+                        self.taken.add(route.sampling)
                     return sampling(call.input, call.weight, call.bias, **call.torch_arguments())
         out = func(*args, **(kwargs or {}))
         if func in CASTS:
@@ -79,6 +88,23 @@ class Reroute(TorchFunctionMode):
             if any(route.weight is not None and source is at_path(self.host, route.weight) for route in routes):
                 self.casts.append((source, out))
         return out
+
+    def refuse_hidden_calls(self, proxy: fx.Proxy) -> None:
+        """Raise where a method was traced by fx, and a function that stays whole in the graph got what a route waits for."""
+        tracer = cast(fx.Tracer, proxy.tracer)
+        whole = [node for node in tracer.graph.nodes if node.op == "call_function" and _stays_whole(node.target)]
+        for route in self.host.ccrewrite_routes:  # pyright: ignore
+            if route.weight is None:
+                hidden = [] if route.sampling in self.taken else whole
+            else:
+                weight = at_path(self.host, route.weight)
+                hidden = [n for n in whole if any(_value(tracer, uncast(i)) is weight for i in n.all_input_nodes)]
+            if hidden:
+                raise InputError(
+                    f"fx can't trace this {type(self.host).__name__}: its convolution of {route.weight or 'a computed weight'} "
+                    f"is rewritten, and the function {hidden[0].name}, which torch.fx.wrap keeps whole, would run the original "
+                    "one. Trace the model before it is rewritten, or take the mark off that function"
+                )
 
     def _uncast(self, weight: Any) -> Any:
         for source, out in self.casts:
@@ -93,8 +119,20 @@ def _same(weight: Any, other: Any) -> bool:
     return weight is other
 
 
+def _stays_whole(function: Any) -> bool:
+    return (getattr(function, "__module__", None) or "builtins").partition(".")[0] not in _TRACED
+
+
+_TRACED = ("ccrewrite", "torch", "_operator", "operator", "builtins", "math")
+"""Where the functions come from that may be in a graph; another one is there since ``torch.fx.wrap`` marks it."""
+
+
+def _value(tracer: fx.Tracer, node: fx.Node) -> Any:
+    return at_path(tracer.root, cast(str, node.target)) if node.op == "get_attr" else None
+
+
 class Rerouted(nn.Module):
-    """Mixin put before a module's class: its forward runs under ``Reroute``.
+    """Mixin put before a module's class: its forward, and other methods that make the calls, run under ``Reroute``.
 
     Not for direct use: ``nn.conv.adopt_`` and ``host_`` make the classes.
     """
@@ -103,15 +141,50 @@ class Rerouted(nn.Module):
     """None on an object that code of the user's builds from its own class (``type(self)(...)``): it runs as the original."""
 
 
-def rerouted_forward(base: type[nn.Module]) -> Callable[..., Any]:
-    """``base.forward`` under ``Reroute``, with its signature (which fx tracing and Trainer classes read)."""
+def rerouted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method`` under ``Reroute``, with its signature (which fx tracing and Trainer classes read)."""
 
-    @functools.wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with Reroute(self):
-            return base.forward(self, *args, **kwargs)
+    @functools.wraps(method)
+    def with_reroute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with Reroute(self) as mode:
+            out = method(self, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
+            if proxy is not None:
+                mode.refuse_hidden_calls(proxy)
+        return out
 
-    return forward
+    return with_reroute
+
+
+def rerouted_methods(base: type[nn.Module], routes: Iterable[Route]) -> frozenset[str]:
+    """The methods of ``base`` that may make calls which ``routes`` take: ``forward``, and those whose code names the weight, or
+    a convolution function where the weight is computed. Methods of torch's own classes are left out."""
+    names = {name for r in routes for name in (_CONVOLUTIONS if r.weight is None else (r.weight.partition(".")[0],))}
+    own: dict[str, Any] = {}
+    for kind in reversed(base.__mro__):
+        if kind.__module__.partition(".")[0] != "torch":
+            own |= vars(kind)
+    getters = {n: v.fget for n, v in own.items() if isinstance(v, property) and v.fget is not None}
+    while found := {n for n, getter in getters.items() if n not in names and _names_any(getter, names)}:
+        names |= found
+    methods = {n for n, v in own.items() if inspect.isfunction(v) and not n.startswith("__") and _names_any(v, names)}
+    return frozenset({"forward", *methods})
+
+
+_CONVOLUTIONS = {name for name, _ in SIGNATURES.values()}
+
+
+def _names_any(function: Callable[..., Any], names: Collection[str]) -> bool:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and _code_names_any(code, names)
+
+
+def _code_names_any(code: CodeType, names: Collection[str]) -> bool:
+    if any(n in names for n in code.co_names):
+        return True
+    inside = (c for c in code.co_consts if isinstance(c, (CodeType, str)))
+    return any(c in names if isinstance(c, str) else _code_names_any(c, names) for c in inside)
 
 
 def at_path(root: nn.Module, path: str) -> Any:

@@ -1,39 +1,41 @@
 """Every convolution call of one run of a model, with its provenance: ``capture(model, inputs) -> Program``.
 
-An ``nn.Module`` is exported without strictness first (``torch.export.export(strict=False)``): the graph holds exactly the calls
-that eager would make. Where export refuses, the run itself is observed, so a model that runs is never refused. A
-``GraphModule`` or ``ExportedProgram`` is taken as it is.
+An ``nn.Module`` is exported without strictness first (``torch.export.export(strict=False)``), and run once on fake tensors,
+which cost nothing, while its calls are observed: that says who makes a call, and whether the graph holds the calls of an eager
+run. Where it doesn't, or export refuses, the observed run counts, so a model that runs is never refused. A ``GraphModule`` or
+``ExportedProgram`` is taken as it is.
 """
 
 from __future__ import annotations
 
 import logging
-import operator
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ccrewrite.errors import InputError, ModelRunError
-from ccrewrite.ir.calls import as_call, uncast
+from ccrewrite.ir.calls import as_call
+from ccrewrite.ir.exported import exported
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.ir.observe import ConvolutionMode, SeenCall, convolutions_seen, tensor_names
+from ccrewrite.ir.observe import ConvolutionMode, SeenCall, convolutions_seen
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.ir.preserve import global_hooks_kept, preserved
+from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.program import ConvCall, Obstacle, Program
 from ccrewrite.ir.threads import quiet
 
 log = logging.getLogger(__name__)
 Model = GivenModel | ExportedProgram
 How = Literal["auto", "export", "observe"]
-Obstacle = Literal["scripted", "quantized", "opaque"]
 
 
 @dataclass(frozen=True)
@@ -75,37 +77,6 @@ class Inputs:
             ) from error
 
 
-@dataclass(frozen=True)
-class ConvCall:
-    """One convolution call of the run.
-
-    ``module`` is the path of the module whose forward makes the call. ``weight`` is the name of the parameter or buffer used as
-    the weight, None where the weight is computed. ``obstacle`` says why the call can't be reached from Python, else None.
-    """
-
-    module: str
-    weight: str | None
-    geometry: ConvGeometry
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    node: str | None = field(default=None, compare=False)
-    """Name of the call's node in the program's graph, where the graph shows it."""
-    obstacle: Obstacle | None = None
-
-
-@dataclass(frozen=True)
-class Program:
-    """What ``capture`` saw: the calls in the order of the run, and the graph where there is one."""
-
-    calls: tuple[ConvCall, ...]
-    how: Literal["export", "observed", "graph"]
-    graph: fx.GraphModule | None
-    note: str
-    """Why export was not used, where it was not."""
-
-
 def as_module(model: Model) -> nn.Module:
     """The module to run and rewrite: ``model_of`` what is given, or an exported program's graph as a module."""
     if isinstance(model, ExportedProgram):
@@ -129,7 +100,7 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
         how, note = "observe", f"{graph} is a GraphModule"
     if how != "observe" and graph != "":
         try:
-            return _export(model, inputs)
+            shown = exported(model, inputs)
         except Exception as refusal:
             # Whatever export dislikes, the model may still run; if not, the observation raises with the model's own error.
             note = f"{type(refusal).__name__}: {str(refusal).strip().splitlines()[0] if str(refusal).strip() else ''}"
@@ -138,9 +109,39 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
                     f"torch.export refused {type(model).__name__} ({note}); how='auto' observes it instead"
                 ) from refusal
             log.info("torch.export refused %s, observing the run instead (%s)", type(model).__name__, note)
-    calls = _observe(model, inputs)
+        else:
+            return _with_callers(shown, model, inputs, how)
+    calls, hidden = _observe(model, inputs)
+    if hidden:
+        note = "; ".join(filter(None, (note, f"what torch.{', torch.'.join(hidden)} runs is hidden from the observed run")))
     is_graph = isinstance(model, fx.GraphModule)
-    return Program(calls, "graph" if is_graph else "observed", model if is_graph else None, note)
+    return Program(calls, "graph" if is_graph else "observed", model if is_graph else None, note, hidden)
+
+
+def _with_callers(shown: Program, model: nn.Module, inputs: Inputs, how: How) -> Program:
+    """``shown`` with what only a run shows: the module whose method makes each call, and autograd functions around it."""
+    if any(call.obstacle == "control-flow" for call in shown.calls):
+        return shown  # eager traces branches and loops too, with nothing of ours around
+    try:
+        seen, _ = _observe(model, inputs, fake=True)
+    except Exception as error:  # of fake tensors, which not every operator takes
+        log.info("%s doesn't run on fake tensors (%s)", type(model).__name__, error)
+        seen, _ = _observe(model, inputs)
+    if list(map(_likeness, seen)) == list(map(_likeness, shown.calls)):
+        calls = (replace(s, node=e.node) for s, e in zip(seen, shown.calls, strict=True))
+        return replace(shown, calls=tuple(calls))
+    found = f"torch.export shows {_count(shown.calls)}, the run itself makes {_count(seen)}"
+    if how == "export":
+        return replace(shown, note=f"{found}; listed are those of torch.export")
+    return Program(seen, "observed", None, f"{found}; listed are those of the run")
+
+
+def _likeness(call: ConvCall) -> tuple[Any, ...]:
+    return call.weight, call.geometry, call.input_shape, call.output_shape, call.dtype
+
+
+def _count(calls: Sequence[ConvCall]) -> str:
+    return "1 convolution" if len(calls) == 1 else f"{len(calls)} convolutions"
 
 
 def _refuse_uninitialised(model: nn.Module) -> None:
@@ -151,87 +152,55 @@ def _refuse_uninitialised(model: nn.Module) -> None:
             )
 
 
-def _export(model: nn.Module, inputs: Inputs) -> Program:
-    # Quiet: where export refuses, torch prints the graph it has so far, thousands of lines that help nobody here. The model's
-    # own warnings the user sees when the model runs.
-    with preserved(model, None), global_hooks_kept(), quiet(), torch.no_grad():
-        exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
-    names, signature = tensor_names(model), exported.graph_signature
-    modules = {id(module): name for name, module in model.named_modules()}
-    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    canonical = {arg: names.get(id(_tensor_at(model, path)), path) for arg, path in lifted.items()}
-    calls: list[ConvCall] = []
-    for node in exported.graph.nodes:
-        call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
-        if call is None:
-            continue
-        value, out = call.weight.meta["val"], node.meta["val"]
-        stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack", {})
-        path = next(reversed(stack.values()))[0] if stack else ""
-        module = model.get_submodule(re.sub(r"@\d+", "", path))  # later calls of a module are marked "name@1"
-        calls.append(
-            ConvCall(
-                modules[id(module)],
-                canonical.get(_source(call.weight).name),
-                call.geometry([int(n) for n in value.shape]),
-                tuple(int(n) for n in call.input.meta["val"].shape),
-                tuple(int(n) for n in out.shape),
-                out.dtype,
-                out.device,
-                node.name,
-                "scripted" if isinstance(module, torch.jit.ScriptModule) else None,
-            )
-        )
-    return Program(tuple(calls), "export", exported.graph_module, "")
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """The node that ``node`` is a cast of, also where export has put the cast into a region's own graph (autocast, no_grad)."""
-    node = uncast(node)
-    region, index = node.args[:2] if node.target is operator.getitem else (None, None)
-    if not (isinstance(region, fx.Node) and isinstance(region.target, HigherOrderOperator)):
-        return node
-    first = next((i for i, a in enumerate(region.args) if isinstance(a, fx.Node) and a.op == "get_attr"), None)
-    if first is None:
-        return node
-    graph: fx.Graph = getattr(region.graph.owning_module, cast(fx.Node, region.args[first]).target).graph  # pyright: ignore
-    outputs = cast("tuple[fx.Node, ...]", graph.output_node().args[0])
-    within = uncast(outputs[cast(int, index)])
-    inputs = graph.find_nodes(op="placeholder")
-    return _source(cast(fx.Node, region.args[first + 1 + inputs.index(within)])) if within in inputs else node
-
-
-def _tensor_at(model: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(owner), name)
-
-
-def _observe(model: nn.Module, inputs: Inputs) -> tuple[ConvCall, ...]:
+def _observe(model: nn.Module, inputs: Inputs, fake: bool = False) -> tuple[tuple[ConvCall, ...], tuple[str, ...]]:
+    """The calls of a run, and the control-flow operators met in it, which hide what they call."""
     calls: list[ConvCall] = []
 
     def record(
-        path: str, weight: str | None, geometry: ConvGeometry, input: Tensor, out: Tensor, obstacle: Obstacle | None = None
+        path: str,
+        weight: str | None,
+        geometry: ConvGeometry,
+        input: Tensor,
+        out: Tensor,
+        obstacle: Obstacle | None = None,
+        within: str = "",
     ) -> None:
         shapes = tuple(input.shape), tuple(out.shape)
-        calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, None, obstacle))
+        calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, None, obstacle, within))
 
     def seen(call: SeenCall) -> None:
-        record(call.path, call.weight, call.call.geometry(call.call.weight.shape), call.call.input, call.output)
+        obstacle = "autograd-function" if call.function else None
+        geometry = call.call.geometry(call.call.weight.shape)
+        record(call.path, call.weight, geometry, call.call.input, call.output, obstacle, call.function)
 
-    with preserved(model, inputs.tensors()), torch.no_grad(), convolutions_seen(model, seen) as mode, _Operators(mode, record):
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model, None if fake else inputs.tensors()))
+        stack.enter_context(torch.no_grad())
+        if fake:
+            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            inputs = Inputs(*tree_map_only(Tensor, mode.from_tensor, (inputs.args, inputs.kwargs)))
+            stack.enter_context(quiet())  # the user sees the model's own warnings when it runs
+        observer = stack.enter_context(convolutions_seen(model, seen))
+        operators = stack.enter_context(_Operators(observer, record))
         inputs.run(model)
-    return tuple(calls)
+    return tuple(calls), tuple(operators.control_flow)
 
 
 class _Operators(TorchDispatchMode):
     """Records the convolutions that no Python function was seen to call: inside TorchScript, quantized or native code."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, observer: ConvolutionMode, record: Callable[..., None]) -> None:
         super().__init__()
         self.observer = observer
         self.record = record
+        self.control_flow: dict[str, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            self.control_flow[func.name()] = None
+            return func(*args, **(kwargs or {}))
         inside, self.observer.inside = self.observer.inside, 1  # an operator run from here is itself a call from Python
         try:
             out = func(*args, **(kwargs or {}))

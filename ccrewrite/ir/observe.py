@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -84,14 +87,16 @@ def watched(
 
 
 class SeenCall(NamedTuple):
-    """One convolution that was called from Python. ``path`` is that of the module whose forward calls it, ``weight`` the name
-    of its weight, None where that is computed; ``again(x)`` makes the same call on another input."""
+    """One convolution that was called from Python. ``path`` is that of the module whose method calls it, ``weight`` the name
+    of its weight, None where that is computed; ``again(x)`` makes the same call on another input. ``function`` is the name of
+    the ``torch.autograd.Function`` that makes the call, empty where none does."""
 
     path: str
     weight: str | None
     call: Call
     output: Tensor
     again: Callable[[Tensor], Tensor]
+    function: str
 
 
 @contextmanager
@@ -107,6 +112,7 @@ class ConvolutionMode(TorchFunctionMode):
     def __init__(self, names: dict[int, str], stack: list[tuple[str, nn.Module]], seen: Callable[[SeenCall], object]) -> None:
         super().__init__()
         self.names, self.stack, self.seen = names, stack, seen
+        self.paths = {id(m): name for name, m in stack[0][1].named_modules()}
         self.inside = 0
         self._casts: list[Tensor] = []  # kept, so that an id stays theirs
 
@@ -124,8 +130,39 @@ class ConvolutionMode(TorchFunctionMode):
         finally:
             self.inside -= 1
         others, named = args[1:], {k: v for k, v in (kwargs or {}).items() if k != "input"}
-        self.seen(SeenCall(self.stack[-1][0], self.names.get(id(call.weight)), call, out, lambda x: func(x, *others, **named)))
+        path, function = self._caller()
+        weight = self.names.get(id(call.weight))
+        self.seen(SeenCall(path, weight, call, out, lambda x: func(x, *others, **named), function))
         return out
+
+    def _caller(self) -> tuple[str, str]:
+        """Path of the module whose method is running, and the name of the autograd function around the call.
+
+        Hooks tell only of modules that are called themselves, not of ``self.inner.encode(x)``; so the frames are asked.
+        """
+        path, function, frame = None, "", sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            if code is _APPLY and not function:
+                kind = frame.f_locals["cls"]
+                function = "" if kind.__module__.startswith("torch.") else kind.__name__
+            elif path is None and code.co_argcount:
+                first = frame.f_locals.get(code.co_varnames[0])
+                if isinstance(first, nn.Module) and id(first) in self.paths and _is_method(type(first), code):
+                    path = self.paths[id(first)]
+            frame = frame.f_back
+        return self.stack[-1][0] if path is None else path, function
+
+
+_APPLY: CodeType = cast(Any, torch.autograd.Function.apply).__func__.__code__
+
+
+def _is_method(kind: type, code: CodeType) -> bool:
+    for above in kind.__mro__:
+        found = vars(above).get(code.co_name)
+        if inspect.isfunction(found) and getattr(inspect.unwrap(found), "__code__", None) is code:
+            return True
+    return False
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ccrewrite.ir.own_state import OwnState
 from ccrewrite.ir.threads import one_at_a_time
 
 
@@ -53,38 +55,17 @@ def unwatched(models: Collection[nn.Module], tensors: Iterable[Tensor], *, evalu
 
 @contextmanager
 def _restored(modules: Iterable[nn.Module], evaluate: bool) -> Generator[None]:
-    states = [_Attributes(module) for module in modules]
+    flags = [(module, module.training) for module in modules]
+    state = OwnState(vars(module) for module, _ in flags)
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time())
         stack.enter_context(random_states_kept())
-        for state in states:
-            stack.callback(state.restore)
+        stack.callback(state.restore)
+        for module, training in flags:
+            stack.callback(setattr, module, "training", training)  # a ScriptModule keeps it elsewhere
             if evaluate:
-                state.module.training = False
+                module.training = False
         yield
-
-
-class _Attributes:
-    """The attributes of one module, and the contents of its containers (registries, hooks, plain lists and dicts)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.values = dict(vars(module))
-        self.training = module.training
-        # Exact types: a subclass may forbid changes (diffusers' FrozenDict), so it keeps its own contents.
-        self.containers = [(v, v.copy()) for v in self.values.values() if type(v) in (dict, OrderedDict, list, set)]
-
-    def restore(self) -> None:
-        self.module.training = self.training  # a ScriptModule keeps it elsewhere
-        state = vars(self.module)
-        state.clear()
-        state.update(self.values)
-        for container, contents in self.containers:
-            container.clear()
-            if isinstance(container, list):
-                container.extend(contents)
-            else:
-                container.update(contents)
 
 
 RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -94,6 +75,8 @@ RUNNING_STATISTICS = ("running_mean", "running_var")
 class _WriteGuard(TorchDispatchMode):
     """Saves a tracked tensor's values before the first operator that writes to its storage, and puts them back on exit."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
         self.tracked: dict[int, list[Tensor]] = defaultdict(list)
@@ -101,9 +84,13 @@ class _WriteGuard(TorchDispatchMode):
             if (key := _storage(tensor)) is not None:
                 self.tracked[key].append(tensor)  # several where they are slices of one
         self.saved: list[tuple[Tensor, Tensor]] = []
+        self.met_control_flow = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.met_control_flow = True
+            return func(*args, **kwargs)
         if func._schema.is_mutable or "batch_norm" in func._schema.name:
             for position, argument in enumerate(func._schema.arguments):
                 declared = argument.alias_info is not None and argument.alias_info.is_write
@@ -122,6 +109,10 @@ class _WriteGuard(TorchDispatchMode):
         super().__exit__(*exception)
         for original, values in self.saved:
             original.copy_(values)
+        if self.met_control_flow:
+            # torch.cond and its like compile what they call. What is kept of that is of no use without this mode, and torch
+            # (2.13) fails on it, in the next run or export.
+            torch._dynamo.reset()
 
 
 def _storage(tensor: Tensor) -> int | None:

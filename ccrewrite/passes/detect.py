@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, has_own_forward, hosted_by, torch_layer
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, rewritten_sites, site_name, suffix_of
-from ccrewrite.ir.capture import ConvCall, Program
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.names import paths
+from ccrewrite.ir.program import ConvCall, Program
 from ccrewrite.ir.sites import ROOT, UNDECIDED, Decision, Site
+from ccrewrite.passes.graph import nodes_of
 
 
 def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
@@ -31,7 +32,7 @@ def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
     sites = [_site(model, calls, {id(s.sampling): s for s in there.values()}) for calls in groups.values()]
     sites = [s if (refusal := _refusal(model, s, sites)) is None else replace(s, decision=refusal) for s in sites]
     used = {s.module for s in sites} | {s.weight.rpartition(".")[0] for s in sites if s.weight}
-    sites += [_never_called(n, m) for n, m in model.named_modules() if _is_conv(m) and n not in used]
+    sites += [_never_called(n, m, program.hidden) for n, m in model.named_modules() if _is_conv(m) and n not in used]
     return tuple(_with_aliases(model, _distinct(sites, there), there))
 
 
@@ -95,7 +96,7 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
         form = "module"
         if not has_own_forward(module.ccrewrite_replaced if isinstance(module, RewrittenConv) else type(module)):
             geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
-    elif first.obstacle:
+    elif first.obstacle in ("scripted", "quantized", "opaque"):
         form = "module"
     if name is None and form == "functional":
         host, below = host_of(model, path, weight_of(model, weight))
@@ -123,6 +124,8 @@ def _obstacle(call: ConvCall) -> Decision | None:
         "scripted": f"{where} is TorchScript: rewrite the model before scripting it",
         "quantized": f"{where} has quantized weights: rewrite the float model, then quantize",
         "opaque": f"native code below {where} makes this call",
+        "control-flow": f"a branch or loop of torch.{call.within} makes this call",
+        "autograd-function": f"the forward of {call.within}, an autograd function, makes this call",
     }
     return Decision(False, call.obstacle, messages[call.obstacle]) if call.obstacle else None
 
@@ -134,6 +137,9 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
     if site.dtype.is_complex:
         return Decision(False, "complex-dtype", f"its weight is {site.dtype}; the layers are real")
     others = [s for s in sites if s is not site]
+    for other in others:
+        if other.decision.code in ("control-flow", "autograd-function") and _same_weight(site, other):
+            return Decision(False, other.decision.code, f"{other.decision.message}, of {other.name}, and shares its weight")
     if site.form == "module":
         twins = [s.geometry.describe() for s in others if s.module == site.module and s.form == "module"]
         if twins:
@@ -145,6 +151,9 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
     host = host_of(model, site.module, weight_of(model, site.weight))[0]
     if hasattr(found := _submodule(model, host), HOSTED) and hosted_by(found) is None:
         return Decision(False, "name-taken", f"{host or 'the model'} has an attribute called {HOSTED}")
+    module = _submodule(model, site.module)
+    if isinstance(module, fx.GraphModule) and not nodes_of(module, site, weight_of(model, site.weight)):
+        return Decision(False, "wrapped-function", "a function that the graph calls as a whole (torch.fx.wrap) makes this call")
     for other in others:
         if site.weight and other.weight == site.weight and other.form == "module":
             return Decision(False, "shared-weight", f"{site.weight} is also the weight of {other.name}, which is called itself")
@@ -164,14 +173,23 @@ def _adapted(model: nn.Module, path: str) -> Decision | None:
     return None
 
 
+def _same_weight(site: Site, other: Site) -> bool:
+    """Whether what is put in the place of ``site`` could take the calls of ``other`` too."""
+    if site.form == "module" and site.module == other.module:
+        return True
+    return site.weight == other.weight and (site.weight is not None or _route(site) == _route(other))
+
+
 def _route(site: Site) -> Route:
     return Route.of("", site.weight, site.geometry)
 
 
-def _never_called(name: str, module: nn.Module) -> Site:
+def _never_called(name: str, module: nn.Module, hidden: Sequence[str]) -> Site:
     geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
     weight = next(module.parameters(), torch.empty(0))
     message = "the example inputs never reach it"
+    if hidden:
+        message = f"a branch or loop of torch.{', torch.'.join(hidden)} may make its calls, which hides them from the run"
     if isinstance(module, RewrittenConv):
         message += "; rewritten already"
     return Site(
@@ -187,7 +205,7 @@ def _never_called(name: str, module: nn.Module) -> Site:
         weight=None,
         dtype=weight.dtype,
         device=weight.device,
-        decision=Decision(False, "never-called", message),
+        decision=Decision(False, "control-flow" if hidden else "never-called", message),
     )
 
 

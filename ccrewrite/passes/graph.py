@@ -19,9 +19,19 @@ STACK = "nn_module_stack"
 """Where torch keeps the modules that a node was traced in."""
 
 
+def graphs_of(module: fx.GraphModule) -> list[fx.Graph]:
+    """The graph that runs, and others that ``module`` keeps beside it (one for training, one for evaluation)."""
+    return list({id(g): g for g in (module.graph, *vars(module).values()) if isinstance(g, fx.Graph)}.values())
+
+
+def nodes_of(module: fx.GraphModule, site: Site, weight: Tensor | None) -> list[fx.Node]:
+    """The nodes of ``module``'s graphs that make the calls of ``site``."""
+    return [node for graph in graphs_of(module) for node in graph.nodes if _makes(node, module, site, weight)]
+
+
 def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: Site, weight: Tensor | None) -> None:
     """Make the nodes of ``site`` call ``sampling``, registered as ``ccrewrite.<key>``. In place."""
-    nodes = [node for node in module.graph.nodes if _makes(node, module, site, weight)]
+    nodes = nodes_of(module, site, weight)
     if not nodes:
         raise InputError(
             f"{site.name}: no node of the graph makes the call that the run made; is the graph stale? recompile it"
@@ -32,8 +42,8 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
     for node in nodes:
         call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)
-        with module.graph.inserting_before(node):
-            new = module.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments())
+        with node.graph.inserting_before(node):
+            new = node.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments())
         _replace(node, new)
         # As if it had been traced there: export tells by this which module a node comes from.
         new.meta[STACK] = {**node.meta.get(STACK, {}), new.target: (new.target, type(sampling))}
@@ -46,12 +56,12 @@ def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
     if samplings is None:
         return 0
     keys = list(samplings) if key is None else [key]
-    for node in list(module.graph.nodes):
+    for node in [node for graph in graphs_of(module) for node in graph.nodes]:
         if node.op == "call_module" and node.target in {f"{HOSTED}.{k}" for k in keys}:
             sampling = cast(Sampling, module.get_submodule(node.target))
             function = FUNCTIONS[sampling.transposed, sampling.ndim]
-            with module.graph.inserting_before(node):
-                new = module.graph.call_function(function, node.args, dict(node.kwargs))
+            with node.graph.inserting_before(node):
+                new = node.graph.call_function(function, node.args, dict(node.kwargs))
             _replace(node, new)
             new.meta[STACK] = {n: entry for n, entry in node.meta.get(STACK, {}).items() if n != node.target}
     for k in keys:

@@ -47,12 +47,30 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         with one_at_a_time(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, for the trees in an exported graph
-            return copy.deepcopy(model, memo)
+            copy_ = copy.deepcopy(model, memo)
+            _complete_graph_modules_(model, copy_, memo)
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}). "
             "rewrite_(model, ...) works in place, and ccrewrite.revert undoes it"
         ) from error
+    return copy_
+
+
+def _complete_graph_modules_(model: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
+    """Give the graph modules in ``copied`` what torch's copy of one leaves behind: hooks, attributes, training flags."""
+    pairs = list(zip(model.modules(), copied.modules(), strict=True))
+    for old, new in pairs:
+        if not isinstance(old, fx.GraphModule):
+            continue
+        for name, value in vars(old).items():
+            if name not in vars(new) or "_hook" in name:
+                vars(new)[name] = copy.deepcopy(value, memo)
+        if new.training != old.training:
+            new.train(old.training)  # its own method may choose the graph by it
+    if any(isinstance(old, fx.GraphModule) for old, _ in pairs):
+        for old, new in pairs:
+            new.training = old.training
 
 
 def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, Substitution]:

@@ -19,7 +19,7 @@ from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.families.look import look_once_
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.ir.preserve import _Attributes as Attributes
+from ccrewrite.ir.own_state import OwnState
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.wrappers import require_bare, unwrapped
 from ccrewrite.saving.document import FORMAT
@@ -90,16 +90,17 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
 @contextmanager
 def _unchanged_on_failure(model: nn.Module) -> Generator[None]:
     """Where what is inside raises, the structure of ``model`` is as it was."""
-    before = [(m, type(m), Attributes(m)) for m in model.modules()]
+    before = [(m, type(m)) for m in model.modules()]
+    state = OwnState(vars(m) for m, _ in before)
     with one_at_a_time(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, for the trees in an exported graph
         graphs = {m: copy.deepcopy(m.graph) for m in model.modules() if isinstance(m, fx.GraphModule)}
     try:
         yield
     except BaseException:
-        for module, kind, attributes in before:
+        for module, kind in before:
             module.__class__ = kind
-            attributes.restore()
+        state.restore()
         for module, graph in graphs.items():
             module.graph = graph
         raise

@@ -136,6 +136,60 @@ def opaque() -> Case:
     return Native(), pictures(), "(root)", {"how": "observe"}
 
 
+def control_flow() -> Case:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.other = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(torch.cond(x.sum() > 0, lambda x: self.conv(x), lambda x: self.conv(x) * 2, (x,)))
+
+    return Chooses(), pictures(), "conv", {}
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        return 2 * F.conv2d(x, w, stride=2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def autograd_function() -> Case:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Doubled.apply(self.conv(x), self.kernel)
+
+    return Calls(), pictures(), "kernel", {}
+
+
+@torch.fx.wrap
+def strided(x: Tensor, w: Tensor) -> Tensor:
+    return F.conv2d(x, w, stride=2)
+
+
+def wrapped_function() -> Case:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return strided(self.conv(x), self.kernel)
+
+    return torch.fx.symbolic_trace(Calls()), pictures(), "kernel", {}
+
+
 def shared_weight() -> Case:
     class Shares(nn.Module):
         def __init__(self) -> None:
@@ -230,6 +284,8 @@ def verification_failed() -> Case:
     return LooksAtTheType(), pictures(), "bad", {}
 
 
+FUNCTIONAL = ("shared-weight", "ambiguous-call", "autograd-function", "wrapped-function")
+"""Codes whose trigger is a functional call."""
 TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "plain": [plain, one_tap],
     "large": [large],
@@ -242,6 +298,9 @@ TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "scripted": [scripted, traced],
     "quantized": [quantized_layer],
     "opaque": [opaque],
+    "control-flow": [control_flow],
+    "autograd-function": [autograd_function],
+    "wrapped-function": [wrapped_function],
     "shared-weight": [shared_weight],
     "several-calls": [several_calls],
     "ambiguous-call": [ambiguous_call],
@@ -271,7 +330,7 @@ def test_the_code_is_given(code: str, trigger: Callable[[], Case]) -> None:
     # The refused site is as it was; the model has another that is rewritten, and computes what it did.
     module = name.partition("#")[0]
     module = "" if module.startswith((":", "(root)")) else module
-    assert type(model.get_submodule(module)) is classes[module] or code in ("shared-weight", "ambiguous-call")
+    assert code in FUNCTIONAL or type(model.get_submodule(module)) is classes[module]
     assert result.plan.rewritten
     with torch.no_grad():
         torch.testing.assert_close(model(inputs), expected, rtol=1e-6, atol=1e-6)
@@ -288,7 +347,9 @@ def test_codes_are_stable() -> None:
         "adapter",
         "already-rewritten",
         "ambiguous-call",
+        "autograd-function",
         "complex-dtype",
+        "control-flow",
         "large",
         "name-taken",
         "never-called",
@@ -302,4 +363,5 @@ def test_codes_are_stable() -> None:
         "several-calls",
         "shared-weight",
         "verification-failed",
+        "wrapped-function",
     ]

@@ -19,11 +19,15 @@ from torch.nn.utils import parametrize
 from ccrewrite.families.adopt import TORCH_LAYERS
 from ccrewrite.folded.padded import PADDED
 from ccrewrite.folded.sparse import SPARSE, whole_kernels
-from ccrewrite.ir.capture import Inputs, Program, capture
+from ccrewrite.ir.capture import Inputs, capture
+from ccrewrite.ir.nested import Bodies
+from ccrewrite.ir.program import Program
 from ccrewrite.passes.fold.sites import FoldedNorm
 
 PLAIN = (*TORCH_LAYERS, *PADDED.values(), *SPARSE.values())
 """Layers whose weight can be scaled along its output channels."""
+
+CONDITIONAL = 0
 
 
 @torch.no_grad()
@@ -36,16 +40,22 @@ def fold_norms_(model: nn.Module, inputs: Inputs) -> tuple[FoldedNorm, ...]:
         program = capture(model, inputs)
     if program.how != "export" or program.graph is None:
         return tuple(FoldedNorm(name, "not-exported") for name in norms)
-    calls = _norm_calls(model, program.graph)
-    return tuple(_answer_(model, program, name, norm, calls.get(id(norm), [])) for name, norm in norms.items())
+    calls = _norm_calls(model, Bodies(program.graph))
+    missing = "control-flow" if CONDITIONAL in calls else "never-called"
+    return tuple(
+        _answer_(model, program, name, norm, nodes) if (nodes := calls.get(id(norm))) else FoldedNorm(name, missing)
+        for name, norm in norms.items()
+    )
 
 
-def _norm_calls(model: nn.Module, graph: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """``id`` of each batch norm -> the nodes that call it."""
+def _norm_calls(model: nn.Module, bodies: Bodies) -> dict[int, list[fx.Node]]:
+    """``id`` of each batch norm -> the nodes that call it; ``CONDITIONAL`` -> those in branches and loops."""
     found: dict[int, list[fx.Node]] = {}
-    for node in graph.graph.nodes:
+    for node in bodies.nodes:
         if node.op == "call_function" and "batch_norm" in str(node.target):
-            found.setdefault(id(_owner(model, node)), []).append(node)
+            # A traced branch doesn't say which module made the node.
+            key = CONDITIONAL if bodies.control_flow(node) else id(_owner(model, node))
+            found.setdefault(key, []).append(node)
     return found
 
 
@@ -56,8 +66,6 @@ def _owner(model: nn.Module, node: fx.Node) -> nn.Module:
 
 
 def _answer_(model: nn.Module, program: Program, name: str, norm: _BatchNorm, nodes: list[fx.Node]) -> FoldedNorm:
-    if not nodes:
-        return FoldedNorm(name, "never-called")
     source = cast(fx.Node, nodes[0].args[0])
     # Not always the convolution itself: a folded layer may crop what it gives.
     conv = _owner(model, source) if source.op == "call_function" else None

@@ -39,6 +39,7 @@ NORM_CODES: dict[str, str] = {
     "hooked": "a forward hook sees what is between them",
     "not-exported": "torch.export refuses the model, so nothing says what comes before it",
     "never-called": "the example inputs don't reach it",
+    "control-flow": "reached only in a branch or loop of torch.cond or its like, if at all",
     "verification-failed": "the outputs changed when norms were folded, so none was",
 }
 """Code -> what became of a batch norm."""
