@@ -63,7 +63,11 @@ class Comparison:
         calls = f"{total} convolution site{'s' if total != 1 else ''}"
         if count:
             return f"{count} of {calls} rewritten"
-        if any(v["sampling"] for s in self.data["sites"] for v in s["variants"].values()):
+        had = [s["variants"] for s in self.data["sites"] if s["variants"][ORIGINAL]["sampling"]]
+        lost = sum(REWRITTEN in variants and not variants[REWRITTEN]["sampling"] for variants in had)
+        if lost:
+            return f"{lost} of {calls} rewritten in the first model, the original, but not in the second: are they swapped?"
+        if had:
             return f"nothing was rewritten: both models have the same rewritten layers ({calls})"
         return f"nothing was rewritten ({calls})"
 

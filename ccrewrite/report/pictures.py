@@ -3,6 +3,8 @@ field of the whole model."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from ccrewrite.passes.verify import leaves
 
 PICTURED = ("positions", "profiles", "distance", "drift")
 """What ``Sampling.picture`` may have, of the form of docs/report-schema.json."""
+CELLS = 1 << 21
+"""Of a kernel that are looked at at once."""
 SUPPORT_FLOOR = 1e-3
 """A cell belongs to a kernel's extent where its magnitude is at least this share of the largest one's."""
 
@@ -29,11 +33,11 @@ def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> d
     """
     with torch.no_grad():
         found = {"moved": not sampling.at_start(), "window": list(sampling.window), **_picture(sampling)}
-        after = sampling.kernel(weight).double()
-        before = _on_grid(weight.double(), sampling) if tuple(weight.shape[2:]) == sampling.kernel_size else None
-        found["kernel"] = _kernels(before, after)
-        extents = {"before": list(geometry.extent), "after": _extent(after)}
-        found["extent"] = extents | {"rms_before": None if before is None else _spread(before), "rms_after": _spread(after)}
+        seen = _Kernels(sampling, weight)
+        found["kernel"] = seen.pictures()
+        extents = {"before": list(geometry.extent), "after": _extent(seen.largest)}
+        now, before = _spreads(seen.after), None if seen.before is None else _spreads(seen.before)
+        found["extent"] = extents | {"rms_before": before, "rms_after": now}
     return found
 
 
@@ -54,17 +58,52 @@ def _on_grid(weight: Tensor, sampling: Sampling) -> Tensor:
     return grid
 
 
-def _kernels(before: Tensor | None, after: Tensor) -> dict[str, Any]:
-    """Two pictures of a kernel, before and after: the root mean square over its channels, and its most changed filter."""
-    change = after if before is None else after - before
-    index = int(change.flatten(2).square().sum(2).argmax())
-    row, column = divmod(index, after.shape[1])
-    found: dict[str, Any] = {"filter": [row, column], "projected": after.dim() - 2 > 2}
-    for name, kernel in (("before", before), ("after", after)):
-        if kernel is not None:
-            rms, single = kernel.square().mean((0, 1)).sqrt(), kernel[row, column]
-            found[name] = {"rms": rounded(_flat(rms), 3), "filter": rounded(_flat(single), 3)}
-    return found
+class _Kernels:
+    """A layer's kernel before and after, looked at some channels at a time: of taps far apart, it is many times its weight.
+
+    ``before`` and ``after``: sums of squares over the channels. ``largest``: the largest magnitude of what is after.
+    """
+
+    def __init__(self, sampling: Sampling, weight: Tensor) -> None:
+        own = tuple(weight.shape[2:]) == sampling.kernel_size
+        zeros = weight.new_zeros(sampling.window, dtype=torch.float64)
+        self.channels, self.energy = weight.shape[:2].numel(), -1.0
+        self.before, self.after, self.largest = zeros.clone() if own else None, zeros.clone(), zeros.clone()
+        for first, second, part in _parts(sampling, weight):
+            after = sampling.kernel(part).double()
+            before = _on_grid(part.double(), sampling) if own else torch.zeros_like(after)
+            if self.before is not None:
+                self.before += before.square().sum((0, 1))
+            self.after += after.square().sum((0, 1))
+            self.largest = torch.maximum(self.largest, after.abs().amax((0, 1)))
+            energies = (after - before).flatten(2).square().sum(2)
+            index = int(energies.argmax())
+            if float(energies.flatten()[index]) > self.energy:
+                self.energy = float(energies.flatten()[index])
+                row, column = divmod(index, after.shape[1])
+                self.filter = [first + row, second + column]
+                self.singles = before[row, column].clone(), after[row, column].clone()
+
+    def pictures(self) -> dict[str, Any]:
+        """Two of each kernel: the root mean square over its channels, and its most changed filter."""
+        found: dict[str, Any] = {"filter": self.filter, "projected": self.after.dim() > 2}
+        for name, squares, single in zip(("before", "after"), (self.before, self.after), self.singles, strict=True):
+            if squares is not None:
+                rms = (squares / self.channels).sqrt()
+                found[name] = {"rms": rounded(_flat(rms), 3), "filter": rounded(_flat(single), 3)}
+        return found
+
+
+def _parts(sampling: Sampling, weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """``weight`` in parts along an axis of channels that share one geometry, whose kernels have ``CELLS`` or so, with the place
+    of each part's first channel. In one part where every channel has its own."""
+    axis = next((axis for axis, sets in enumerate(sampling.sets) if sets == 1), None)
+    if axis is None:
+        yield 0, 0, weight
+        return
+    step = max(1, CELLS // (math.prod(sampling.window) * weight.shape[1 - axis]))
+    for start in range(0, weight.shape[axis], step):
+        yield (start, 0, weight[start : start + step]) if axis == 0 else (0, start, weight[:, start : start + step])
 
 
 def _flat(picture: Tensor) -> Tensor:
@@ -74,9 +113,8 @@ def _flat(picture: Tensor) -> Tensor:
     return picture[int(picture.abs().flatten(1).sum(1).argmax())]
 
 
-def _extent(kernel: Tensor) -> list[int]:
-    """Samples from the first to the last that matter, per axis."""
-    size = kernel.abs().amax((0, 1))
+def _extent(size: Tensor) -> list[int]:
+    """Samples from the first to the last that matter, per axis; ``size``: the kernel's largest magnitudes."""
     matters = size >= SUPPORT_FLOOR * size.max()
     found: list[int] = []
     for axis in range(size.dim()):
@@ -86,12 +124,8 @@ def _extent(kernel: Tensor) -> list[int]:
     return found
 
 
-def _spread(kernel: Tensor) -> list[float]:
-    """Root mean square distance of a kernel's mass (its squares) from its centre of mass, per axis."""
-    return _spreads(kernel.square().sum((0, 1)))
-
-
 def _spreads(mass: Tensor) -> list[float]:
+    """Root mean square distance of ``mass`` (a kernel's squares) from its centre, per axis."""
     total = mass.sum()
     found: list[float] = []
     for axis in range(mass.dim()):

@@ -7,7 +7,7 @@ have had: a loader's batch is the batch of the whole run, and each process takes
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -44,14 +44,17 @@ class Batches:
         self.data, self.name, self.seed, self.rank, self.world = data, name, seed, rank, world
         if not isinstance(data, Iterable) or iter(data) is data:
             raise InputError(f"{name} must be a DataLoader or another collection of batches, found {type(data).__name__}")
-        if not isinstance(data, Sized):
-            raise InputError(f"{name}, a {type(data).__name__}, needs a length: the number of its batches")
+        if not _has_length(data):
+            raise InputError(
+                f"{name}, a {type(data).__name__}, needs a length: the number of its batches. A stream's batches can be "
+                "collected first, list(loader), or its dataset given a __len__"
+            )
         self.loader = _indexed(data)
         if world > 1 and self.loader is None:
             raise InputError(f"{name} must be a DataLoader on a dataset with indices, for {world} processes to share it")
         if self.loader is not None and isinstance(self.loader.sampler, DistributedSampler):
             raise InputError(f"{name} has a DistributedSampler; pass the loader without, finetune shares out each batch itself")
-        if not len(data):
+        if not len(self.data):
             raise InputError(f"{name} is empty: it has no batches")
 
     def __len__(self) -> int:
@@ -102,6 +105,13 @@ class Batches:
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
         )
+
+
+def _has_length(data: Any) -> bool:
+    try:
+        return len(data) >= 0
+    except TypeError:  # also a loader's, whose dataset is a stream
+        return False
 
 
 def _indexed(data: Any) -> DataLoader[Any] | None:

@@ -369,3 +369,42 @@ def test_regression(compared: Compared) -> None:
     assert changed.notes == ("threads differ: 1 and 7",)
     assert len(json.loads(changed.to_json())["changes"]) == len(changed.changes)
     assert "<table>" in changed._repr_html_()
+
+
+def test_compared_the_wrong_way_round() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 1)).eval(), torch.randn(1, 3, 9, 9)
+    rewritten = ccrewrite.rewrite(model, x).model
+    assert "1 of 2 convolution sites rewritten in the first model" in compare(rewritten, model, x, quick=True).summary()
+
+
+def test_a_damaged_report_names_file_and_key(compared: Compared, tmp_path: Path) -> None:
+    file = compared.comparison.save(tmp_path, html=False)[0]
+    good = file.read_text()
+    for old, new, message in (
+        ('"flops":', '"glops":', r"report\.json is damaged: .*flops is missing"),
+        ('"total":', '"total":-', r"total: .* greater than or equal to 0"),
+        ('"original":{', '"unoriginal":{', r"variants must have original"),
+        ('"threads":1', '"threads":"one"', r"environment\.threads"),
+        ('"quick":', '"quick":NaN,"q":', "is damaged: expected value"),
+    ):
+        assert old in good
+        file.write_text(good.replace(old, new, 1))
+        with pytest.raises(InputError, match=message):
+            Comparison.load(file)
+
+
+def test_a_report_where_nothing_can_be_written(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compared.comparison.save(tmp_path / "there", html=False)[0].read_text()
+
+    def full(path: Path, *arguments: object, **named: object) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(InputError, match="report.json can't be written: .*No space left"):  # noqa: RUF043
+            compared.comparison.save(tmp_path / "there")
+    assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["report.json", "report.md"]
+    assert (tmp_path / "there" / "report.json").read_text() == before
+    with pytest.raises(InputError, match="can't be written"):
+        compared.comparison.save(tmp_path / "there" / "report.json")

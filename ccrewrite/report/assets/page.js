@@ -223,15 +223,16 @@ function kernels(learnt) {
     for (const [when, kernel] of [["before", before], ["after", after]]) {
       if (!kernel) continue;
       const picture = kernel[kind], rows = picture.length, columns = picture[0].length;
+      const large = Math.max(rows, columns) > 16; // rounded to pixels, or with gaps, cells of less than one would vanish
       const cells = picture.flatMap((row, y) => row.map((value, x) => ({ x, y, value, title: `row ${y}, column ${x}\n${short(value)}` })));
       chart(`${what}, ${when}${projected ? " (one slice)" : ""}.`, `Kernel ${when}, ${rows} by ${columns} cells, largest magnitude ${short(largest)}`,
         (w) => Plot.plot({
           width: w, height: Math.min(w, (w - 30) * rows / columns) + (rows === 1 ? 60 : 30), marginLeft: 30,
-          x: { label: null, ticks: ends(columns) }, y: { label: null, ticks: ends(rows) }, padding: 0,
+          x: { label: null, ticks: ends(columns), round: !large }, y: { label: null, ticks: ends(rows), round: !large }, padding: 0,
           color: kind === "rms" ? { type: "linear", range: ["rgba(30, 120, 220, 0.07)", "rgb(30, 120, 220)"], domain: [0, largest], interpolate: "rgb" }
             : { type: "linear", range: ["rgb(214, 69, 80)", "rgba(128, 128, 128, 0.07)", "rgb(30, 120, 220)"], domain: [-largest, 0, largest], interpolate: "rgb" },
           marks: [
-            Plot.cell(cells, { x: "x", y: "y", fill: "value", inset: columns > 16 ? 0 : 0.5 }),
+            Plot.cell(cells, { x: "x", y: "y", fill: "value", inset: large ? 0 : 0.5 }),
             Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: "title" })),
           ],
         }));
