@@ -86,6 +86,8 @@ def _report(model: nn.Module, history: History, recorder: Recorder | None, folde
     if history.best_epoch is not None:
         best = f"best validation loss {min(history.validations):.4g} after epoch {history.best_epoch}"
         said.append(best + (", stopped early" if history.stopped_early else ""))
+    if history.compile:
+        said.append("the rewritten layers ran compiled" if history.compile == "sites" else "the model ran compiled")
     said.append(f"saved {folder}/rewritten; log and checkpoint in {folder}")
     if recorder is not None:
         from ccrewrite.training.pictures import animate, draw

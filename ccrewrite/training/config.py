@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from ccrewrite.errors import InputError
 
 SCHEDULES = ("cosine", "constant")
 OUTPUTS = ("scores", "values")
 PRECISIONS = ("no", "fp16", "bf16")
+Compile = bool | Literal["sites"]
+"""What of a model runs compiled: nothing, its rewritten layers, or all of it."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class FinetuneConfig:
     """Largest 2-norm of the gradient of all parameters together; None: no limit."""
     mixed_precision: str | None = None
     """ "no", "fp16" or "bf16"; None: what `accelerate launch` says, else "no"."""
-    compile: bool = False
-    """Train the model lowered (``ccrewrite.lower``): cheaper steps, after minutes of compiling in the first ones. Needs a C++
-    compiler (on a GPU triton), and batches of few different shapes, for each is compiled. Not under FSDP."""
+    compile: Compile | Literal["auto"] = "auto"
+    """What runs compiled (``ccrewrite.lower``); needs a C++ compiler, on a GPU triton. Not under FSDP. False: nothing. "sites":
+    the rewritten layers alone, at the sizes of the first batch; some seconds for each kind of layer. True: the whole model,
+    after minutes of compiling, and for each shape of a batch again. "auto": "sites" where the run is long enough to gain by it
+    and compiling works, else nothing; ``History.compile`` says which."""
     repulsion: float = 0.0
     """Weight of ``repulsive_loss(model) ** 2``."""
     smoothness: float = 0.0
@@ -99,8 +103,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise InputError(f"{name} must be a finite number of at least 0, found {value!r}")
-        if not isinstance(self.compile, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"compile must be true or false, found {self.compile!r}")
+        if not isinstance(self.compile, bool) and self.compile not in ("sites", "auto"):
+            raise InputError(f'compile must be true, false, "sites" or "auto"; found {self.compile!r}')
         if self.warmup > 1:
             raise InputError(f"warmup is a share of the steps, at most 1; found {self.warmup}")
         if self.feature_distillation and not self.features:

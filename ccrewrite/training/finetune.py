@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.training.batches import Batches
-from ccrewrite.training.config import FinetuneConfig
+from ccrewrite.training.config import Compile, FinetuneConfig
+from ccrewrite.training.gains import gains
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.loop import History, Loop
 from ccrewrite.training.run_folder import RunFolder
@@ -104,10 +106,13 @@ def finetune(
         rank, world = accelerator.process_index, accelerator.num_processes
         train = Batches(train_data, "train_data", config.seed, rank, world)
         valid = None if validation is None else Batches(validation, "validation", config.seed, rank, world)
-        called = _compiled(model, train, accelerator, stack) if config.compile else model
+        folder = None if out is None else RunFolder(out, accelerator.is_main_process, accelerator.wait_for_everyone)
+        if config.compile == "auto" and resume and folder is not None:
+            config = replace(config, compile=folder.compiled() if folder.compiled() is not None else "auto")
+        called, compile = _compiled(model, train, config, accelerator, stack)
+        config = replace(config, compile=compile)
         groups = param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
         run = Steps(model, called, loss, original, config, optimizer(groups), schedules, accelerator, stack)
-        folder = None if out is None else RunFolder(out, accelerator.is_main_process, accelerator.wait_for_everyone)
         try:
             return Loop(run, train, valid, folder, progress).all(resume)
         finally:
@@ -118,10 +123,21 @@ def finetune(
                 module.training = training
 
 
-def _compiled(model: nn.Module, train: Batches, accelerator: Accelerator, stack: ExitStack) -> nn.Module:
-    from ccrewrite.training.compiled import compiled  # Inductor: a second, which only those pay who compile
+def _compiled(
+    model: nn.Module, train: Batches, config: FinetuneConfig, accelerator: Accelerator, stack: ExitStack
+) -> tuple[nn.Module, Compile]:
+    """What is called in the steps, and what of it runs compiled."""
+    compile = "sites" if config.compile == "auto" and gains(model, train, config, accelerator) else config.compile
+    if compile in (False, "auto"):
+        return model, False
+    from ccrewrite.training.compiled import (
+        compiled,
+        with_compiled_sites,
+    )  # Inductor: a second, which only those pay who compile
 
-    return compiled(model, train, accelerator, stack)
+    if compile is True:
+        return compiled(model, train, accelerator, stack), True
+    return model, with_compiled_sites(model, train, accelerator, stack, must=config.compile == "sites")
 
 
 @contextmanager

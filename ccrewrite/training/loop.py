@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ccrewrite.errors import InputError
 from ccrewrite.training.batches import Batches, seed_all
+from ccrewrite.training.config import Compile
 from ccrewrite.training.run_folder import Row, RunFolder
 from ccrewrite.training.steps import TERMS, Steps
 
@@ -29,6 +30,8 @@ class History:
     best_epoch: int | None
     """Of the lowest validation loss, counted from 0; None: no validation."""
     stopped_early: bool
+    compile: Compile = False
+    """What ran compiled (``FinetuneConfig.compile``): nothing, "sites", the rewritten layers, or True, the model."""
 
     @property
     def losses(self) -> list[float]:
@@ -74,7 +77,7 @@ class Loop:
             if self.config.patience is not None:
                 self.run.load(self.folder.weights(BEST))
             self.folder.save_weights(LAST, self.run.weights())
-        return History(self.rows, self.best_epoch, self.stopped)
+        return History(self.rows, self.best_epoch, self.stopped, cast(Compile, self.config.compile))
 
     def _epoch(self, task: TaskID | None) -> None:
         number, first = divmod(self.steps_done, self.per_epoch)

@@ -26,6 +26,7 @@ from torch import Tensor
 from ccrewrite.errors import InputError
 from ccrewrite.ir.documents import checked, read_json
 from ccrewrite.ir.written import refused, replacing
+from ccrewrite.training.config import Compile
 from ccrewrite.training.document import Progress, RowDocument
 
 COLUMNS = ("step", "epoch", "lr", "loss", "task", "distillation", "features", "repulsion", "smoothness", "validation")
@@ -38,6 +39,15 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], main: bool, barrier: Callable[[], None]) -> None:
         self.path, self.main, self.barrier = Path(path), main, barrier
+
+    def compiled(self) -> Compile | None:
+        """What ran compiled in the run that the folder holds; None: it holds none."""
+        file = self.path / "run.json"
+        if not file.exists():
+            return None
+        stored: Any = read_json(file, finite=False)
+        found = stored.get("config", {}).get("compile", False)
+        return found if found in (True, "sites") else False
 
     def begin(self, settings: Mapping[str, Any], resume: bool) -> Path | None:
         """The checkpoint to go on from, or None for a start. Raises ``InputError`` where the folder can't be used so."""

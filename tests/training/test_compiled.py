@@ -1,4 +1,4 @@
-"""Fine-tuning with ``compile=True``: the same steps as eager ones, and a stopped run goes on to the same bits."""
+"""Fine-tuning with ``compile``: the same steps as eager ones, and a stopped run goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from training_models import pictures
 
 import ccrewrite
 from ccrewrite import FinetuneConfig, finetune
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, ModelRunError
+from ccrewrite.families import alone
+from ccrewrite.training import gains
 from ccrewrite.training.batches import Batches
-from ccrewrite.training.compiled import compiled
+from ccrewrite.training.compiled import compiled, with_compiled_sites
 from ccrewrite.training.loop import History
 
 pytestmark = [  # Dynamo's and Inductor's own
@@ -41,7 +43,8 @@ def tuned(model: nn.Module, loss: Any = F.cross_entropy, **options: Any) -> Hist
 
 
 @pytest.mark.slow
-def test_goes_on_bitwise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compile", [True, "sites"])
+def test_goes_on_bitwise(tmp_path: Path, compile: Any) -> None:
     """Stopped in the second epoch. In the other run, the graphs are from the first one's cache."""
     calls = 0
 
@@ -53,27 +56,81 @@ def test_goes_on_bitwise(tmp_path: Path) -> None:
         return F.cross_entropy(outputs, classes)
 
     whole = small()
-    expected = tuned(whole, out=tmp_path / "whole", compile=True)
+    expected = tuned(whole, out=tmp_path / "whole", compile=compile)
     with pytest.raises(KeyboardInterrupt):
-        tuned(small(), breaking, out=tmp_path / "parts", compile=True)
+        tuned(small(), breaking, out=tmp_path / "parts", compile=compile)
     torch._dynamo.reset()
     again = small()
-    assert tuned(again, out=tmp_path / "parts", resume=True, compile=True) == expected
+    assert tuned(again, out=tmp_path / "parts", resume=True, compile=compile) == expected
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in whole.state_dict().items())
 
 
 @pytest.mark.slow
-def test_computes_what_eager_steps_do() -> None:
+@pytest.mark.parametrize("compile", [True, "sites"])
+def test_computes_what_eager_steps_do(compile: Any) -> None:
     eager, lowered = small(), small()
     for model in (eager, lowered):
         model[2].p = 0.0  # compiled code draws by a generator of its own
-    torch.testing.assert_close(tuned(lowered, compile=True).losses, tuned(eager).losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tuned(lowered, compile=compile).losses, tuned(eager).losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dict(lowered.state_dict()), dict(eager.state_dict()), rtol=1e-3, atol=1e-4)
     assert lowered[1].sampling.form is None
     assert not lowered[1].sampling.opaque  # as it came
+    assert not lowered[0].sampling.compiled_at
 
 
 def test_not_under_fsdp() -> None:
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.FSDP, device=torch.device("cpu"))
     with pytest.raises(InputError, match="under FSDP train with compile=False"):
         compiled(small(), Batches(DataLoader(DATA), "train_data", 0), accelerator, ExitStack())
+    with pytest.raises(InputError, match='compile="sites" runs on one process or under DDP'):
+        with_compiled_sites(small(), Batches(DataLoader(DATA), "train_data", 0), accelerator, ExitStack(), must=True)
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be compiled runs as it is."""
+    monkeypatch.setattr(alone, "_of", lambda function, key, dynamic: function)
+
+
+@pytest.fixture
+def _long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the run were long enough to gain."""
+    monkeypatch.setattr(gains, "SHORT", 0)
+    monkeypatch.setattr(gains, "COMPILING", 0.0)
+
+
+@pytest.mark.usefixtures("_no_compiler", "_long")
+def test_auto_compiles_layers_where_a_run_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tuned(small(), out=tmp_path, compile="auto")
+    assert expected.compile == "sites"
+    assert tuned(small(), compile="sites") == expected
+    # A resumed run takes what it took, whatever would be taken now.
+    monkeypatch.setattr(gains, "SHORT", 10**9)
+    assert tuned(small(), out=tmp_path, resume=True) == expected
+    assert tuned(small()).compile is False
+
+
+@pytest.mark.usefixtures("_long")
+def test_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(alone, "_of", failing)
+    with pytest.warns(UserWarning, match="goes on without compiled layers .* no compiler") as said:
+        history = tuned(small())
+    assert len(said) == 1
+    assert history.compile is False
+    assert history == tuned(small(), compile=False)
+    with pytest.raises(ModelRunError, match="no compiler"):
+        tuned(small(), compile="sites")
+
+
+def test_gains_are_weighed() -> None:
+    """A depthwise layer of a real size in many steps; not in a few hundred."""
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType.NO, device=torch.device("cpu"))
+    x = torch.randn(1, 256, 2000)
+    layer = ccrewrite.rewrite(nn.Conv1d(256, 256, 3, dilation=64, padding=64, groups=256), x).model
+    train = Batches([(x, x)], "train_data", 0)
+    assert gains.gains(layer, train, FinetuneConfig(epochs=100_000), accelerator)
+    assert not gains.gains(layer, train, FinetuneConfig(epochs=300), accelerator)
+    assert not gains.gains(small(), Batches(DataLoader(DATA, 4), "train_data", 0), FinetuneConfig(epochs=1000), accelerator)

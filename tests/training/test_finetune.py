@@ -372,7 +372,7 @@ def test_a_folder_that_doesn_t_fit(tmp_path: Path) -> None:
         ({"features": "layer1"}, "features must be a list of names"),
         ({"feature_distillation": 1.0}, "needs features"),
         ({"seed": -1}, "seed must be"),
-        ({"compile": "auto"}, "compile must be true or false, found .auto."),
+        ({"compile": "all"}, 'compile must be true, false, "sites" or "auto"; found .all.'),
         ({"temprature": 1}, "no option 'temprature'"),
     ],
 )
