@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.cc import curves, native, resized
+from ccrewrite.families.cc import curves, fold, native, resized
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, Basis, profile
 from ccrewrite.families.learnable import Recording, clamp_between_
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
+from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
 from ccrewrite.ir.options import check_options
@@ -161,6 +162,9 @@ class CCSampling(ResizableSampling):
 
     def picture(self) -> dict[str, Any]:
         return curves.picture(self.along(), self.kernel_size)
+
+    def alternatives(self, geometry: ConvGeometry) -> tuple[Alternative, ...]:
+        return fold.alternatives(self, geometry)
 
     def kernel(self, weight: Tensor) -> Tensor:
         return native.cc_kernel(weight, self.along(), self.dilation, self.margin)

@@ -1,0 +1,194 @@
+"""Folded convolutions whose kernel is, for every tap, one filter for all channels: the filters first, then the weights.
+
+    out(y) = sum_t weight_t . (filter_t * x)(stride * y)
+
+A dense kernel of such a layer is several cells wider than the taps are many. Here each tap is a small depthwise convolution and
+all taps together a convolution of one tap. A transposed layer has its weights first, and then one grouped transposed
+convolution along each axis, whose filters add the taps up. Only torch's own convolutions: for any runtime.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ccrewrite.gathering.mixing import mix
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
+
+Factors = Sequence[Tensor]
+"""For each axis what a tap contributes to the cells of the window, ``(taps, cells)``."""
+
+
+SMALL = 64
+"""Filters of a window of so many cells are left as large as it is."""
+
+
+class FilteredConv(nn.Module):
+    """Mixin for ``nn.ConvNd``: ``weight`` is ``(out, in/groups * taps)``; ``filter_0`` and so on, one for each tap, are
+    ``(1, 1, *cells)``, and start at ``starts`` in a window that exceeds the original extent by ``margin``. ``kernel_size`` and
+    the rest are the original's."""
+
+    starts: tuple[Ints, ...]
+    window: Ints
+    margin: Ints
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer, ndim = cast(_ConvNd, self), len(self.window)
+        data = input if input.dim() == ndim + 2 else input[None]
+        pads = ConvGeometry.from_module(layer).pads
+        if layer.padding_mode != "zeros":
+            data = F.pad(data, [n for pair in reversed(pads) for n in pair], mode=layer.padding_mode)
+            pads = ((0, 0),) * ndim
+        wide = [(low + m, high + m) for (low, high), m in zip(pads, self.margin, strict=True)]
+        whole = not any(map(any, self.starts))
+        if not whole or any(low != high for low, high in wide):
+            data = F.pad(data, [n for pair in reversed(wide) for n in pair])
+            wide = [(0, 0)] * ndim
+        padding = tuple(low for low, _ in wide)
+        read = torch.stack([self._read(data, tap, padding, whole) for tap in range(len(self.starts))], 2)
+        out = _mixed(read.flatten(1, 2), weight, layer.groups)
+        out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
+        return out if input.dim() == ndim + 2 else out[0]
+
+    def _read(self, data: Tensor, tap: int, padding: Ints, whole: bool) -> Tensor:
+        """What a tap sees, ``(N, in, *outputs)``."""
+        kernel, stride = getattr(self, f"filter_{tap}"), cast(_ConvNd, self).stride
+        channels, ndim = data.shape[1], len(padding)
+        if not whole:
+            for axis, (start, size, step) in enumerate(zip(self.starts[tap], self.window, stride, strict=True), 2):
+                outputs = (data.shape[axis] - size) // step + 1
+                data = data.narrow(axis, start, (outputs - 1) * step + kernel.shape[axis])
+        kernel = kernel.expand(channels, 1, *kernel.shape[2:])
+        return CONVOLUTIONS[ndim - 1](data, kernel, None, stride, padding, (1,) * ndim, channels)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {len(self.starts)} filters in {self.window}"
+
+
+class FilteredConvTranspose(nn.Module):
+    """The same for ``nn.ConvTransposeNd`` of one group: ``weight`` is ``(out * taps, in)``; ``factor_0`` and so on, one for
+    each axis, are ``(taps, cells)`` of the window."""
+
+    window: Ints
+    margin: Ints
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        layer, ndim = cast(_ConvTransposeNd, self), len(self.window)
+        stride, padding = layer.stride, cast(Ints, layer.padding)
+        extra: Any = layer.output_padding
+        if output_size is not None:
+            taps, dilation = list(layer.kernel_size), list(layer.dilation)
+            extra = layer._output_padding(input, output_size, list(stride), list(padding), taps, ndim, dilation)
+        batched = input if input.dim() == ndim + 2 else input[None]
+        out = _mixed(batched, layer.weight, 1)
+        # The last axis first: its taps are next to each other.
+        for axis in reversed(range(ndim)):
+            factor: Tensor = getattr(self, f"factor_{axis}")
+            groups = out.shape[1] // len(factor)
+            cells = tuple(factor.shape[1] if a == axis else 1 for a in range(ndim))
+            kernel = factor.view(len(factor), 1, *cells).repeat(groups, *(1,) * (ndim + 1))
+            along = [
+                tuple(value if a == axis else still for a in range(ndim))
+                for value, still in ((stride[axis], 1), (padding[axis] + self.margin[axis], 0), (extra[axis], 0))
+            ]
+            out = TRANSPOSED[ndim - 1](out, kernel, None, *along, groups)
+        out = out if layer.bias is None else out + layer.bias.view(-1, *(1,) * ndim)
+        return out if input.dim() == ndim + 2 else out[0]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, filters in {self.window}"
+
+
+def _mixed(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A convolution with a kernel of one tap. While something compiles or exports it, as torch's of these axes."""
+    ndim = x.dim() - 2
+    if torch.compiler.is_compiling():
+        ones, zeros = (1,) * ndim, (0,) * ndim
+        return CONVOLUTIONS[ndim - 1](x, weight.view(*weight.shape, *ones), None, ones, zeros, ones, groups)
+    return mix(x.flatten(2), weight[:, :, None], groups).view(len(x), -1, *x.shape[2:])
+
+
+class FilteredConv1d(FilteredConv, nn.Conv1d):
+    """See ``FilteredConv``."""
+
+
+class FilteredConv2d(FilteredConv, nn.Conv2d):
+    """See ``FilteredConv``."""
+
+
+class FilteredConv3d(FilteredConv, nn.Conv3d):
+    """See ``FilteredConv``."""
+
+
+class FilteredConvTranspose1d(FilteredConvTranspose, nn.ConvTranspose1d):
+    """See ``FilteredConvTranspose``."""
+
+
+class FilteredConvTranspose2d(FilteredConvTranspose, nn.ConvTranspose2d):
+    """See ``FilteredConvTranspose``."""
+
+
+class FilteredConvTranspose3d(FilteredConvTranspose, nn.ConvTranspose3d):
+    """See ``FilteredConvTranspose``."""
+
+
+FILTERED: dict[type, type[nn.Module]] = {
+    nn.Conv1d: FilteredConv1d,
+    nn.Conv2d: FilteredConv2d,
+    nn.Conv3d: FilteredConv3d,
+    nn.ConvTranspose1d: FilteredConvTranspose1d,
+    nn.ConvTranspose2d: FilteredConvTranspose2d,
+    nn.ConvTranspose3d: FilteredConvTranspose3d,
+}
+"""torch's layer -> the filtered one."""
+
+
+def make_(conv: _ConvNd, factors: Factors, margin: Ints) -> str:
+    """Make ``conv``, of torch's own class, one whose taps are filtered by ``factors`` in a window that exceeds the original
+    extent by ``margin``. A transposed one has one group. In place; the site's message."""
+    weight, like = conv.weight.detach(), conv.weight
+    window = tuple(factor.shape[1] for factor in factors)
+    conv.__class__ = cast(type[_ConvNd], FILTERED[type(conv)])
+    layer: Any = conv
+    layer.window, layer.margin = window, margin
+    if isinstance(conv, FilteredConv):
+        # Cutting out what a filter sees is a copy of it: worth it where the filter is clearly smaller than the window.
+        whole = math.prod(window) <= SMALL
+        places = [[(0, cells) for cells in factor] if whole else _boxes(factor) for factor in factors]
+        starts: list[Ints] = []
+        for tap, taps in enumerate(itertools.product(*places)):
+            starts.append(tuple(start for start, _ in taps))
+            layer.register_buffer(f"filter_{tap}", _outer([cells for _, cells in taps]).to(like))
+        layer.starts = tuple(starts)
+        mixing = weight.flatten(1)
+    else:
+        for axis, factor in enumerate(factors):
+            layer.register_buffer(f"factor_{axis}", factor.to(like))
+        mixing = weight.flatten(1).T
+    conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=like.requires_grad)
+    return f"{math.prod(len(factor) for factor in factors)} taps filtered in {'x'.join(map(str, window))}"
+
+
+def _boxes(factor: Tensor) -> list[tuple[int, Tensor]]:
+    """For each tap of one axis its first cell that isn't zero, and its cells from there to the last one."""
+    found: list[tuple[int, Tensor]] = []
+    for cells in factor:
+        used = (cells.abs() > cells.abs().amax() * torch.finfo(cells.dtype).eps / 4).nonzero().flatten().tolist() or [0]
+        found.append((used[0], cells[used[0] : used[-1] + 1]))
+    return found
+
+
+def _outer(along: Sequence[Tensor]) -> Tensor:
+    """``(1, 1, *cells)``"""
+    kernel = along[0]
+    for cells in along[1:]:
+        kernel = kernel[..., None] * cells
+    return kernel[None, None].contiguous()
