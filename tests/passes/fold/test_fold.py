@@ -23,6 +23,7 @@ from zoo import ZOO, build, run
 import ccrewrite
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.dcls.sampling import SHARINGS
+from ccrewrite.folded.filtered import FILTERED
 from ccrewrite.folded.fixed import FixedSampling
 from ccrewrite.folded.gathered import GATHERED
 from ccrewrite.folded.padded import PADDED
@@ -68,7 +69,7 @@ def moved_layers(draw: st.DrawFn) -> tuple[Case, nn.Module]:
     return case, layer
 
 
-LAYERS_OF = {"padded": PADDED, "shifted": SHIFTED, "gathered": GATHERED, "sparse": SPARSE}
+LAYERS_OF = {"filtered": FILTERED, "padded": PADDED, "shifted": SHIFTED, "gathered": GATHERED, "sparse": SPARSE}
 
 
 @given(moved_layers(), st.booleans())
