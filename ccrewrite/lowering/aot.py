@@ -21,6 +21,7 @@ from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.sites import FoldedSite
+from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.verify import compare_outputs
 
 
@@ -64,8 +65,12 @@ def aot(
     path = writable(path)
     given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
     folded = fold(given, inputs)
-    with torch.no_grad(), preserved(given, inputs.tensors()):
-        expected = _leaves(inputs.run(given))
+
+    def run(inputs: Inputs) -> dict[str, Any]:
+        with torch.no_grad(), preserved(given, inputs.tensors()):
+            return _leaves(inputs.run(given))
+
+    expected = run(inputs)
     module = folded.model.eval()
     for part in module.modules():
         if isinstance(part, Fusing):
@@ -87,7 +92,8 @@ def aot(
                 found = _leaves(aoti_load_package(str(unchecked))(*inputs.args, **inputs.kwargs))
             except Exception as error:
                 raise ExportError(f"AOTInductor can't run this {name}: {error}") from error
-            check = Check(compare_outputs(expected, found, COMPILED), ran=True)
+            outputs, note = with_noise(compare_outputs(expected, found, COMPILED), run, inputs)
+            check = Check(outputs, ran=True, note=note)
             if not check.ok:
                 raise ExportError(f"the package computes something else than the model; nothing written.\n{check}")
     return Package(path, folded.sites, check)

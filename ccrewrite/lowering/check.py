@@ -14,6 +14,7 @@ from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
 
 IN_EVALUATION = "compared in evaluation mode: in its own it draws random numbers, or can't run on the example inputs"
@@ -47,7 +48,12 @@ def checked(
         raise ModelRunError(
             f"torch.compile can't compile or run this {type(model).__name__}: {type(cause).__name__}: {cause}"
         ) from error.__cause__
-    check = Check(compare_outputs(expected, found, COMPILED), ran=True, note=note)
+    outputs = compare_outputs(expected, found, COMPILED)
+    with given():
+        outputs, noise = with_noise(
+            outputs, lambda i: _outputs(model, i, seed=0) if training and not note else outputs_of(model, i), inputs
+        )
+    check = Check(outputs, ran=True, note="; ".join(filter(None, (note, noise))))
     if not check.ok:
         warnings.warn(
             f"the compiled {type(model).__name__} computes something else than the given one (print(lowered.check) shows "

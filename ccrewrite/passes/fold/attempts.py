@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ from ccrewrite.passes.fold.layers import fold_hosted_, fold_layer_
 from ccrewrite.passes.fold.resized import Shapes, resized_layer
 from ccrewrite.passes.fold.sites import Answer, Folded, FoldedSite
 from ccrewrite.passes.fold.snap import Loss
+from ccrewrite.passes.fold.weights import evaluating
+from ccrewrite.passes.noise import JUDGED, judged, with_noise
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
 
@@ -47,15 +49,19 @@ class Attempt:
     model: nn.Module
     sites: tuple[FoldedSite, ...]
     outputs: tuple[OutputCheck, ...]
+    fault: str = ""
+    """What is wrong with its sites, where the outputs differ."""
+    noise: str = ""
+    """What rounding does to the model, where the outputs differ by that alone."""
 
     @property
     def failure(self) -> str:
         """What is wrong with the outputs; empty where nothing is."""
         wrong = next((o for o in self.outputs if not o.ok), None)
-        return "" if wrong is None else wrong.note or f"{wrong.path} changed by {wrong.max_rel_error:.1e}"
+        return "" if wrong is None else self.fault or wrong.note or f"{wrong.path} changed by {wrong.max_rel_error:.1e}"
 
     def folded(self, note: str = "") -> Folded:
-        return Folded(self.model, self.sites, Check(self.outputs, True, note))
+        return Folded(self.model, self.sites, Check(self.outputs, True, note or self.noise))
 
 
 @dataclass
@@ -83,7 +89,27 @@ class Attempts:
             model, answer = self._with_site(model, site, ways.get(name))
             sites.append(FoldedSite(name, layer, window, *answer, *self.losses.get(name, Loss())))
         look_once_(model)
-        return Attempt(model, tuple(sites), compared(self.before, model, self.inputs))
+        return self._settled(Attempt(model, tuple(sites), compared(self.before, model, self.inputs)))
+
+    def _settled(self, attempt: Attempt) -> Attempt:
+        """``attempt``, where its outputs differ: whether a site does so, or rounding alone."""
+        if all(o.ok or o.max_rel_error == math.inf for o in attempt.outputs):
+            return attempt
+
+        def run(inputs: Inputs) -> Mapping[str, Any]:
+            return outputs_of(self.model, inputs)
+
+        modules, pairs = dict(attempt.model.named_modules()), list[tuple[str, nn.Module, Callable[..., Any]]]()
+        for name, site in rewritten_sites(self.model).items():
+            path = site.path if site.key is None else site.sampling_paths[0]
+            if path in modules:  # else the original call is back
+                pairs.append((name, modules[path], (site.module if site.key is None else site.sampling).forward))
+        with evaluating(self.model):
+            fault = judged(lambda: outputs_of(attempt.model, self.inputs), pairs, self.before)
+        if fault:
+            return replace(attempt, fault=fault)
+        outputs, noise = with_noise(attempt.outputs, run, self.inputs, roundings=JUDGED)
+        return replace(attempt, outputs=outputs, noise=noise)
 
     def right_with(self, names: Sequence[str], ways: Ways, least: Way) -> bool:
         """Whether the outputs stay the same with ``names`` in their ``ways``, every other site in ``least`` or a later one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +22,10 @@ from ccrewrite.passes.fold.attempts import Attempts, compared, fold_verified
 from ccrewrite.passes.fold.layers import DENSE, alternatives_of
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import resized_shapes, settle_sizes_
-from ccrewrite.passes.fold.sites import Folded
+from ccrewrite.passes.fold.sites import Folded, FoldedNorm
 from ccrewrite.passes.fold.snap import snap_
+from ccrewrite.passes.fold.weights import evaluating
+from ccrewrite.passes.noise import JUDGED, judged, with_noise
 from ccrewrite.passes.scales.resize import without_wrapper
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, outputs_of
@@ -80,7 +83,7 @@ def fold(
     attempts = Attempts(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses)
     result = fold_verified(attempts, chosen)
     if batch_norm:
-        result = _with_norms(result, inputs, before)
+        result = _with_norms(result, inputs, before, snapped)
     lost = compare_outputs(outputs_of(given, inputs), outputs_of(result.model, inputs)) if tol else ()
     return replace(result, lost=lost)
 
@@ -127,11 +130,28 @@ def _check_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
             raise InputError(f"site {name} can't be folded to {form!r}; the sites that have a choice are: {known}")
 
 
-def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, Any]) -> Folded:
+def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, Any], given: nn.Module) -> Folded:
     """``result`` with batch norms folded too, unless that changes its outputs."""
     model = copied(result.model)
     norms = fold_norms_(model, inputs)
-    outputs = compared(before, model, inputs)
+    outputs, noise = compared(before, model, inputs), ""
+    if not all(o.ok for o in outputs) and not _norms_fault(result.model, model, norms, inputs):
+        outputs, noise = with_noise(outputs, lambda i: outputs_of(given, i), inputs, roundings=JUDGED)
     if result.check.ok and not all(o.ok for o in outputs):
         return replace(result, norms=tuple(replace(n, code="verification-failed") for n in norms))
-    return replace(result, model=model, norms=norms, check=replace(result.check, outputs=outputs))
+    return replace(
+        result, model=model, norms=norms, check=replace(result.check, outputs=outputs, note=result.check.note or noise)
+    )
+
+
+def _norms_fault(before: nn.Module, after: nn.Module, norms: Sequence[FoldedNorm], inputs: Inputs) -> str:
+    """What is wrong with the convolutions of ``after`` that took in the norms of ``before``; empty where nothing is."""
+
+    def both(norm: FoldedNorm, *args: Any, **kwargs: Any) -> Any:
+        convolved = before.get_submodule(norm.conv).forward(*args, **kwargs)
+        return before.get_submodule(norm.name).forward(convolved)
+
+    folded = (n for n in norms if n.code == "folded")
+    pairs = [(n.conv, after.get_submodule(n.conv), functools.partial(both, n)) for n in folded]
+    with evaluating(before):
+        return judged(lambda: outputs_of(after, inputs), pairs, outputs_of(before, inputs))
