@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -17,9 +17,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-fuzz: $(READY)  ## 10,000 generated geometries against torch
-	$(BIN)/python -m pytest -m slow tests/families
+fuzz: $(READY)  ## 10,000 generated geometries against torch, 2,000 generated networks
+	$(BIN)/python -m pytest -m slow tests/families tests/api
 	CCREWRITE_EXAMPLES=10000 $(BIN)/python -m pytest tests/families/cc/test_cc_sizes.py -k plain_convolution
+
+CASES = ../cases
+
+cases: .venv-cases/.ready  ## every program of the folder CASES, which says ok or FAULT; passes where there is no such folder
+	.venv-cases/bin/python .ci/cases.py $(CASES)
 
 reference: $(READY)  ## DCLS layers and checkpoints against the reference package from PyPI
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/reference_dcls/requirements.txt
@@ -93,6 +98,12 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r tests/corpus/requirements.txt
 	touch $@
 
+.venv-cases/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-cases
+	.venv-cases/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-cases/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,onnx,report,train]' peft
+	touch $@
+
 .venv-deploy/.ready: pyproject.toml constraints.txt tests/deploy/requirements.txt
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -107,7 +118,7 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-train .venv-corpus .venv-deploy .venv-triton
+	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
