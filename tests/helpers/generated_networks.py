@@ -14,7 +14,6 @@ from torch.nn.utils import parametrizations
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -184,11 +183,12 @@ class Functional(nn.Module):
     def __init__(self, ndim: int, channels: int, stride: int, dilation: int, computed: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(channels, channels, *(3,) * ndim) / (channels * 3**ndim) ** 0.5)
-        self.call, self.stride, self.dilation, self.computed = FUNCTIONS[ndim - 1], stride, dilation, computed
+        self.ndim, self.stride, self.dilation, self.computed = ndim, stride, dilation, computed
 
     def encode(self, x: Tensor) -> Tensor:
         weight = self.weight * 2 if self.computed else self.weight
-        return self.call(x, weight, stride=self.stride, dilation=self.dilation, padding=self.dilation)
+        call = (F.conv1d, F.conv2d, F.conv3d)[self.ndim - 1]
+        return call(x, weight, stride=self.stride, dilation=self.dilation, padding=self.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.encode(x))
