@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 
 from ccrewrite.errors import InputError
+from ccrewrite.export.attributes import check_attributes
 from ccrewrite.export.metadata import MODULE, module_of
 from ccrewrite.families.onnx import OnnxCall
 from ccrewrite.ir.geometry import ConvGeometry, Ints
@@ -41,8 +42,11 @@ class Convolution:
 def convolutions(model: ir.Model) -> list[Convolution]:
     """Every convolution of the main graph, in order. What can't be rewritten has its decision already.
 
-    Raises ``InputError`` where there are some in the branches of ``If``, ``Loop`` or ``Scan``, or in functions.
+    Raises ``InputError`` where there are some in the branches of ``If``, ``Loop`` or ``Scan``, or in functions, and where an
+    attribute can't be what it is.
     """
+    for node in model.graph.all_nodes():
+        check_attributes(node)
     top = {id(node) for node in model.graph}
     inner = [n for n in model.graph.all_nodes() if id(n) not in top]
     inner += [n for f in model.functions.values() for n in f.all_nodes()]

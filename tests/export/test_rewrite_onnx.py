@@ -214,3 +214,30 @@ def test_a_read_only_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="no permission"):
         rewrite_onnx(source, target)
     assert target.read_text() == "what was there"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("strides", "str", r"the Conv .*strides"),
+        ("strides", [0, 1], r"strides\.0: .* greater than or equal to 1"),
+        ("group", [1], "group: input should be a valid integer"),
+        ("pads", [1, 1], "pads must have 4 entries"),
+        ("pads", [-1, 1, 1, 1], r"pads\.0"),
+        ("kernel_shape", [3, 2], "kernel_shape must be that of its weight"),
+        ("dilations", [2**62] * 2, r"dilations\.0: .* less than"),
+        ("auto_pad", "SOMEHOW", "auto_pad"),
+    ],
+)
+def test_attributes_that_do_not_fit(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    good, bad, out = (tmp_path / f"{n}.onnx" for n in ("good", "bad", "out"))
+    ccrewrite.export_onnx(nn.Conv2d(3, 4, 3, stride=2, padding=1).eval(), good, torch.randn(1, 3, 12, 12))
+    model = onnx.load(good)
+    node = next(n for n in model.graph.node if n.op_type == "Conv")
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+    onnx.save(model, bad)
+    with pytest.raises(InputError, match=message):
+        ccrewrite.rewrite_onnx(bad, out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.onnx", "good.onnx"]
