@@ -10,7 +10,7 @@ demo: $(READY)  ## rewrite the network that ships with the package, and show bef
 	$(BIN)/ccrewrite demo
 
 test: $(READY)  ## the tests, a few minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .
