@@ -14,7 +14,7 @@ from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.sites import Plan, Site
-from ccrewrite.ir.wrappers import require_bare, unwrapped
+from ccrewrite.ir.wrappers import require_bare, require_trainable, unwrapped
 from ccrewrite.passes.carry_out import carry_out_
 from ccrewrite.passes.decide import Patterns, Selection, decide, prepare
 from ccrewrite.passes.detect import detect
@@ -119,7 +119,7 @@ def rewrite_(
     if isinstance(model, ExportedProgram):
         raise InputError("rewrite_ changes a module in place, found an ExportedProgram; rewrite takes it")
     module, inputs = model_of(model, "what rewrite_ changes in place"), Inputs.of(example_inputs)
-    require_bare(module, "rewrite_")
+    require_trainable(require_bare(module, "rewrite_"), "rewrite_")
     planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
     return _rewritten(module, None, planned, inputs, verify)
 

@@ -53,7 +53,7 @@ class KeptSampling(Sampling):
     def geometry_of(self, weight: Tensor, arguments: tuple[Any, ...], named: dict[str, Any]) -> ConvGeometry:
         """Of a call."""
         call = bind(self.transposed, self.ndim, arguments, named)
-        self.check_dilation(call["dilation"])
+        self.check_call(call["dilation"], weight)
         geometry = ConvGeometry.from_call("conv_transpose" if self.transposed else "conv", weight.shape, call)
         return replace(geometry, kernel_size=self.kernel_size)  # where the weight is few taps in a window
 

@@ -19,6 +19,8 @@ from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from ccrewrite.errors import InputError
+
 if TYPE_CHECKING:
     from ccrewrite.families.sampling import Sampling
 
@@ -59,12 +61,25 @@ def look_once_(model: nn.Module) -> None:
             if isinstance(hook, kind):
                 del hooks[key]
                 model._forward_hooks_always_called.pop(key, None)
-    from ccrewrite.families.sampling import Sampling  # a sampling looks, too
+    from ccrewrite.families.sites import named_samplings  # a sampling looks, too
 
-    samplings = [module for module in model.modules() if isinstance(module, Sampling) and module.movers()]
+    named = named_samplings(model)
+    for name, sampling in named.items():
+        sampling.site = name
+    samplings = [sampling for sampling in named.values() if sampling.movers()]
     if len(samplings) > 1:
         model.register_forward_pre_hook(Look(samplings), prepend=True)
         model.register_forward_hook(Forget(), always_call=True)
+
+
+def require_values(sampling: Sampling, tensors: Sequence[Any], weight: Tensor) -> None:
+    """Raise ``InputError`` where ``tensors``, of the geometry, have no values, and the weight that they are to move has."""
+    if any(isinstance(t, Tensor) and t.is_meta for t in tensors) and not weight.is_meta:  # (of a tracer they are no tensors)
+        where = sampling.site or f"this {type(sampling).__name__}"
+        raise InputError(
+            f"the geometry of {where} is on the meta device, which holds no values, while its weight is on {weight.device}: "
+            "load the geometry too (load_state_dict(strict=True) names what is missing), or rewrite with the weights in place"
+        )
 
 
 def still(sampling: Sampling) -> bool | None:

@@ -123,7 +123,7 @@ class ResizableSampling(Sampling):
         asked: Ints | None = self._output_size if output_size is None else _sizes(output_size, self.ndim)
         scale = self._scale if output_size is None else None
         call = bind(self.transposed, self.ndim, arguments, named)
-        self.check_dilation(call["dilation"])
+        self.check_call(call["dilation"], weight)
         call["padding_mode"] = padding_mode
         return self.at_size(input, weight, bias, call, asked, scale)
 

@@ -20,9 +20,10 @@ from ccrewrite.errors import InputError
 from ccrewrite.families import alone
 from ccrewrite.families.estimate import dense_seconds
 from ccrewrite.families.learnable import Learnable
-from ccrewrite.families.look import any_, readable, still
+from ccrewrite.families.look import any_, readable, require_values, still
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.folded.alternative import Alternative
+from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
@@ -31,7 +32,7 @@ SAVED = 0.5
 """What compiling a layer by itself saves, over the plain convolution's time: the building of its kernel, for the most part."""
 
 
-class Sampling(Learnable, ABC):
+class Sampling(Learnable, Unscriptable, ABC):
     """Learnable geometry of one convolution; called with the arguments of the torch function that it stands for.
 
     ``sampling(input, weight, bias, stride, padding, dilation, groups)`` in place of ``F.convNd``, and
@@ -55,6 +56,8 @@ class Sampling(Learnable, ABC):
     """The one of ``forms`` that a call takes while ``form`` is None."""
     form: str | None = None
     """The one of ``forms`` that is wanted. ``ccrewrite.lower`` sets it; a class with several forms acts on it."""
+    site: str = ""
+    """Name of its site in the model that it was put into, for messages."""
     opaque: bool = False
     """Whether torch.compile takes what is built of the geometry as operators (``regions.py``), so that layers that are alike
     are compiled once. ``ccrewrite.lower`` sets it."""
@@ -141,6 +144,10 @@ class Sampling(Learnable, ABC):
         An empty list: the layer never equals a plain convolution on this grid.
         """
 
+    def values(self) -> list[Tensor]:
+        """The tensors that every moved call reads."""
+        return list(self.parameters())
+
     @abstractmethod
     def kernel(self, weight: Tensor) -> Tensor:
         """Effective kernel, ``(*weight.shape[:2], *window)``, for ``weight`` of shape ``(out, in/groups, *taps)``
@@ -224,7 +231,7 @@ class Sampling(Learnable, ABC):
         if self.runs_plain():
             return self.plain(input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
-        self.check_dilation(call["dilation"])
+        self.check_call(call["dilation"], weight)
         return self.evaluated(input, weight, bias, call)
 
     def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
@@ -236,13 +243,14 @@ class Sampling(Learnable, ABC):
         functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS
         return functions[self.ndim - 1](input, weight, bias, **call)
 
-    def check_dilation(self, dilation: Ints) -> None:
-        """Raise where a call's dilation is another one than this geometry's."""
+    def check_call(self, dilation: Ints, weight: Tensor) -> None:
+        """Raise where a call has another dilation than this geometry's, or a weight with values and no values to move it by."""
         if dilation != self.dilation:
             raise InputError(
                 f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
                 "revert and rewrite the model if its dilation changed"
             )
+        require_values(self, self.values(), weight)
 
     def runs_compiled(self, input: Tensor) -> bool:
         """Whether a call made now is compiled by itself."""

@@ -101,11 +101,16 @@ def conv_of_cut(
 
 def laid_out(input: Tensor, cuts: Sequence[Cut], pads: Pads, mode: str) -> tuple[Tensor, list[tuple[int, int]]]:
     """``input``, padded as far as ``mode`` isn't zeros, and the zeros that the cut kernel needs beside it (negative: crops)."""
-    if mode != "zeros":
-        known = [(max(0, low - max(0, c.before)), max(0, high - max(0, c.after))) for (low, high), c in _pairs(pads, cuts)]
-        input = crop_or_pad(input, known, mode)
-        pads = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, known, strict=True))
-    return input, [(low - c.before, high - c.after) for (low, high), c in _pairs(pads, cuts)]
+    known, rest = pads_of(cuts, pads, mode)
+    return crop_or_pad(input, known, mode) if mode != "zeros" else input, rest
+
+
+def pads_of(cuts: Sequence[Cut], pads: Pads, mode: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """What is continued as ``mode`` says, none where that is zeros; and the zeros beside it (negative: crops)."""
+    known = [(max(0, low - max(0, c.before)), max(0, high - max(0, c.after))) for (low, high), c in _pairs(pads, cuts)]
+    known = known if mode != "zeros" else [(0, 0)] * len(cuts)
+    left = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, known, strict=True))
+    return known, [(low - c.before, high - c.after) for (low, high), c in _pairs(left, cuts)]
 
 
 def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any], cuts: Sequence[Cut]) -> Tensor:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccrewrite.folded.cuts import Cut, Pads, conv_of_cut, described
+from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import bind, full_precision
 
 
-class FixedSampling(nn.Module):
+class FixedSampling(Unscriptable):
     """The kernel is ``matrix . weight``. Called as the sampling that it replaces: with the arguments of the torch function.
 
     Args:

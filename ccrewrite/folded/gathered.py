@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded.fusing import Fusing
+from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Corners, Pads, pad, row_strides
 from ccrewrite.gathering.moved import channel_rows, moved_sum
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 
 
-class GatheredConv(Fusing):
+class GatheredConv(Unscriptable, Fusing):
     """Mixin for ``nn.ConvNd``: ``weight`` is ``(taps * out, in)``, ``positions`` ``(ndim, out, taps)`` in cells of ``window``;
     ``kernel_size`` and the rest are the original's."""
 

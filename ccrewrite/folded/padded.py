@@ -7,8 +7,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ccrewrite.folded.cuts import Cut, conv_of_cut, described
+from ccrewrite.folded.cuts import Cut, conv_of_cut, described, pads_of
+from ccrewrite.folded.scripting import Pad, Unscriptable
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+
+TORCH = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
 class PaddedConv(nn.Module):
@@ -25,11 +28,30 @@ class PaddedConv(nn.Module):
         call = {"stride": layer.stride, "groups": layer.groups}
         return conv_of_cut(input, weight, bias, call, self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script, torch's own layers: two pads and a convolution that shares the weight."""
+        layer = cast(_ConvNd, self)
+        g = ConvGeometry.from_module(layer)
+        torch_class: Any = next(kind for kind in TORCH if isinstance(self, kind))
+        known, rest = pads_of(self.cuts, g.pads, layer.padding_mode)
+        conv: Any = torch_class(
+            g.in_channels,
+            g.out_channels,
+            tuple(layer.weight.shape[2:]),
+            g.stride,
+            0,
+            tuple(c.step for c in self.cuts),
+            g.groups,
+            device="meta",
+        )
+        conv.weight, conv.bias = layer.weight, layer.bias
+        return nn.Sequential(Pad(known, layer.padding_mode), Pad(rest, "zeros"), conv).train(layer.training)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, cuts={tuple(tuple(c) for c in self.cuts)}"
 
 
-class PaddedConvTranspose(PaddedConv):
+class PaddedConvTranspose(Unscriptable, PaddedConv):
     """The same for ``nn.ConvTransposeNd``."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

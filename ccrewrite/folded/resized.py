@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ccrewrite.errors import InputError
+from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.ir.geometry import Ints
 
 
-class ResizedConv(nn.Module):
+class ResizedConv(Unscriptable):
     """``graph``: plain operators with constant matrices, for inputs of ``size`` samples (spatial axes only) and any batch.
 
     Raises ``InputError`` for inputs of another size.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Pads
 from ccrewrite.gathering.mixing import mix
 from ccrewrite.gathering.places import Layout, Tap, padded, read
@@ -26,7 +27,7 @@ from ccrewrite.ir.operators import bind
 Taps = tuple[Tap, ...]
 
 
-class ShiftedConv(nn.Module):
+class ShiftedConv(Unscriptable):
     """Mixin for ``nn.ConvNd``: ``weight`` mixes channels, ``(out, taps * in)`` where the input is read (``reads_input``), else
     ``(taps * out, in)``; ``kernel_size`` and the rest are the original's."""
 
@@ -46,7 +47,7 @@ class ShiftedConv(nn.Module):
         return f"{super().extra_repr()}, taps={len(self.taps)} apart in {self.window}, {what} read"
 
 
-class ShiftedSampling(nn.Module):
+class ShiftedSampling(Unscriptable):
     """The same for weights that are known at run time only. Called as the sampling that it replaces: with the arguments of the
     torch function, of one group.
 

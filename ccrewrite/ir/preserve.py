@@ -143,3 +143,13 @@ def random_states_kept() -> Generator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def trainable_made() -> Generator[None]:
+    """Parameters that are made inside can be trained, also where ``torch.inference_mode`` is on."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():  # leaving it turns gradients on
+        yield

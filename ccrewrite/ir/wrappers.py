@@ -44,6 +44,17 @@ def require_bare(model: nn.Module, what: str) -> nn.Module:
     return model
 
 
+def require_trainable(model: nn.Module, what: str) -> None:
+    """Raises ``InputError`` where ``model`` was made inside ``torch.inference_mode``: ``what`` keeps its weights, which can't
+    be trained."""
+    name = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
+    if name is not None:
+        raise InputError(
+            f"{name} was made inside torch.inference_mode, so it can't be trained, and {what} would keep it: "
+            "build or copy the model outside, or use torch.no_grad"
+        )
+
+
 def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         return cast(nn.Module, model.module)

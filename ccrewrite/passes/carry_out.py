@@ -33,7 +33,7 @@ def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inpu
     largest = max(built.values(), default=0.0)
     failures = {n: f"its kernel is off by {e:.1e} at the start" for n, e in built.items() if e > TOLERANCE[torch.float64]}
     good = [name for name in exact if name not in failures]
-    if any(t.is_meta for t in (*inputs.tensors(), *model.parameters())):
+    if any(t.is_meta for t in inputs.tensors()) or any(site.device.type == "meta" for site in planned.sites):
         substitute_(model, [*(exact[name] for name in good), *approximate], planned.rules)
         return _with_failures(planned, failures), Check((), False, "nothing to run on the meta device", largest)
 

@@ -186,7 +186,7 @@ def _route(site: Site) -> Route:
 
 def _never_called(name: str, module: nn.Module, hidden: Sequence[str]) -> Site:
     geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
-    weight = next(module.parameters(), torch.empty(0))
+    weight = next(module.parameters(), torch.empty(0, device="cpu"))
     message = "the example inputs never reach it"
     if hidden:
         message = f"a branch or loop of torch.{', torch.'.join(hidden)} may make its calls, which hides them from the run"

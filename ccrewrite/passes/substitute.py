@@ -22,7 +22,7 @@ from ccrewrite.families.reroute import Route
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import suffix_of
-from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.preserve import random_states_kept, trainable_made
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.passes.detect import host_of, weight_of
@@ -37,6 +37,7 @@ class Substitution(NamedTuple):
     undo: Callable[[], object]
 
 
+@trainable_made()
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold tensors with a history (old-style weight and spectral norm after a forward)."""
     memo: dict[int, Any] = {}
@@ -73,6 +74,7 @@ def _complete_graph_modules_(model: nn.Module, copied: nn.Module, memo: dict[int
             new.training = old.training
 
 
+@trainable_made()
 def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, Substitution]:
     """Rewrite ``sites`` of ``model`` in place, all of them or (raising) none; by name."""
     done: dict[str, Substitution] = {}
@@ -109,6 +111,8 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
     module = model.get_submodule(site.module)
     weight = _weight(model, site)
     dtype, device = (site.dtype, site.device) if weight is None else (weight.dtype, weight.device)
+    if device.type == "meta":  # where it runs: hooks may bring an offloaded weight there (accelerate)
+        device = site.device
     sampling = rule.made(site, dtype=dtype, device=device)
     if isinstance(weight, nn.Parameter):
         sampling.requires_grad_(weight.requires_grad)

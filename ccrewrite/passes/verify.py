@@ -112,11 +112,11 @@ def built_error(site: Site, rule: Rule) -> float:
         sampling = rule.made(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
         g = geometry
         rows, columns = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
-        weight = torch.randn(rows, columns // g.groups, *g.kernel_size, dtype=torch.float64)
+        weight = torch.randn(rows, columns // g.groups, *g.kernel_size, dtype=torch.float64, device="cpu")
         axes = zip(g.extent, g.stride, g.pads, strict=True)
         # Large enough that an output is left: padding takes from a transposed convolution's output, not from its input.
         size = [sum(pads) // s + 4 if g.transposed else e + 2 * s for e, s, pads in axes]
-        input = torch.randn(2, g.in_channels, *size, dtype=torch.float64)
+        input = torch.randn(2, g.in_channels, *size, dtype=torch.float64, device="cpu")
     arguments: dict[str, Any] = {n: getattr(g, n) for n in (CONV_TRANSPOSE if g.transposed else CONV)}
     with torch.enable_grad():
         built = sampling(input, weight, None, **arguments).detach()

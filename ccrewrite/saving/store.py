@@ -20,8 +20,9 @@ from ccrewrite.families.look import look_once_
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.own_state import OwnState
+from ccrewrite.ir.preserve import trainable_made
 from ccrewrite.ir.threads import one_at_a_time
-from ccrewrite.ir.wrappers import require_bare, unwrapped
+from ccrewrite.ir.wrappers import require_bare, require_trainable, unwrapped
 from ccrewrite.saving.document import FORMAT
 from ccrewrite.saving.files import RECIPE, read, write
 from ccrewrite.saving.recipe import Recipe
@@ -62,6 +63,7 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
     write(Path(directory), {**about, **recipe.to_data(), "rewrite": record}, tensors)
 
 
+@trainable_made()
 def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     """What ``save`` wrote, on ``model``: a fresh original, as it was before ``rewrite``. In place; returns it.
 
@@ -72,6 +74,7 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     was rewritten; ``model`` is then as it was. Nothing is unpickled.
     """
     module = require_bare(as_module(model), "load")
+    require_trainable(module, "load")
     document, tensors = read(Path(directory))
     try:
         recipe = Recipe.from_document(document)

@@ -36,6 +36,10 @@ class Affine(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype, device=device))
 
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Called for its parameters, not merely read: so hooks that bring them where they are needed (offloading) see it."""
+        return self.weight, self.bias
+
 
 class Residual(nn.Module):
     """The learned part of ``phi_t`` along one axis: a small sinusoidal network (SIREN, arXiv 2006.09661) of the coordinate,
@@ -57,9 +61,9 @@ class Residual(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def forward(self) -> tuple[Tensor, ...]:
         """Weights and biases, the last ones with a row for each tap."""
-        inner, last = (self.inner.weight, self.inner.bias), (self.last.weight, self.last.bias)
+        inner, last = self.inner(), self.last()
         return (*inner, last[0].expand(self.taps, -1), last[1].expand(self.taps)) if self.shared else (*inner, *last)
 
 
@@ -84,22 +88,24 @@ class FilterNetwork(nn.Module):
         nn.init.uniform_(self.middle.bias, -math.pi, math.pi)
         if self.last.weight.is_meta:
             return
+        factory: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
         taps = self.last.weight.shape[0]
         extent = self.dilation * (taps - 1) + 1
         half = (extent + 1) / 2
-        places = torch.linspace(-half, half, (extent + 1) * FINENESS + 1, dtype=torch.float64)
-        nodes = self.dilation * torch.arange(taps, dtype=torch.float64) - (extent - 1) / 2
-        on_grid = torch.arange(len(places)) % FINENESS == 0
+        places = torch.linspace(-half, half, (extent + 1) * FINENESS + 1, **factory)
+        nodes = self.dilation * torch.arange(taps, **factory) - (extent - 1) / 2
+        on_grid = torch.arange(len(places), device="cpu") % FINENESS == 0
         importance = torch.where(on_grid, NODE_WEIGHT, 1.0)[:, None] * taper(places, extent)[:, None]
-        layers = [p.detach().double().cpu() for p in self.tensors()[:4]]
-        hidden = torch.cat([features(places, layers), torch.ones(len(places), 1, dtype=torch.float64)], 1)
+        layers = [p.detach().double().cpu() for affine in (self.inner, self.middle) for p in (affine.weight, affine.bias)]
+        hidden = torch.cat([features(places, layers), torch.ones(len(places), 1, **factory)], 1)
         target = keys_cubic(places[:, None] - nodes)
         # A little ridge keeps the coefficients small enough for float32.
-        system = torch.cat([importance * hidden, 1e-4 * torch.eye(hidden.shape[1], dtype=torch.float64)])
-        wanted = torch.cat([importance * target, torch.zeros(hidden.shape[1], taps, dtype=torch.float64)])
+        system = torch.cat([importance * hidden, 1e-4 * torch.eye(hidden.shape[1], **factory)])
+        wanted = torch.cat([importance * target, torch.zeros(hidden.shape[1], taps, **factory)])
         found = torch.linalg.lstsq(system, wanted).solution
         self.last.weight.copy_(found[:-1].mT)
         self.last.bias.copy_(found[-1])
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(p for layer in (self.inner, self.middle, self.last) for p in (layer.weight, layer.bias))
+    def forward(self) -> tuple[Tensor, ...]:
+        """Weights and biases."""
+        return (*self.inner(), *self.middle(), *self.last())

@@ -19,6 +19,7 @@ from ccrewrite.families.cc import curves, fold, native, resized
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, Basis, profile
 from ccrewrite.families.learnable import Recording, clamp_between_
+from ccrewrite.families.look import require_values
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
 from ccrewrite.folded.alternative import Alternative
@@ -169,15 +170,30 @@ class CCSampling(ResizableSampling):
     def kernel(self, weight: Tensor) -> Tensor:
         return native.cc_kernel(weight, self.along(), self.dilation, self.margin)
 
+    def values(self) -> list[Tensor]:
+        return [] if self.shift is None else [self.shift]  # the networks' where they are read
+
+    def _moved_along(self, weight: Tensor) -> tuple[Along, ...]:
+        alongs = self.along()
+        require_values(self, [tensor for along in alongs for tensor in along.layers], weight)
+        return alongs
+
     def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-        return native.cc_native(input, weight, bias, self.along(), self.margin, call)
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            return super().moved(input, weight, bias, call)  # with the window: the cheapest form goes by the input's size
+        return native.cc_native(input, weight, bias, self._moved_along(weight), self.margin, call)
 
     def at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
     ) -> Tensor:
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            raise InputError(
+                "torch.jit.trace would keep the sizes of the example inputs in a layer that asks for another output size: "
+                "ccrewrite.fold the model for them first, or use torch.export"
+            )
         asks = (call, asked, scale, self.alignment, self.rescaled)
         # By their module: symbolic_trace makes leaves of the names there, not of ones imported here.
-        return resized.cc_resized(input, weight, bias, self.along(), self.margin, *asks, self.runs_plain())
+        return resized.cc_resized(input, weight, bias, self._moved_along(weight), self.margin, *asks, self.runs_plain())
 
     def onnx_form(self) -> OnnxForm:
         from ccrewrite.families.cc.onnx.form import CCForm  # of the extra onnx
@@ -224,7 +240,7 @@ class CCSampling(ResizableSampling):
                 index = self.axes.index(a)
                 along = along._replace(
                     shift_index=index,
-                    layers=networks[index].tensors(),
+                    layers=networks[index](),
                     extent=self.window[a] if mlp else 0,
                     within=self.window[a] if cut else 0,
                     shared=self.sharing == "axis" and not cut,

@@ -177,7 +177,7 @@ class DclsSampling(TapPositions):
         call = bind(False, self.ndim, arguments, named)
         if self.runs_plain():
             return self.plain(input, weight, bias, **call)
-        self.check_dilation(call["dilation"])
+        self.check_call(call["dilation"], weight)
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
         layout = Layout(self.window, call["stride"], pads, call["groups"])
         form = self.form_of(input, weight, layout)

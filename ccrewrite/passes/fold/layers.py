@@ -21,6 +21,7 @@ from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.preserve import trainable_made
 from ccrewrite.passes.fold.dense import with_kernel_
 from ccrewrite.passes.fold.fixed import fix_call_, fix_layer_
 from ccrewrite.passes.fold.sites import Answer
@@ -33,6 +34,7 @@ SIZE_ASKED = Answer("size-asked", "it asks for another output size or grid than 
 UNMOVED = Answer("original", "nothing moved")
 
 
+@trainable_made()
 def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = None) -> Answer:
     """``keep``: the layer must keep its weight and attributes, for they are read elsewhere. ``form``: ``DENSE`` or the name of
     one of its alternatives; None: the one that pays most."""
@@ -64,6 +66,7 @@ def _with_own_weight_(conv: _ConvNd, sampling: Sampling, form: str | None) -> An
     return answer or f"a {type(conv).__name__} can't pad by different amounts"
 
 
+@trainable_made()
 def fold_hosted_(host: nn.Module, key: str) -> Answer:
     """The functional call whose sampling is ``host.ccrewrite.<key>``."""
     sampling = cast(Sampling, cast(Samplings, hosted_by(host))[key])
