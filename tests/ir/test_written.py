@@ -54,7 +54,7 @@ def test_what_the_disk_refuses_is_an_input_error(tmp_path: Path) -> None:
     for target in (tmp_path / "folder", tmp_path / "no" / "file", tmp_path / "a\0b"):
         with pytest.raises(InputError, match="can't be written"):
             write(target)
-    with pytest.raises(InputError, match="full can't be written: .*No space left"):
+    with pytest.raises(InputError, match=r"full can't be written: .*No space left"):
         write(tmp_path / "full", OSError(28, "No space left on device"))
     assert names(tmp_path) == ["folder"]
 
