@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -84,13 +84,14 @@ def rewrite(
     include: Patterns = None,
     exclude: Patterns = None,
     kinds: str | Sequence[str] | None = None,
-    verify: bool = True,
+    verify: bool | Literal["outputs"] = True,
     how: How = "auto",
 ) -> Result:
     """A copy of ``model`` whose dilated, strided and transposed convolutions are learnable layers that compute the same.
 
-    Arguments as ``plan``'s. With ``verify`` the copy's outputs are compared with the original's on ``example_inputs``, and a
-    site that changes them is put back. Of a model that is wrapped (``torch.compile``, ``DataParallel``) the one inside is
+    Arguments as ``plan``'s. With ``verify`` the copy's outputs are compared with the original's on ``example_inputs``, and the
+    gradients of its inputs and weights, in one backward pass of each; a site that changes them is put back. "outputs" leaves
+    gradients out. Of a model that is wrapped (``torch.compile``, ``DataParallel``) the one inside is
     copied: compile or wrap the result. Raises what ``plan`` raises, and ``SelectionError`` where nothing can be rewritten.
 
     >>> import torch
@@ -112,7 +113,7 @@ def rewrite_(
     include: Patterns = None,
     exclude: Patterns = None,
     kinds: str | Sequence[str] | None = None,
-    verify: bool = True,
+    verify: bool | Literal["outputs"] = True,
     how: How = "auto",
 ) -> Result:
     """``rewrite`` in place: ``result.model`` is ``model``, which must not be wrapped. Where it raises, it is as it was."""
@@ -152,12 +153,14 @@ def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, 
     return Plan(decide(sites, ready, selection), ready, program.how, program.note)
 
 
-def _rewritten(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool) -> Result:
+def _rewritten(
+    model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, check: bool | Literal["outputs"]
+) -> Result:
     if not planned.rewritten:
         raise SelectionError(
             f"nothing to rewrite: {planned.summary()}. print(ccrewrite.plan(model, inputs)) shows why, site by site"
         )
     if check:
-        return Result(model, *carry_out_(model, original, planned, inputs))
+        return Result(model, *carry_out_(model, original, planned, inputs, gradients=check != "outputs"))
     substitute_(model, planned.rewritten, planned.rules)
     return Result(model, planned, Check((), ran=False, note="verify=False"))

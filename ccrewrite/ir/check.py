@@ -45,10 +45,13 @@ class Check:
     ran: bool
     note: str = ""
     built_error: float | None = None
+    gradients: tuple[OutputCheck, ...] = ()
+    """Of the inputs and weights, for a random sum of the outputs, with the kernels built: the original's against the rewritten
+    model's. Empty where they weren't compared; ``note`` says why, where that was asked for."""
 
     @property
     def ok(self) -> bool:
-        return all(o.ok for o in self.outputs)
+        return all(o.ok for o in (*self.outputs, *self.gradients))
 
     @property
     def max_abs_error(self) -> float:
@@ -70,7 +73,11 @@ class Check:
             for o in self.outputs
         ]
         table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", ""))
-        verdict = "outputs are equal" if self.ok else "outputs DIFFER"
+        verdict = "outputs are equal" if all(o.ok for o in self.outputs) else "outputs DIFFER"
+        if self.gradients:
+            worst = max(self.gradients, key=lambda g: g.max_rel_error)
+            equal = "are equal" if all(g.ok for g in self.gradients) else "DIFFER"
+            verdict += f"\n{len(self.gradients)} gradients {equal}: {worst.path} by {worst.max_rel_error:.1e}"
         built = ""
         if self.built_error is not None:
             built = f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64"

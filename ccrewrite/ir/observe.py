@@ -145,7 +145,8 @@ class ConvolutionMode(TorchFunctionMode):
             code = frame.f_code
             if code is _APPLY and not function:
                 kind = frame.f_locals["cls"]
-                function = "" if kind.__module__.startswith("torch.") else kind.__name__
+                # A checkpoint runs what it was given again: a module's method sends its calls where they belong, a closure not.
+                function = "" if path is not None and kind.__module__.startswith("torch.") else kind.__name__
             elif path is None and code.co_argcount:
                 first = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(first, nn.Module) and id(first) in self.paths and _is_method(type(first), code):

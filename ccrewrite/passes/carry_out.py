@@ -15,14 +15,18 @@ from ccrewrite.families.rule import Rule
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import TOLERANCE, Check
 from ccrewrite.ir.sites import Decision, Plan, Site
+from ccrewrite.passes.gradients import Reference
 from ccrewrite.passes.rules import rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
 from ccrewrite.passes.verify import built_error, called, compare_outputs, culprits, outputs_of
 
 
-def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs) -> tuple[Plan, Check]:
+def carry_out_(
+    model: nn.Module, original: nn.Module | None, planned: Plan, inputs: Inputs, *, gradients: bool = True
+) -> tuple[Plan, Check]:
     """Rewrite the sites of ``planned`` in ``model``, compare with ``original`` (None: with ``model`` as it is now) and
-    put back what fails; the plan as carried out, and the comparison. Where it raises, ``model`` is as it was.
+    put back what fails, in ``gradients`` too; the plan as carried out, and the comparison. Where it raises, ``model`` is as it
+    was.
 
     Sites of rules that are not exact are rewritten after the comparison: they change the outputs by design.
     """
@@ -38,17 +42,22 @@ def carry_out_(model: nn.Module, original: nn.Module | None, planned: Plan, inpu
         return _with_failures(planned, failures), Check((), False, "nothing to run on the meta device", largest)
 
     before = outputs_of(model if original is None else original, inputs)
+    reference = Reference(model if original is None else original, inputs) if gradients and good else None
     rewriting = _Rewriting(model, exact, planned.rules)
     try:
-        found, note = _search(good, lambda names: _failure(rewriting.only_(names), model, before, inputs))
+        found, note = _search(good, lambda names: _failure(rewriting.only_(names), model, before, inputs, reference))
         rewriting.only_([name for name in good if name not in found])
         check = Check(compare_outputs(before, outputs_of(model, inputs)), True, note, largest)
         if not check.ok and not note:
             check = replace(check, note="two runs of the rewritten model differ as well: it is not deterministic")
+        if reference is not None and reference.missing:
+            check = replace(check, note="; ".join(filter(None, (check.note, f"gradients not compared: {reference.missing}"))))
+        elif reference is not None:
+            check = replace(check, gradients=reference.last)
         if approximate:
             substitute_(model, approximate, planned.rules)
             which = approximate[0].name if len(approximate) == 1 else f"{len(approximate)} sites"
-            check = replace(check, note="; ".join(filter(None, (note, f"compared before {which} became approximate"))))
+            check = replace(check, note="; ".join(filter(None, (check.note, f"compared before {which} became approximate"))))
     except BaseException:
         rewriting.only_([])
         raise
@@ -95,7 +104,9 @@ def _with_failures(planned: Plan, failures: Mapping[str, str]) -> Plan:
     return replace(planned, sites=tuple(decided))
 
 
-def _failure(done: Mapping[str, Substitution], model: nn.Module, before: Mapping[str, Any], inputs: Inputs) -> str:
+def _failure(
+    done: Mapping[str, Substitution], model: nn.Module, before: Mapping[str, Any], inputs: Inputs, reference: Reference | None
+) -> str:
     """What is wrong with ``model`` after the substitutions ``done``; empty where nothing is."""
     try:
         with called({name: substitution.sampling for name, substitution in done.items()}) as seen:
@@ -107,5 +118,5 @@ def _failure(done: Mapping[str, Substitution], model: nn.Module, before: Mapping
         return f"the call of {unreached[0]} is not made by a function of torch.nn.functional, so it did not reach its sampling"
     worst = max((c for c in compare_outputs(before, after) if not c.ok), key=lambda c: c.max_rel_error, default=None)
     if worst is None:
-        return ""
+        return "" if reference is None else reference.failure(model, {n: s.sampling for n, s in done.items()})
     return worst.note or f"{worst.path} changed by {worst.max_rel_error:.1e} of its largest magnitude"

@@ -1,0 +1,111 @@
+"""Verification compares gradients as well as outputs, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import ccrewrite
+
+X = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 2, 2)
+        self.w = nn.Parameter(torch.randn(4, 4, 3, 3) / 6)
+
+    def forward(self, x: Tensor) -> Any:
+        return F.conv2d(self.b(self.a(x)).tanh(), self.w, padding=2, dilation=2)
+
+
+def test_gradients_of_inputs_and_weights_are_compared() -> None:
+    check = ccrewrite.rewrite(Net(), X).check
+    names = {"input 0", "a.weight", "a.bias", "b.weight", "b.bias", "w"}
+    assert {g.path for g in check.gradients} == {f"gradient of {n}" for n in names}
+    assert check.ok
+    assert "6 gradients are equal" in str(check)
+    assert ccrewrite.rewrite(Net(), X, verify="outputs").check.gradients == ()
+
+
+class Recomputed(Net):
+    """The call is made again in the backward pass, when no method of the model runs."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return checkpoint(lambda y: F.conv2d(y, self.w, stride=2), x, use_reentrant=self.reentrant)
+
+
+class Detached(Net):
+    """The rewritten layer is called without gradients: by its class, which gives right outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x) if type(self.b) is nn.Conv2d else self.b(x.detach())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_closure_in_a_reentrant_checkpoint_is_left_alone() -> None:
+    model = Recomputed()
+    model.reentrant = True
+    plan = ccrewrite.plan(model, X, how="observe")
+    assert plan["w"].code == "autograd-function"
+    assert plan["a"].decision.rewritten
+
+
+@pytest.mark.parametrize(("kind", "bad"), [(Recomputed, "w"), (Detached, "b")])
+def test_right_outputs_with_wrong_gradients_are_put_back(kind: Any, bad: str) -> None:
+    result = ccrewrite.rewrite(kind(), X, verify="outputs")
+    assert result.plan[bad].decision.rewritten
+    result = ccrewrite.rewrite(kind(), X)
+    assert result.plan[bad].code == "verification-failed"
+    assert "gradient" in result.plan[bad].message
+    assert result.plan["a"].decision.rewritten
+    assert result.check.ok
+
+
+class Codes(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) > 0
+
+
+class NoGrad(Net):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Codes, NoGrad])
+def test_where_nothing_is_differentiated_the_check_says_so(kind: Any) -> None:
+    check = ccrewrite.rewrite(kind(), X).check
+    assert check.ok
+    assert check.gradients == ()
+    assert check.note == "gradients not compared: no output can be differentiated"
+    assert ccrewrite.rewrite(kind(), X, verify="outputs").check.note == ""
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_model_and_its_inputs_are_as_before(in_place: bool) -> None:
+    model, x = nn.Sequential(Net(), nn.BatchNorm2d(4), nn.Dropout()), X.clone().requires_grad_()
+    model[0].b.weight.requires_grad_(False)
+    model[0].a.weight.grad = torch.ones(4, 4, 3, 3)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    torch.manual_seed(7)
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    result = (ccrewrite.rewrite_ if in_place else ccrewrite.rewrite)(model, x)
+    assert torch.equal(torch.rand(1), drawn)
+    assert result.check.gradients
+    assert x.grad is None
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"0.a.weight"}
+    assert torch.equal(model[0].a.weight.grad, torch.ones(4, 4, 3, 3))
+    assert all(torch.equal(v, model.state_dict()[n]) for n, v in before.items())
+    assert all(m.training for m in model.modules())
