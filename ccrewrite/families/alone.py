@@ -31,7 +31,7 @@ def run_open(function: Callable[..., Any], key: Any, sizes: Any, *arguments: Any
     if (function, key, sizes) in _seen:
         return compiled(*arguments)
     # Sizes that are equal by chance must not be taken for the same one: what runs would depend on which call came first.
-    with shapes_config.patch(use_duck_shape=False):  # pyright: ignore
+    with shapes_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]
         found = compiled(*arguments)
     _seen.add((function, key, sizes))
     return found

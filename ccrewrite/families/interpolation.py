@@ -129,16 +129,16 @@ class KeepInside(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, low: float, high: float) -> Tensor:  # pyright: ignore
+    def forward(value: Tensor, low: float, high: float) -> Tensor:
         return value.clamp(low, high)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # pyright: ignore
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.bounds = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (value,) = ctx.saved_tensors
         low, high = ctx.bounds
         # Descent moves against the gradient: of what is too low a positive one pushes further down.

@@ -73,7 +73,7 @@ class Reroute(TorchFunctionMode):
     ) -> Any:
         # Operators are left alone: that is how a sampling's own convolution passes.
         call = None if isinstance(func, OpOverload) else as_call(func, args, kwargs)
-        routes: tuple[Route, ...] = self.host.ccrewrite_routes  # pyright: ignore
+        routes: tuple[Route, ...] = self.host.ccrewrite_routes  # pyright: ignore[reportAssignmentType]
         if call is not None:
             weight = self._uncast(call.weight)
             for route in routes:
@@ -93,7 +93,7 @@ class Reroute(TorchFunctionMode):
         """Raise where a method was traced by fx, and a function that stays whole in the graph got what a route waits for."""
         tracer = cast(fx.Tracer, proxy.tracer)
         whole = [node for node in tracer.graph.nodes if node.op == "call_function" and _stays_whole(node.target)]
-        for route in self.host.ccrewrite_routes:  # pyright: ignore
+        for route in self.host.ccrewrite_routes:  # pyright: ignore[reportGeneralTypeIssues]
             if route.weight is None:
                 hidden = [] if route.sampling in self.taken else whole
             else:

@@ -225,7 +225,10 @@ class Sampling(Learnable, Unscriptable, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Flat, so that `model.to(memory_format=...)` leaves it alone: torch means the pictures' formats for every tensor of
         # four or five axes, and raises where the number is the wrong one of the two.
-        return super()._apply(lambda t: fn(t.flatten()).view(t.shape), recurse)
+        def flat(t: Tensor) -> Tensor:
+            return fn(t.flatten()).view(t.shape)
+
+        return super()._apply(flat, recurse)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         if self.runs_plain():
@@ -237,7 +240,7 @@ class Sampling(Learnable, Unscriptable, ABC):
     def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
         """The plain convolution, for what overrides ``forward``. It is torch's function, which a mode that reroutes calls would
         send back here: under a mode it is the operator."""
-        if not torch.overrides._len_torch_function_stack():  # pyright: ignore
+        if not torch.overrides._len_torch_function_stack():  # pyright: ignore[reportPrivateImportUsage]
             return FUNCTIONS[self.transposed, self.ndim](input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
         functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS

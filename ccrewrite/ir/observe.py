@@ -132,7 +132,11 @@ class ConvolutionMode(TorchFunctionMode):
         others, named = args[1:], {k: v for k, v in (kwargs or {}).items() if k != "input"}
         path, function = self._caller()
         weight = self.names.get(id(call.weight))
-        self.seen(SeenCall(path, weight, call, out, lambda x: func(x, *others, **named), function))
+
+        def again(x: Tensor) -> Tensor:
+            return func(x, *others, **named)
+
+        self.seen(SeenCall(path, weight, call, out, again, function))
         return out
 
     def _caller(self) -> tuple[str, str]:

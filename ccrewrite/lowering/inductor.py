@@ -115,7 +115,7 @@ def _traced(node: fx.Node) -> fx.GraphModule:
 
     values: list[Tensor] = [t.meta["val"] for t in tensors]
     assert select_decomp_table is not None
-    with values[0].fake_mode:  # pyright: ignore
+    with values[0].fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
         return make_fx(code, decomposition_table=select_decomp_table())(*values)
 
 

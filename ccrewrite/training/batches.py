@@ -91,7 +91,7 @@ class Batches:
                 if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
                     generator.manual_seed(torch.initial_seed())
             place = iter(range(2**62))
-            return [[(next(place), index) for index in batch] for batch in self.loader.batch_sampler]  # pyright: ignore
+            return [[(next(place), index) for index in batch] for batch in self.loader.batch_sampler]  # pyright: ignore[reportOptionalIterable]
 
     def _like(self, loader: DataLoader[Any], number: int, indices: list[list[Any]]) -> DataLoader[Any]:
         return DataLoader(

@@ -28,7 +28,7 @@ Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
 def statistics(model: GivenModel) -> Statistics:
     """A copy of the running statistics of every batch norm of ``model`` (instance norms that track them too)."""
     norms = _norms(model_of(model))
-    return {name: tuple(cast(Tensor, b).clone() for b in _buffers(norm)) for name, norm in norms.items()}  # pyright: ignore
+    return {name: tuple(b.clone() for b in _buffers(norm)) for name, norm in norms.items()}  # pyright: ignore[reportReturnType]
 
 
 def load_statistics_(model: GivenModel, values: Statistics) -> None:

@@ -156,7 +156,7 @@ class Steps:
         """All of them, in the main process."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # pyright: ignore
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # pyright: ignore[reportReturnType]
 
     def load(self, weights: dict[str, Any]) -> None:
         """Complete ones, in every process."""

@@ -141,8 +141,8 @@ class CCSampling(ResizableSampling):
         if shift is None:
             return []
         # Past `getattr` (which a tracer watches for the shift): this runs in every call.
-        last = (axis._modules["last"] for axis in self._modules["residual"]._modules.values())  # pyright: ignore
-        return [shift, *(p for layer in last for p in layer._parameters.values())]  # pyright: ignore
+        last = (axis._modules["last"] for axis in self._modules["residual"]._modules.values())  # pyright: ignore[reportOptionalMemberAccess]
+        return [shift, *(p for layer in last for p in layer._parameters.values())]  # pyright: ignore[reportOptionalMemberAccess, reportReturnType]
 
     def clamp_(self) -> None:
         if self.shift is not None:

@@ -56,7 +56,7 @@ class DclsConv(ScratchConv):
             window if kernel_size is None else kernel_size, ndim, "window" if kernel_size is None else "kernel_size"
         )
         # On the meta device: with `elements` the weight has another shape than torch would give it.
-        super().__init__(in_channels, out_channels, size, stride, padding, dilation, groups, bias, padding_mode, "meta", dtype)  # pyright: ignore
+        super().__init__(in_channels, out_channels, size, stride, padding, dilation, groups, bias, padding_mode, "meta", dtype)
         conv = cast(_ConvNd, self)
         factory: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": conv.weight.dtype}
         sampling = DclsSampling(ConvGeometry.from_module(conv), elements=elements, **options, **factory)

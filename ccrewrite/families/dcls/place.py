@@ -43,7 +43,7 @@ class Place(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # pyright: ignore
+    def forward(
         weight: Tensor,
         kinds: tuple[str, ...],
         sizes: tuple[int, ...],
@@ -67,12 +67,12 @@ class Place(torch.autograd.Function):
         return kernel.view(*weight.shape[:3], *cells)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # pyright: ignore
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         weight, ctx.kinds, ctx.sizes, *places = inputs
         ctx.save_for_backward(weight, *places)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *places = ctx.saved_tensors
         factors = _factors(ctx.kinds, ctx.sizes, places)
         first, rest = factors[0], _outer(factors[1:])

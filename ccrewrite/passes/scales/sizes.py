@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ccrewrite.families.resizable import ResizableSampling
 from ccrewrite.families.sites import rewritten_sites
@@ -187,10 +187,9 @@ def _fake_run(
                 del model._forward_pre_hooks[key]
         whereabouts = Whereabouts(stack)
         with _quiet(), mode, dispatcher, whereabouts:
-            fake: Inputs = tree_map(lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v, inputs.args)  # pyright: ignore
-            named = tree_map(lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v, inputs.kwargs)
+            fake, named = tree_map_only(Tensor, mode.from_tensor, (inputs.args, inputs.kwargs))
             whereabouts.counts.clear()
-            yield lambda: model(*cast(Any, fake), **named), whereabouts
+            yield lambda: model(*fake, **named), whereabouts
 
 
 @contextmanager

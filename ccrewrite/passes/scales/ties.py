@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import sympy
 
@@ -115,7 +116,11 @@ def number(expression: Expr, known: Mapping[Expr, int]) -> int:
 
 def _at_least_one(expression: Expr) -> Expr:
     """``Max(1, n)`` is ``n``: no size is below 1."""
-    return expression.replace(
-        lambda e: e.func.__name__ == "Max" and len(e.args) == 2 and sympy.Integer(1) in e.args,
-        lambda e: next(a for a in e.args if a != 1),
-    )
+
+    def takes(e: Any) -> bool:
+        return e.func.__name__ == "Max" and len(e.args) == 2 and sympy.Integer(1) in e.args
+
+    def other(e: Any) -> Expr:
+        return next(a for a in e.args if a != 1)
+
+    return expression.replace(takes, other)

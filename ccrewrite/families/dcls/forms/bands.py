@@ -134,16 +134,16 @@ class Interpolate(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(kind: str, position: Tensor, width: Tensor | None, size: int, ndim: int) -> Tensor:  # pyright: ignore
+    def forward(kind: str, position: Tensor, width: Tensor | None, size: int, ndim: int) -> Tensor:
         return interpolate(kind, position, width, size, ndim)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # pyright: ignore
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.kind, position, width, _, ctx.ndim = inputs
         ctx.save_for_backward(position, width)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         position, width = ctx.saved_tensors
         d_position, d_width = interpolate_backward(ctx.kind, position, width, gradient, ctx.ndim)
         return None, d_position, d_width, None, None
