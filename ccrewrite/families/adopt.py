@@ -12,15 +12,15 @@ from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.reroute import Rerouted, Route, rerouted, rerouted_methods
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.subclass import change_class_, subclass
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd, border_of, output_padding_of, parameters_of, submodules_of
 
-TORCH_LAYERS: tuple[type[_ConvNd], ...] = (
+TORCH_LAYERS: tuple[type[ConvNd], ...] = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
@@ -55,7 +55,7 @@ class RewrittenConv(nn.Module):
     """
 
     sampling: Sampling
-    ccrewrite_replaced: ClassVar[type[_ConvNd]]
+    ccrewrite_replaced: ClassVar[type[ConvNd]]
     """The class that the layer had before, and gets back: torch's own or a subclass of it."""
 
     def reset_parameters(self) -> None:
@@ -66,12 +66,12 @@ class RewrittenConv(nn.Module):
             sampling.reset_parameters()
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer = cast(_ConvNd, self)
+        layer = cast(ConvNd, self)
         if isinstance(self, Rerouted):  # its forward's own convolution call is the one that the sampling takes
             return super()._conv_forward(input, weight, bias)  # pyright: ignore[reportAttributeAccessIssue]
         padding = layer.padding
         if layer.padding_mode != "zeros":
-            input = F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+            input = F.pad(input, border_of(layer), mode=layer.padding_mode)
             padding = 0
         return self.sampling(input, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
@@ -82,11 +82,11 @@ class RewrittenConvTranspose(RewrittenConv):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if isinstance(self, Rerouted):
             return super().forward(input, output_size)
-        layer = cast(_ConvTransposeNd, self)
+        layer = cast(ConvTransposeNd, self)
         extra: Any = layer.output_padding
         if output_size is not None:
             stride, padding, taps = (list(cast(Ints, v)) for v in (layer.stride, layer.padding, layer.kernel_size))
-            extra = layer._output_padding(input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
+            extra = output_padding_of(layer, input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
         arguments = layer.stride, layer.padding, extra, layer.groups, layer.dilation
         return self.sampling(input, layer.weight, layer.bias, *arguments)
 
@@ -97,7 +97,7 @@ MIXINS: dict[type[Sampling], tuple[type[RewrittenConv], type[RewrittenConv]]] = 
 """Sampling class -> what its layers are made with, a convolution's and a transposed one's; its subclasses' too."""
 
 
-def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -> RewrittenConv:
+def adopt_(layer: ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -> RewrittenConv:
     """Make ``layer``, a torch convolution, one that uses ``sampling``. In place.
 
     A subclass with its own forward keeps running it; ``routes`` says which of the calls in it is the sampling's.
@@ -113,25 +113,26 @@ def adopt_(layer: _ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -
     return cast(RewrittenConv, layer)
 
 
-def release_(layer: RewrittenConv) -> _ConvNd:
+def release_(layer: RewrittenConv) -> ConvNd:
     """The layer that ``adopt_`` was given, with the weights that it has now. In place.
 
     Where they are few taps in a window, it gets the kernel that these make, without what reaches beyond the original extent.
     """
-    weight = layer._parameters.get("weight")
+    weight = parameters_of(layer).get("weight")
     if weight is not None and layer.sampling.own_weight:
         extent = (slice(m, m + k) for m, k in zip(layer.sampling.margin, layer.sampling.kernel_size, strict=True))
         kernel = layer.sampling.kernel(weight).detach()[(..., *extent)]
-        layer._parameters["weight"] = nn.Parameter(kernel.contiguous(), requires_grad=weight.requires_grad)
-    del layer._modules["sampling"]
+        parameters_of(layer)["weight"] = nn.Parameter(kernel.contiguous(), requires_grad=weight.requires_grad)
+    del submodules_of(layer)["sampling"]
     vars(layer).pop("ccrewrite_routes", None)
     change_class_(layer, lambda kind: kind.ccrewrite_replaced)
-    return cast(_ConvNd, layer)
+    return cast(ConvNd, layer)
 
 
 def hosted_by(module: nn.Module) -> Samplings | None:
     """The samplings of ``module``'s functional convolutions; None where it has none."""
-    found = module._modules[HOSTED] if HOSTED in module._modules else None  # noqa: SIM401 (ScriptModule's have no get)
+    inside = submodules_of(module)
+    found = inside[HOSTED] if HOSTED in inside else None  # noqa: SIM401 (ScriptModule's have no get)
     return found if isinstance(found, Samplings) else None
 
 
@@ -156,33 +157,33 @@ def unhost_(module: nn.Module, key: str | None = None) -> None:
         kept = (r for r in vars(module)["ccrewrite_routes"] if r.sampling != f"{HOSTED}.{name}")
         vars(module)["ccrewrite_routes"] = tuple(kept)
     if not samplings:
-        del module._modules[HOSTED]
+        del submodules_of(module)[HOSTED]
         del vars(module)["ccrewrite_routes"]
         change_class_(module, lambda kind: kind.ccrewrite_replaced)
     else:
         change_class_(module, lambda kind: _hosting_class_of(module, kind.ccrewrite_replaced))
 
 
-def torch_layer(kind: type) -> type[_ConvNd] | None:
+def torch_layer(kind: type) -> type[ConvNd] | None:
     """The ``nn.ConvNd`` or ``nn.ConvTransposeNd`` that ``kind`` is or descends from; None for other classes."""
     return next((layer for layer in TORCH_LAYERS if issubclass(kind, layer)), None)
 
 
-def _name_of(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> str:
+def _name_of(sampling_class: type[Sampling], replaced: type[ConvNd]) -> str:
     """Of the class: ``CCConv2d``, ``DclsConv2d_WSConv2d``; of ``TurnedSampling``: ``TurnedConv2d``."""
-    name = sampling_class.__name__.removesuffix("Sampling") + cast(type[_ConvNd], torch_layer(replaced)).__name__
+    name = sampling_class.__name__.removesuffix("Sampling") + cast(type[ConvNd], torch_layer(replaced)).__name__
     return name if replaced in TORCH_LAYERS else f"{name}_{replaced.__name__}"
 
 
 @functools.cache
-def _adopted_class(sampling_class: type[Sampling], replaced: type[_ConvNd]) -> type[_ConvNd]:
-    transposed = issubclass(replaced, _ConvTransposeNd)
+def _adopted_class(sampling_class: type[Sampling], replaced: type[ConvNd]) -> type[ConvNd]:
+    transposed = issubclass(replaced, ConvTransposeNd)
     mixin = next(MIXINS[kind] for kind in sampling_class.__mro__ if kind in MIXINS)[transposed]
     names: dict[str, Any] = {"ccrewrite_replaced": replaced, "__init__": _refuse, "__reduce__": _reduce, "__module__": __name__}
     if replaced in TORCH_LAYERS:
         return subclass(_name_of(sampling_class, replaced), (mixin, replaced), names | {"__setattr__": _set_attribute})
     # The mixin goes below the user's class: above torch's, whose methods it stands for.
-    below = subclass(mixin.__name__, (mixin, cast(type[_ConvNd], torch_layer(replaced))), {"__module__": __name__})
+    below = subclass(mixin.__name__, (mixin, cast(type[ConvNd], torch_layer(replaced))), {"__module__": __name__})
     own = has_own_forward(replaced)
     if own:
         every = Route("sampling", "weight", False, (), (), (), ())

@@ -13,13 +13,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import _C, Tensor, nn  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
 from torch._guards import detect_fake_mode
-from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.torch_private import (
+    always_called_of,
+    forward_ad,
+    forward_hooks_of,
+    forward_pre_hooks_of,
+    len_torch_dispatch_stack,
+)
 
 if TYPE_CHECKING:
     from ccrewrite.families.sampling import Sampling
@@ -56,11 +62,11 @@ class Forget:
 
 def look_once_(model: nn.Module) -> None:
     """Let ``model`` look at its geometry once in each forward, in place. To be called after layers change."""
-    for hooks, kind in ((model._forward_pre_hooks, Look), (model._forward_hooks, Forget)):
+    for hooks, kind in ((forward_pre_hooks_of(model), Look), (forward_hooks_of(model), Forget)):
         for key, hook in list(hooks.items()):
             if isinstance(hook, kind):
                 del hooks[key]
-                model._forward_hooks_always_called.pop(key, None)
+                always_called_of(model).pop(key, None)
     from ccrewrite.families.sites import named_samplings  # a sampling looks, too
 
     named = named_samplings(model)
@@ -113,7 +119,7 @@ def readable(tensors: Sequence[Tensor]) -> bool:
     for t in tensors:
         if (type(t) is not nn.Parameter and type(t) is not Tensor) or t.is_meta:
             return False
-    if _C._len_torch_dispatch_stack() and detect_fake_mode(tensors) is not None:
+    if len_torch_dispatch_stack() and detect_fake_mode(tensors) is not None:
         return False
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
@@ -123,7 +129,7 @@ def _traced() -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return True
     # All that traces operators is a mode; other modes (a FLOP counter) only look on.
-    if _C._len_torch_dispatch_stack() and (detect_fake_mode() is not None or get_proxy_mode() is not None):
+    if len_torch_dispatch_stack() and (detect_fake_mode() is not None or get_proxy_mode() is not None):
         return True
     return maybe_current_level() is not None or forward_ad._current_level >= 0
 

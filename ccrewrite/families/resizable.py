@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import MIXINS, RewrittenConv, RewrittenConvTranspose
@@ -21,6 +20,7 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.scratch import ScratchConv
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
+from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd
 
 Scales = float | tuple[float, ...]
 Alignment = Literal["native", "centred"]
@@ -180,7 +180,7 @@ class ResizableConv(RewrittenConv):
     def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
         if output_size is None or isinstance(self, Rerouted):
             return super().forward(input)
-        layer = cast(_ConvNd, self)
+        layer = cast(ConvNd, self)
         return _at_size(self, input, layer.weight, layer.bias, output_size)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -192,7 +192,7 @@ class ResizableConv(RewrittenConv):
 def _at_size(
     layer: RewrittenConv, input: Tensor, weight: Tensor, bias: Tensor | None, size: int | Sequence[int] | None
 ) -> Tensor:
-    conv = cast(_ConvNd, layer)
+    conv = cast(ConvNd, layer)
     arguments = conv.stride, conv.padding, conv.dilation, conv.groups
     return layer.sampling(input, weight, bias, *arguments, output_size=size, padding_mode=conv.padding_mode)
 
@@ -201,7 +201,7 @@ class ResizableConvTranspose(RewrittenConvTranspose):
     """Mixin for ``nn.ConvTransposeNd``. Output sizes that torch's own layer takes are torch's: they add rows."""
 
     def forward(self, input: Tensor, output_size: int | Sequence[int] | None = None) -> Tensor:
-        layer = cast(_ConvTransposeNd, self)
+        layer = cast(ConvTransposeNd, self)
         if output_size is None or isinstance(self, Rerouted):
             return super().forward(input, cast(Any, output_size))
         ndim = len(layer.kernel_size)

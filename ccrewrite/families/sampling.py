@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-import torch.overrides
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
@@ -27,6 +26,7 @@ from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
+from ccrewrite.ir.torch_private import len_torch_function_stack
 
 SAVED = 0.5
 """What compiling a layer by itself saves, over the plain convolution's time: the building of its kernel, for the most part."""
@@ -240,7 +240,7 @@ class Sampling(Learnable, Unscriptable, ABC):
     def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, **named: Any) -> Tensor:
         """The plain convolution, for what overrides ``forward``. It is torch's function, which a mode that reroutes calls would
         send back here: under a mode it is the operator."""
-        if not torch.overrides._len_torch_function_stack():  # pyright: ignore[reportPrivateImportUsage]
+        if not len_torch_function_stack():
             return FUNCTIONS[self.transposed, self.ndim](input, weight, bias, *arguments, **named)
         call = bind(self.transposed, self.ndim, arguments, named)
         functions = TRANSPOSED if self.transposed else NAMED_PADDING if isinstance(call["padding"], str) else CONVOLUTIONS

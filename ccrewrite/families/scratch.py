@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self, cast
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv, has_own_forward
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.subclass import change_class_, subclass
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import ConvNd
 
 
 class ScratchConv(RewrittenConv):
@@ -19,9 +19,9 @@ class ScratchConv(RewrittenConv):
     makes classes of its own, on top of the user's, which are none of these."""
 
     sampling_class: ClassVar[type[Sampling]]
-    torch_class: ClassVar[type[_ConvNd]]
+    torch_class: ClassVar[type[ConvNd]]
 
-    def __init_subclass__(cls, *, replaces: type[_ConvNd] | None = None, **options: Any) -> None:
+    def __init_subclass__(cls, *, replaces: type[ConvNd] | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         if replaces is not None:
             cls.torch_class = cls.ccrewrite_replaced = replaces
@@ -53,7 +53,7 @@ class ScratchConv(RewrittenConv):
         return cast(Self, layer)
 
     @classmethod
-    def _made_of(cls, replaced: type[_ConvNd]) -> type[Self]:
+    def _made_of(cls, replaced: type[ConvNd]) -> type[Self]:
         if replaced is cls.torch_class:
             return cls
         return subclass(f"{cls.__name__}_{replaced.__name__}", (replaced, cls), {"ccrewrite_replaced": replaced})

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch.nn.modules.conv import _ConvNd
-
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.torch_private import ConvNd
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Alternative:
     """The dense kernel's size."""
     samples: int
     """How many of its cells aren't zero."""
-    make_: Callable[[_ConvNd], str] = field(repr=False, compare=False)
+    make_: Callable[[ConvNd], str] = field(repr=False, compare=False)
     """Makes such a layer of the torch layer that it is given, with the weight that the sampling takes. In place; returns the
     site's message."""
 

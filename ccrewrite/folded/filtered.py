@@ -17,11 +17,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ccrewrite.gathering.mixing import mix
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
+from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd, output_padding_of
 
 Factors = Sequence[Tensor]
 """For each axis what a tap contributes to the cells of the window, ``(taps, cells)``."""
@@ -41,7 +41,7 @@ class FilteredConv(nn.Module):
     margin: Ints
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer, ndim = cast(_ConvNd, self), len(self.window)
+        layer, ndim = cast(ConvNd, self), len(self.window)
         data = input if input.dim() == ndim + 2 else input[None]
         pads = ConvGeometry.from_module(layer).pads
         if layer.padding_mode != "zeros":
@@ -60,7 +60,7 @@ class FilteredConv(nn.Module):
 
     def _read(self, data: Tensor, tap: int, padding: Ints, whole: bool) -> Tensor:
         """What a tap sees, ``(N, in, *outputs)``."""
-        kernel, stride = getattr(self, f"filter_{tap}"), cast(_ConvNd, self).stride
+        kernel, stride = getattr(self, f"filter_{tap}"), cast(ConvNd, self).stride
         channels, ndim = data.shape[1], len(padding)
         if not whole:
             for axis, (start, size, step) in enumerate(zip(self.starts[tap], self.window, stride, strict=True), 2):
@@ -81,12 +81,12 @@ class FilteredConvTranspose(nn.Module):
     margin: Ints
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        layer, ndim = cast(_ConvTransposeNd, self), len(self.window)
+        layer, ndim = cast(ConvTransposeNd, self), len(self.window)
         stride, padding = layer.stride, cast(Ints, layer.padding)
         extra: Any = layer.output_padding
         if output_size is not None:
             taps, dilation = list(layer.kernel_size), list(layer.dilation)
-            extra = layer._output_padding(input, output_size, list(stride), list(padding), taps, ndim, dilation)
+            extra = output_padding_of(layer, input, output_size, list(stride), list(padding), taps, ndim, dilation)
         batched = input if input.dim() == ndim + 2 else input[None]
         out = _mixed(batched, layer.weight, 1)
         # The last axis first: its taps are next to each other.
@@ -151,12 +151,12 @@ FILTERED: dict[type, type[nn.Module]] = {
 """torch's layer -> the filtered one."""
 
 
-def make_(conv: _ConvNd, factors: Factors, margin: Ints) -> str:
+def make_(conv: ConvNd, factors: Factors, margin: Ints) -> str:
     """Make ``conv``, of torch's own class, one whose taps are filtered by ``factors`` in a window that exceeds the original
     extent by ``margin``. A transposed one has one group. In place; the site's message."""
     weight, like = conv.weight.detach(), conv.weight
     window = tuple(factor.shape[1] for factor in factors)
-    conv.__class__ = cast(type[_ConvNd], FILTERED[type(conv)])
+    conv.__class__ = cast(type[ConvNd], FILTERED[type(conv)])
     layer: Any = conv
     layer.window, layer.margin = window, margin
     if isinstance(conv, FilteredConv):

@@ -14,13 +14,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded.fusing import Fusing
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Corners, Pads, pad, row_strides
 from ccrewrite.gathering.moved import channel_rows, moved_sum
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.torch_private import ConvNd
 
 
 class GatheredConv(Unscriptable, Fusing):
@@ -32,7 +32,7 @@ class GatheredConv(Unscriptable, Fusing):
     margin: Ints
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer = cast(_ConvNd, self)
+        layer = cast(ConvNd, self)
         pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
         return gathered_conv(
             input, weight, bias, self.positions, self.window, layer.stride, pads, layer.padding_mode, self.fused()
@@ -118,12 +118,12 @@ GATHERED: dict[type, type[GatheredConv]] = {
 """torch's layer -> the gathered one."""
 
 
-def make_(conv: _ConvNd, positions: Tensor, window: Ints, margin: Ints) -> str:
+def make_(conv: ConvNd, positions: Tensor, window: Ints, margin: Ints) -> str:
     """Make ``conv``, of torch's own class with the weight ``(out, in, *taps)``, one whose taps lie at ``positions``
     ``(ndim, out, taps)``, in cells of a window that exceeds the original extent by ``margin``. In place; the site's message."""
     inner = conv.weight.shape[1]
     mixing = conv.weight.detach().flatten(2).permute(2, 0, 1).reshape(-1, inner)
-    conv.__class__ = cast(type[_ConvNd], GATHERED[type(conv)])
+    conv.__class__ = cast(type[ConvNd], GATHERED[type(conv)])
     layer = cast(GatheredConv, conv)
     layer.window, layer.margin = window, margin
     positions = positions.detach().to(torch.promote_types(positions.dtype, torch.float32))

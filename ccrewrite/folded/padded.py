@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ccrewrite.folded.cuts import Cut, conv_of_cut, described, pads_of
 from ccrewrite.folded.scripting import Pad, Unscriptable
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd, output_padding_of
 
 TORCH = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
@@ -24,13 +24,13 @@ class PaddedConv(nn.Module):
     cuts: tuple[Cut, ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer = cast(_ConvNd, self)
+        layer = cast(ConvNd, self)
         call = {"stride": layer.stride, "groups": layer.groups}
         return conv_of_cut(input, weight, bias, call, self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, torch's own layers: two pads and a convolution that shares the weight."""
-        layer = cast(_ConvNd, self)
+        layer = cast(ConvNd, self)
         g = ConvGeometry.from_module(layer)
         torch_class: Any = next(kind for kind in TORCH if isinstance(self, kind))
         known, rest = pads_of(self.cuts, g.pads, layer.padding_mode)
@@ -55,11 +55,11 @@ class PaddedConvTranspose(Unscriptable, PaddedConv):
     """The same for ``nn.ConvTransposeNd``."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        layer = cast(_ConvTransposeNd, self)
+        layer = cast(ConvTransposeNd, self)
         extra: Any = layer.output_padding
         if output_size is not None:
             stride, padding, taps = (list(cast(Ints, v)) for v in (layer.stride, layer.padding, layer.kernel_size))
-            extra = layer._output_padding(input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
+            extra = output_padding_of(layer, input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
         call = {"stride": layer.stride, "padding": layer.padding, "output_padding": extra, "groups": layer.groups}
         return conv_of_cut(input, layer.weight, layer.bias, call, self.cuts, ())
 
@@ -99,9 +99,9 @@ PADDED: dict[type, type[PaddedConv]] = {
 """torch's layer -> the padded one."""
 
 
-def make_(conv: _ConvNd, cuts: tuple[Cut, ...]) -> str:
+def make_(conv: ConvNd, cuts: tuple[Cut, ...]) -> str:
     """Make ``conv``, of torch's own class, whose weight has been cut, one that pads as the cuts need. In place; the site's
     message."""
-    conv.__class__ = cast(type[_ConvNd], PADDED[type(conv)])
+    conv.__class__ = cast(type[ConvNd], PADDED[type(conv)])
     cast(PaddedConv, conv).cuts = cuts
     return described(conv.weight, cuts)

@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Pads
@@ -23,6 +22,7 @@ from ccrewrite.gathering.mixing import mix
 from ccrewrite.gathering.places import Layout, Tap, padded, read
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
+from ccrewrite.ir.torch_private import ConvNd
 
 Taps = tuple[Tap, ...]
 
@@ -37,7 +37,7 @@ class ShiftedConv(Unscriptable):
     reads_input: bool
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer = cast(_ConvNd, self)
+        layer = cast(ConvNd, self)
         pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
         how = self.taps, self.window, layer.stride, pads, layer.padding_mode, self.reads_input
         return shifted_conv(input, weight, bias, *how)
@@ -147,11 +147,11 @@ def mixing_of(weight: Tensor, reads_input: bool) -> Tensor:
     return flat.transpose(1, 2).flatten(1) if reads_input else flat.permute(2, 0, 1).flatten(0, 1)
 
 
-def make_(conv: _ConvNd, taps: Taps, window: Ints, margin: Ints) -> str:
+def make_(conv: ConvNd, taps: Taps, window: Ints, margin: Ints) -> str:
     """Make ``conv``, of torch's own class with the weight ``(out, in, *taps)``, one whose taps lie where ``taps`` says, in a
     window that exceeds the original extent by ``margin``. In place; the site's message."""
     weight = conv.weight.detach()
-    conv.__class__ = cast(type[_ConvNd], SHIFTED[type(conv)])
+    conv.__class__ = cast(type[ConvNd], SHIFTED[type(conv)])
     layer = cast(ShiftedConv, conv)
     layer.taps, layer.window, layer.margin = taps, window, margin
     layer.reads_input = reads(weight.shape, conv.stride)

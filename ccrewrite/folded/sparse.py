@@ -17,7 +17,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded.cuts import crop_or_pad, cut_out, described, laid_out, used
 from ccrewrite.folded.fusing import Fusing
@@ -26,6 +25,7 @@ from ccrewrite.gathering.corners import Pads
 from ccrewrite.gathering.rows import sum_of_cells
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast
+from ccrewrite.ir.torch_private import ConvNd
 
 Box = tuple[tuple[int, int], ...]
 """First cell and the one after the last, along each axis."""
@@ -102,7 +102,7 @@ class SparseConv(Fusing, PaddedConv):
     """What eager mode convolves with, of the kernel; none: all of it."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer, ndim, steps = cast(_ConvNd, self), len(self.cuts), [c.step for c in self.cuts]
+        layer, ndim, steps = cast(ConvNd, self), len(self.cuts), [c.step for c in self.cuts]
         fused = self.fused()
         if not fused and not self.boxes:
             return super()._conv_forward(input, weight, bias)
@@ -148,14 +148,14 @@ SPARSE: dict[type, type[SparseConv]] = {nn.Conv1d: SparseConv1d, nn.Conv2d: Spar
 """torch's layer -> the sparse one."""
 
 
-def make_(conv: _ConvNd, kernel: Tensor, margin: Ints) -> str:
+def make_(conv: ConvNd, kernel: Tensor, margin: Ints) -> str:
     """Make ``conv``, of torch's own class and depthwise, one with the non-zero cells of ``kernel`` ``(out, 1, *window)``, which
     exceeds the original extent by ``margin``. In place; the site's message."""
     dense, cuts = cut_out(kernel, margin)
     filled = used(dense, len(cuts)).flatten(1)
     count = max(1, int(filled.sum(1).amax()))
     cells = torch.arange(filled.shape[1], device=filled.device).expand(filled.shape).masked_fill(~filled, filled.shape[1])
-    conv.__class__ = cast(type[_ConvNd], SPARSE[type(conv)])
+    conv.__class__ = cast(type[ConvNd], SPARSE[type(conv)])
     layer = cast(SparseConv, conv)
     layer.cuts = cuts
     boxes = boxes_of(filled.view(dense.shape[0], *dense.shape[2:]).any(0))

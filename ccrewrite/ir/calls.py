@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import convolution
 
 CONV = ("stride", "padding", "dilation", "groups")
 CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
@@ -42,7 +43,7 @@ SIGNATURES: dict[Any, tuple[str, tuple[str, ...]]] = {
     torch.convolution: ("convolution", CONVOLUTION),
     _aten.convolution.default: ("convolution", CONVOLUTION),
     # What torch.jit.trace records; the switches of cuDNN that follow are left to torch.
-    torch._convolution: ("convolution", CONVOLUTION),  # pyright: ignore[reportPrivateImportUsage]
+    convolution: ("convolution", CONVOLUTION),
     _aten._convolution.default: ("convolution", CONVOLUTION),
     _aten._convolution.deprecated: ("convolution", CONVOLUTION),
 }

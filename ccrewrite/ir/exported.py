@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.geometry import ConvGeometry
@@ -16,6 +15,7 @@ from ccrewrite.ir.observe import tensor_names
 from ccrewrite.ir.preserve import global_hooks_kept, preserved
 from ccrewrite.ir.program import ConvCall, Obstacle, Program
 from ccrewrite.ir.threads import quiet
+from ccrewrite.ir.torch_private import ConvNd
 
 if TYPE_CHECKING:
     from ccrewrite.ir.capture import Inputs
@@ -65,7 +65,7 @@ def exported(model: nn.Module, inputs: Inputs) -> Program:
 def _layer_of(model: nn.Module, weight: str | None, geometry: ConvGeometry) -> nn.Module | None:
     """The convolution layer that makes a call with this weight and geometry; None where none does."""
     owner = model.get_submodule(weight.rpartition(".")[0]) if weight else None
-    is_layer = isinstance(owner, _ConvNd) and ConvGeometry.from_module(owner) == geometry
+    is_layer = isinstance(owner, ConvNd) and ConvGeometry.from_module(owner) == geometry
     return owner if is_layer else None
 
 

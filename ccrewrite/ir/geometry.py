@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-import torch.nn as nn
-
 from ccrewrite.errors import InputError
+from ccrewrite.ir.torch_private import ConvNd
 
 Ints = tuple[int, ...]
 Padding = Ints | Literal["same"]
@@ -37,6 +36,7 @@ class ConvGeometry:
 
     ``padding`` is ``"same"`` or a tuple ("valid" is a tuple of zeros); ``pads`` resolves it to (low, high) pairs.
 
+    >>> from torch import nn
     >>> g = ConvGeometry.from_module(nn.Conv2d(8, 16, 3, stride=2, padding=1))
     >>> g.output_size((56, 57)), g.kinds
     ((28, 29), ('strided',))
@@ -54,7 +54,7 @@ class ConvGeometry:
     transposed: bool = False
 
     @classmethod
-    def from_module(cls, conv: nn.modules.conv._ConvNd) -> ConvGeometry:
+    def from_module(cls, conv: ConvNd) -> ConvGeometry:
         """The geometry of any ``nn.ConvNd`` or ``nn.ConvTransposeNd``."""
         ndim = len(conv.kernel_size)
         return cls(
@@ -140,6 +140,7 @@ class ConvGeometry:
     def describe(self) -> str:
         """One line as a person would write it: only what differs from the defaults.
 
+        >>> from torch import nn
         >>> ConvGeometry.from_module(nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8)).describe()
         '8->8 k3 p2 d2 g8'
         """
@@ -174,6 +175,7 @@ class AxisMap:
     ``out(y) = sum_t w_t sum_i phi((i - project(y) - node(t)) / width) x_i``, with ``project(y) = step * y + origin`` the
     centre of output ``y`` and ``node(t) = spacing * (t - (taps - 1) / 2)`` the tap's place around it.
 
+    >>> from torch import nn
     >>> m = ConvGeometry.from_module(nn.Conv1d(1, 1, 3, stride=2, padding=1)).axis_map(0)
     >>> m.project(0), m.project(5), m.node(0)
     (Fraction(0, 1), Fraction(10, 1), Fraction(-1, 1))
@@ -198,6 +200,7 @@ class AxisMap:
 
         The paper's centred grid plus the layer's own constant offset: the first cell's left edge stays where it was.
 
+        >>> from torch import nn
         >>> m = ConvGeometry.from_module(nn.Conv1d(1, 1, 2, stride=2)).axis_map(0)
         >>> m.resized(8, 4).project(0)
         Fraction(3, 2)

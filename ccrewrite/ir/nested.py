@@ -13,6 +13,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.ir.calls import uncast
+from ccrewrite.ir.torch_private import submodules_of
 
 REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 """Operators whose body runs once, as if it stood where it is called."""
@@ -94,5 +95,5 @@ def _bodies(module: fx.GraphModule, node: fx.Node) -> list[fx.GraphModule]:
     if node.op != "call_function":
         return []
     attributes = [n.target for n in node.all_input_nodes if n.op == "get_attr"]
-    found = (module._modules.get(str(name)) for name in attributes)
+    found = (submodules_of(module).get(str(name)) for name in attributes)
     return [body for body in found if isinstance(body, fx.GraphModule)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ccrewrite.ir.calls import CASTS, Call, as_call
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.torch_private import always_called_of, forward_hooks_of, forward_pre_hooks_of
 
 if TYPE_CHECKING:
     from ccrewrite.ir.capture import Inputs
@@ -144,7 +144,7 @@ class ConvolutionMode(TorchFunctionMode):
 
         Hooks tell only of modules that are called themselves, not of ``self.inner.encode(x)``; so the frames are asked.
         """
-        path, function, frame = None, "", sys._getframe(2)
+        path, function, frame = None, "", inspect.currentframe()
         while frame is not None:
             code = frame.f_code
             if code is _APPLY and not function:
@@ -203,10 +203,10 @@ def module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
 def _hooked(module: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[RemovableHandle]:
     """``enter`` before the module's own hooks; ``leave`` after them, also where its forward raises. Put into the registries
     directly, for a ScriptModule refuses ``register_forward_hook``, and yet calls them."""
-    first = cast("OrderedDict[int, Any]", module._forward_pre_hooks)
+    first = cast("OrderedDict[int, Any]", forward_pre_hooks_of(module))
     before = RemovableHandle(first)
     first[before.id] = enter
     first.move_to_end(before.id, last=False)
-    after = RemovableHandle(module._forward_hooks, extra_dict=module._forward_hooks_always_called)
-    module._forward_hooks[after.id], module._forward_hooks_always_called[after.id] = leave, True
+    after = RemovableHandle(forward_hooks_of(module), extra_dict=always_called_of(module))
+    forward_hooks_of(module)[after.id], always_called_of(module)[after.id] = leave, True
     yield from (before, after)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
-from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccrewrite.ir.own_state import OwnState
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.torch_private import buffer_registration_hooks, buffers_of, parameters_of
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def preserved(model: nn.Module, tensors: Iterable[Tensor] | None = ()) -> Genera
     with ExitStack() as stack:
         stack.enter_context(_restored(modules, evaluate=True))
         if tensors is not None:
-            owned = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+            owned = (t for m in modules for t in (*parameters_of(m).values(), *buffers_of(m).values()) if t is not None)
             stack.enter_context(_WriteGuard([*owned, *tensors]))
         yield
 
@@ -112,7 +112,7 @@ class _WriteGuard(TorchDispatchMode):
         if self.met_control_flow:
             # torch.cond and its like compile what they call. What is kept of that is of no use without this mode, and torch
             # (2.13) fails on it, in the next run or export.
-            torch._dynamo.reset()
+            torch.compiler.reset()
 
 
 def _storage(tensor: Tensor) -> int | None:
@@ -124,7 +124,7 @@ def _storage(tensor: Tensor) -> int | None:
 @contextmanager
 def global_hooks_kept() -> Generator[None]:
     """Hooks on all modules that are registered inside are gone afterwards: torch 2.11's export leaves one where it refuses."""
-    hooks: dict[int, Any] = module_hooks._global_buffer_registration_hooks
+    hooks = buffer_registration_hooks()
     before = dict(hooks)
     try:
         yield

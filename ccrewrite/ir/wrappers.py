@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.torch_private import submodules_of
 
 
 def wrappers(model: nn.Module) -> Iterator[nn.Module]:
@@ -59,4 +60,4 @@ def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         return cast(nn.Module, model.module)
     # What torch.compile returns. Asking for its class would import all of dynamo.
-    return model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
+    return submodules_of(model).get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None

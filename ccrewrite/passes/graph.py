@@ -14,6 +14,7 @@ from ccrewrite.families.sites import suffix_of
 from ccrewrite.ir.calls import FUNCTIONS, Call, as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.torch_private import submodules_of
 
 STACK = "nn_module_stack"
 """Where torch keeps the modules that a node was traced in."""
@@ -67,7 +68,7 @@ def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
     for k in keys:
         del samplings[k]
     if not samplings:
-        del module._modules[HOSTED]
+        del submodules_of(module)[HOSTED]
     module.recompile()
     return len(keys)
 

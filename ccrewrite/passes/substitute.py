@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, hosted_by, release_, unhost_
@@ -25,6 +24,7 @@ from ccrewrite.families.sites import suffix_of
 from ccrewrite.ir.preserve import random_states_kept, trainable_made
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.torch_private import ConvNd, buffers_of
 from ccrewrite.passes.detect import host_of, weight_of
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
 from ccrewrite.passes.rules import rule_for
@@ -42,7 +42,7 @@ def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold tensors with a history (old-style weight and spectral norm after a forward)."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for value in (*vars(module).values(), *module._buffers.values()):
+        for value in (*vars(module).values(), *buffers_of(module).values()):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # a cache: the next forward computes it anew
     try:
@@ -118,7 +118,7 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
         sampling.requires_grad_(weight.requires_grad)
     if site.form == "module":
         relative = "weight" if site.weight else None
-        layer = adopt_(cast(_ConvNd, module), sampling, (Route.of("sampling", relative, site.geometry),))
+        layer = adopt_(cast(ConvNd, module), sampling, (Route.of("sampling", relative, site.geometry),))
         restore = rule.install_(layer, site)
         return Substitution(sampling, lambda: (restore(), release_(layer)))
     if isinstance(module, fx.GraphModule):

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import RewrittenConv, torch_layer
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import ConvNd, parameters_of
 
 
 def original_of(model: nn.Module) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def layer_of(module: nn.Module) -> str:
     """The class of ``module`` before, and the geometry of a convolution."""
     if torch_layer(type(module)) is None:
         return class_of(module)
-    return f"{class_of(module)} {ConvGeometry.from_module(cast(_ConvNd, module)).describe()}"
+    return f"{class_of(module)} {ConvGeometry.from_module(cast(ConvNd, module)).describe()}"
 
 
 def class_of(module: nn.Module) -> str:
@@ -73,5 +73,5 @@ def class_of(module: nn.Module) -> str:
 def _dense_shapes(model: nn.Module) -> dict[int, tuple[int, ...]]:
     """``id`` of each weight that is not the original's -> the shape of the kernel that it was."""
     layers = [m for m in model.modules() if isinstance(m, RewrittenConv)]
-    weights = [(m._parameters.get("weight"), m.sampling.kernel_size) for m in layers if m.sampling.own_weight]
+    weights = [(parameters_of(m).get("weight"), m.sampling.kernel_size) for m in layers if m.sampling.own_weight]
     return {id(w): (*w.shape[:2], *size) for w, size in weights if w is not None}

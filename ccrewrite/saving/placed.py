@@ -8,7 +8,6 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import HOSTED, adopt_, has_own_forward, host_
@@ -20,6 +19,7 @@ from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.torch_private import ConvNd, non_persistent_of
 from ccrewrite.passes.graph import reroute_nodes_
 from ccrewrite.saving.data import written
 from ccrewrite.saving.document import SamplingDocument
@@ -106,7 +106,7 @@ class Placed:
         tensors by name. Nothing of any size is made."""
         found = self.geometry
         if self.key is None and not has_own_forward(type(module)):
-            found = ConvGeometry.from_module(cast(_ConvNd, module))
+            found = ConvGeometry.from_module(cast(ConvNd, module))
         elif self.weight is not None:
             found = _of_weight(found, at_path(module, self.weight).shape)
         if found != self.geometry:
@@ -146,7 +146,7 @@ class Placed:
         if self.key is not None:
             host_(module, self.key, sampling, route, suffix_of(self.site, self.module))
             return
-        layer = cast(_ConvNd, adopt_(cast(_ConvNd, module), sampling, (route,)))
+        layer = cast(ConvNd, adopt_(cast(ConvNd, module), sampling, (route,)))
         if sampling.own_weight:
             dense = layer.weight
             layer.weight = nn.Parameter(dense.new_empty(*dense.shape[:2], *sampling.taps), dense.requires_grad)
@@ -203,6 +203,6 @@ def _known() -> str:
 def _loads_all(sampling: Sampling) -> bool:
     """Whether every tensor of ``sampling`` is saved, so that none needs the values that its constructor gives it."""
     for module in sampling.modules():
-        if module._non_persistent_buffers_set or any(isinstance(value, Tensor) for value in vars(module).values()):
+        if non_persistent_of(module) or any(isinstance(value, Tensor) for value in vars(module).values()):
             return False
     return True

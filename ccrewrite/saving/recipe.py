@@ -19,6 +19,7 @@ from ccrewrite.families.adopt import torch_layer
 from ccrewrite.families.family import sampling_classes
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import rewritten_sites
+from ccrewrite.ir.torch_private import parameters_of
 from ccrewrite.ir.wrappers import unwrapped, wrappers
 from ccrewrite.passes.scales.resize import resize_, resizings_of
 from ccrewrite.saving.data import frozen, plain
@@ -105,7 +106,7 @@ class Recipe:
             tensors = dict(added_parameters(model))
             for name in names[1:]:
                 owner, _, attribute = name.rpartition(".")
-                model.get_submodule(owner)._parameters[attribute] = tensors[names[0]]
+                parameters_of(model.get_submodule(owner))[attribute] = tensors[names[0]]
         for path, settings in self.resized.items():
             resize_(model.get_submodule(path), settings)
         for placed in self.samplings:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import _SIZE as DTYPES
+from safetensors.torch import _SIZE as DTYPES  # pyright: ignore[reportPrivateUsage]
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

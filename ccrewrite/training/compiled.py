@@ -31,8 +31,10 @@ def compiled(model: nn.Module, train: Batches, accelerator: Accelerator, stack: 
     model.to(accelerator.device)
     if not any(isinstance(m, Sampling) for m in model.modules()):
         return cast(nn.Module, torch.compile(model, dynamic=False))
+    from torch._dynamo import config  # seconds, which only those pay who compile
+
     # Shapes, training and validation, freezing: more graphs than torch compiles of one function by itself.
-    stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+    stack.enter_context(config.patch(recompile_limit=64))
     _restored(model, stack)
     inputs = _first(train, accelerator)
     return lower(model, inputs, mode="training", measured=False, verify=False, dynamic=False).model

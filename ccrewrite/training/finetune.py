@@ -152,7 +152,7 @@ def _made(config: FinetuneConfig, out: str | os.PathLike[str] | None) -> Generat
         raise InputError("trackers ask for tensorboard, which is not installed; install it with: pip install tensorboard")
     if config.trackers and out is None:
         raise InputError("trackers need out, the folder that they write to")
-    used = bool(AcceleratorState._shared_state)
+    used = bool(AcceleratorState._shared_state)  # pyright: ignore[reportPrivateUsage]
     freezes = bool(config.geometry_from or config.weights_from)
     try:
         accelerator = Accelerator(
@@ -172,4 +172,4 @@ def _made(config: FinetuneConfig, out: str | os.PathLike[str] | None) -> Generat
             tracker.finish()
         accelerator.free_memory()
         if not used:
-            AcceleratorState._reset_state()
+            AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage]

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.torch_private import NormBase
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.resize import resized
 
@@ -128,10 +128,10 @@ def _call(model: nn.Module, batch: Any, device: Any) -> Any:
     return model(move(batch[0] if isinstance(batch, (tuple, list)) else batch))
 
 
-def _norms(model: nn.Module) -> dict[str, _NormBase]:
-    found = ((n, m) for n, m in unwrapped(model).named_modules() if isinstance(m, _NormBase))
+def _norms(model: nn.Module) -> dict[str, NormBase]:
+    found = ((n, m) for n, m in unwrapped(model).named_modules() if isinstance(m, NormBase))
     return {n: m for n, m in found if m.track_running_stats and m.running_mean is not None}
 
 
-def _buffers(norm: _NormBase) -> list[Tensor]:
+def _buffers(norm: NormBase) -> list[Tensor]:
     return [cast(Tensor, b) for b in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]

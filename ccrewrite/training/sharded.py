@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.torch_private import parameters_of
 
 
 @contextmanager
@@ -31,14 +32,14 @@ def gathered(model: GivenModel) -> Generator[None]:
     for sampling in model_of(model).modules():
         if isinstance(sampling, Sampling):
             for module in sampling.modules():
-                shares += [(module, name, p) for name, p in module._parameters.items() if hasattr(p, "full_tensor")]
+                shares += [(module, name, p) for name, p in parameters_of(module).items() if hasattr(p, "full_tensor")]
     for _, _, share in shares:
         if id(share) not in whole:
             whole[id(share)] = share.full_tensor()
     try:
         for module, name, share in shares:
-            module._parameters[name] = whole[id(share)]  # pyright: ignore[reportArgumentType]
+            parameters_of(module)[name] = whole[id(share)]  # pyright: ignore[reportArgumentType]
         yield
     finally:
         for module, name, share in shares:
-            module._parameters[name] = share
+            parameters_of(module)[name] = share

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Self, cast
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.families.cc.sampling import CCSampling, continuous_axes
 from ccrewrite.families.resizable import AsksForSizes, ResizableConv, ResizableConvTranspose
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import ConvNd
 
 OPTIONS = ("kernel", "basis", "hidden", "reach", "alignment", "axes", "sharing")
 
@@ -25,16 +25,16 @@ class CCLayer(AsksForSizes):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         options = {name: named.pop(name) for name in OPTIONS if name in named}
         super().__init__(*arguments, **named)
-        conv = cast(_ConvNd, self)
+        conv = cast(ConvNd, self)
         options |= {"dtype": conv.weight.dtype, "device": conv.weight.device}
         self.sampling = CCSampling(ConvGeometry.from_module(conv), **_with_axes(conv, options))
 
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
-        return super().from_conv(conv, **(_with_axes(conv, options) if isinstance(conv, _ConvNd) else options))
+        return super().from_conv(conv, **(_with_axes(conv, options) if isinstance(conv, ConvNd) else options))
 
 
-def _with_axes(conv: _ConvNd, options: dict[str, Any]) -> dict[str, Any]:
+def _with_axes(conv: ConvNd, options: dict[str, Any]) -> dict[str, Any]:
     """The sampling's options; where they don't say the axes, those that are worth it."""
     return {"axes": continuous_axes(ConvGeometry.from_module(conv), options.get("kernel", "nodes")), **options}
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded import gathered, shifted, sparse
 from ccrewrite.folded.alternative import Alternative
@@ -16,6 +15,7 @@ from ccrewrite.folded.cuts import cut_out, used
 from ccrewrite.folded.shifted import ShiftedSampling
 from ccrewrite.gathering.places import Tap, taps_at
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import ConvNd
 
 if TYPE_CHECKING:
     from ccrewrite.families.dcls.sampling import DclsSampling
@@ -68,7 +68,7 @@ def _sparse(sampling: DclsSampling) -> Alternative:
     cells = _used_cells(sampling)
     visited, kernel = int(cells.flatten(1).sum(1).amax()), cells.shape[1:]
 
-    def make_(conv: _ConvNd) -> str:
+    def make_(conv: ConvNd) -> str:
         return sparse.make_(conv, sampling.kernel(conv.weight), sampling.margin)
 
     return Alternative("sparse", kernel.numel() / visited, SPARSE_PAYS, tuple(kernel), visited, make_)

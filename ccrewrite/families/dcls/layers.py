@@ -10,13 +10,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.scratch import ScratchConv
 from ccrewrite.ir.geometry import ConvGeometry, per_axis
 from ccrewrite.ir.options import check_options
+from ccrewrite.ir.torch_private import ConvNd
 
 
 class DclsConv(ScratchConv):
@@ -57,7 +57,7 @@ class DclsConv(ScratchConv):
         )
         # On the meta device: with `elements` the weight has another shape than torch would give it.
         super().__init__(in_channels, out_channels, size, stride, padding, dilation, groups, bias, padding_mode, "meta", dtype)
-        conv = cast(_ConvNd, self)
+        conv = cast(ConvNd, self)
         factory: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": conv.weight.dtype}
         sampling = DclsSampling(ConvGeometry.from_module(conv), elements=elements, **options, **factory)
         conv.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *sampling.taps, **factory))
@@ -68,8 +68,8 @@ class DclsConv(ScratchConv):
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew, and the positions as ``DclsSampling.reset_parameters`` does."""
-        conv = cast(_ConvNd, self)
-        _ConvNd.reset_parameters(conv)
+        conv = cast(ConvNd, self)
+        ConvNd.reset_parameters(conv)
         if self.weight_init == "trunc_normal":
             nn.init.trunc_normal_(conv.weight, std=0.02)
             if conv.bias is not None:

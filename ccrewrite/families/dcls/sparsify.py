@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ccrewrite.errors import InputError
@@ -26,6 +25,7 @@ from ccrewrite.families.interpolation import Interpolation
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.torch_private import ConvNd, parameters_of
 
 SHARED = {"tap": True, "full": False}
 
@@ -135,7 +135,7 @@ class LargeToDcls(Rule):
     def install_(self, layer: RewrittenConv, site: Site) -> Callable[[], object]:
         """Give ``layer`` the fitted weights, positions and widths; returns what gives the dense weight back."""
         found, sampling = self._sparse(site).fit, cast(DclsSampling, layer.sampling)
-        conv = cast(_ConvNd, layer)
+        conv = cast(ConvNd, layer)
         dense = conv.weight
         weight = found.weight.to(dense).view(*dense.shape[:2], -1)
         conv.weight = nn.Parameter(weight, requires_grad=dense.requires_grad)
@@ -264,7 +264,7 @@ def spread(options: Sequence[Option], allowed: float) -> list[Option]:
 
 def _can(layer: nn.Module) -> bool:
     """Whether the layer's weight is its own plain parameter, used by torch's own forward."""
-    return not parametrize.is_parametrized(layer) and "weight" in layer._parameters and not has_own_forward(type(layer))
+    return not parametrize.is_parametrized(layer) and "weight" in parameters_of(layer) and not has_own_forward(type(layer))
 
 
 def _cells(geometry: ConvGeometry) -> int:

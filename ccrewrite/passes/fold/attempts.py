@@ -17,6 +17,7 @@ from ccrewrite.families.look import look_once_
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check, OutputCheck
+from ccrewrite.ir.torch_private import submodules_of
 from ccrewrite.passes.fold.layers import fold_hosted_, fold_layer_
 from ccrewrite.passes.fold.resized import Shapes, resized_layer
 from ccrewrite.passes.fold.sites import Answer, Folded, FoldedSite
@@ -168,5 +169,5 @@ def _exchanged(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if module is old and path:
             owner, _, name = path.rpartition(".")
-            model.get_submodule(owner)._modules[name] = new
+            submodules_of(model.get_submodule(owner))[name] = new
     return new if model is old else model

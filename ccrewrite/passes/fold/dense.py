@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.folded import padded
 from ccrewrite.folded.cuts import Cut, cut_out
 from ccrewrite.folded.padded import PADDED
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.torch_private import ConvNd, set_border_
 from ccrewrite.passes.fold.sites import Answer
 
 
-def with_kernel_(conv: _ConvNd, kernel: Tensor, margin: Ints) -> Answer | None:
+def with_kernel_(conv: ConvNd, kernel: Tensor, margin: Ints) -> Answer | None:
     """Give ``conv`` this effective kernel, ``(*weight.shape[:2], *window)``, in a window that exceeds the original extent by
     ``margin``. In place; None, and nothing done, for a class that can't pad as the cut kernel needs."""
     cut, cuts = cut_out(kernel, margin)
@@ -27,7 +27,7 @@ def with_kernel_(conv: _ConvNd, kernel: Tensor, margin: Ints) -> Answer | None:
     conv.kernel_size = tuple(conv.weight.shape[2:])
     conv.dilation = tuple(c.step if k > 1 else 1 for c, k in zip(cuts, conv.kernel_size, strict=True))
     conv.padding = padding
-    conv._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in range(2)]
+    set_border_(conv, padding)
     return Answer("convolution", ConvGeometry.from_module(conv).describe().split(" ", 1)[1])
 
 

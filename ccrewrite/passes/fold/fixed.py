@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.families.adopt import HOSTED, Samplings, host_, hosted_by
 from ccrewrite.families.reroute import Route
@@ -16,17 +15,18 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.folded.cuts import cut_out
 from ccrewrite.folded.fixed import FixedSampling
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import ConvNd, parameters_of
 from ccrewrite.passes.fold.sites import Answer
 from ccrewrite.passes.fold.weights import evaluating
 
 
-def fix_layer_(conv: _ConvNd, sampling: Sampling, why: str, route: Route | None = None) -> Answer:
+def fix_layer_(conv: ConvNd, sampling: Sampling, why: str, route: Route | None = None) -> Answer:
     """Send ``conv``'s convolution through ``sampling``'s geometry as it is now. In place. ``why`` the weight must stay, for the
     message. ``route``: which call that is, where the layer has a forward of its own."""
     g = ConvGeometry.from_module(conv)
     key = f"conv{'_transpose' if g.transposed else ''}{g.ndim}d"
     if route is None:
-        weight = "weight" if "weight" in conv._parameters else None
+        weight = "weight" if "weight" in parameters_of(conv) else None
         # In another padding mode the layer pads before it convolves.
         padding = g.padding if g.padding_mode == "zeros" else (0,) * g.ndim
         route = Route(key, weight, g.transposed, g.kernel_size, g.stride, padding, sampling.dilation)

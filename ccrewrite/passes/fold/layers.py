@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import cast
 
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ccrewrite.families.adopt import TORCH_LAYERS, RewrittenConv, Samplings, hosted_by, release_, unhost_
 from ccrewrite.families.reroute import Route
@@ -22,6 +21,7 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.preserve import trainable_made
+from ccrewrite.ir.torch_private import ConvNd, parameters_of
 from ccrewrite.passes.fold.dense import with_kernel_
 from ccrewrite.passes.fold.fixed import fix_call_, fix_layer_
 from ccrewrite.passes.fold.sites import Answer
@@ -55,7 +55,7 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = 
     return answer if isinstance(answer, Answer) else fix_layer_(conv, sampling, answer)
 
 
-def _with_own_weight_(conv: _ConvNd, sampling: Sampling, form: str | None) -> Answer | str:
+def _with_own_weight_(conv: ConvNd, sampling: Sampling, form: str | None) -> Answer | str:
     """``conv`` with a weight that holds the geometry; or why it can't have one."""
     if not own_weight_(conv):
         return "a hook computes its weight"
@@ -82,7 +82,7 @@ def alternatives_of(conv: nn.Module, sampling: Sampling) -> tuple[Alternative, .
     """What ``conv``, without its sampling, could become besides a layer with a dense kernel. That changes its class, so a class
     of somebody's own has no alternatives."""
     plain = conv.ccrewrite_replaced if isinstance(conv, RewrittenConv) else type(conv)
-    return sampling.alternatives(ConvGeometry.from_module(cast(_ConvNd, conv))) if plain in TORCH_LAYERS else ()
+    return sampling.alternatives(ConvGeometry.from_module(cast(ConvNd, conv))) if plain in TORCH_LAYERS else ()
 
 
 def _taken(offered: tuple[Alternative, ...], form: str | None) -> Alternative | None:
@@ -90,9 +90,9 @@ def _taken(offered: tuple[Alternative, ...], form: str | None) -> Alternative | 
     return max(fitting, key=lambda a: a.cost_of_dense, default=None)
 
 
-def _released(layer: RewrittenConv) -> _ConvNd:
+def _released(layer: RewrittenConv) -> ConvNd:
     """The torch layer again, with the weight as the sampling takes it: releasing makes a kernel of few taps in a window."""
-    weight = layer._parameters.get("weight")
+    weight = parameters_of(layer).get("weight")
     conv = release_(layer)
     if weight is not None:
         conv.weight = weight

@@ -12,8 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ccrewrite.families.adopt import TORCH_LAYERS
@@ -22,6 +20,7 @@ from ccrewrite.folded.sparse import SPARSE, whole_kernels
 from ccrewrite.ir.capture import Inputs, capture
 from ccrewrite.ir.nested import Bodies
 from ccrewrite.ir.program import Program
+from ccrewrite.ir.torch_private import BatchNorm, ConvNd, forward_hooks_of, forward_pre_hooks_of, parameters_of
 from ccrewrite.passes.fold.sites import FoldedNorm
 
 PLAIN = (*TORCH_LAYERS, *PADDED.values(), *SPARSE.values())
@@ -33,7 +32,7 @@ CONDITIONAL = 0
 @torch.no_grad()
 def fold_norms_(model: nn.Module, inputs: Inputs) -> tuple[FoldedNorm, ...]:
     """Fold what can be folded of ``model``'s batch norms, in place."""
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, BatchNorm)}
     if not norms:
         return ()
     with whole_kernels(model):
@@ -65,14 +64,14 @@ def _owner(model: nn.Module, node: fx.Node) -> nn.Module:
     return model.get_submodule(re.sub(r"@\d+", "", next(reversed(stack.values()))[0]) if stack else "")
 
 
-def _answer_(model: nn.Module, program: Program, name: str, norm: _BatchNorm, nodes: list[fx.Node]) -> FoldedNorm:
+def _answer_(model: nn.Module, program: Program, name: str, norm: BatchNorm, nodes: list[fx.Node]) -> FoldedNorm:
     source = cast(fx.Node, nodes[0].args[0])
     # Not always the convolution itself: a folded layer may crop what it gives.
     conv = _owner(model, source) if source.op == "call_function" else None
     call = next((c for c in program.calls if model.get_submodule(c.module) is conv), None)
-    if call is None or type(conv) not in PLAIN or "weight" not in cast(nn.Module, conv)._parameters:
+    if call is None or type(conv) not in PLAIN or "weight" not in parameters_of(cast(nn.Module, conv)):
         return FoldedNorm(name, "no-convolution")
-    conv = cast(_ConvNd, conv)
+    conv = cast(ConvNd, conv)
     code = _obstacle(model, program, norm, conv, nodes, source)
     if not code:
         _fold_into_(conv, norm)
@@ -83,25 +82,23 @@ def _answer_(model: nn.Module, program: Program, name: str, norm: _BatchNorm, no
     return FoldedNorm(name, code or "folded", call.module)
 
 
-def _obstacle(
-    model: nn.Module, program: Program, norm: _BatchNorm, conv: _ConvNd, nodes: list[fx.Node], source: fx.Node
-) -> str:
+def _obstacle(model: nn.Module, program: Program, norm: BatchNorm, conv: ConvNd, nodes: list[fx.Node], source: fx.Node) -> str:
     modules = [model.get_submodule(c.module) for c in program.calls]
     if len(nodes) > 1 or sum(m is conv for m in modules) > 1:
         return "several-calls"
     if len(source.users) > 1:
         return "several-users"
-    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    owners = Counter(id(p) for m in model.modules() for p in parameters_of(m).values() if p is not None)
     if parametrize.is_parametrized(conv) or any(owners[id(p)] > 1 for p in (conv.weight, conv.bias) if p is not None):
         return "shared-weight"
     if norm.running_mean is None or norm.running_var is None:
         return "no-statistics"
-    if any((conv._forward_hooks, conv._forward_pre_hooks, norm._forward_hooks, norm._forward_pre_hooks)):
+    if any((forward_hooks_of(conv), forward_pre_hooks_of(conv), forward_hooks_of(norm), forward_pre_hooks_of(norm))):
         return "hooked"
     return ""
 
 
-def _fold_into_(conv: _ConvNd, norm: _BatchNorm) -> None:
+def _fold_into_(conv: ConvNd, norm: BatchNorm) -> None:
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = (variance + norm.eps).rsqrt()
     scale = scale * norm.weight if norm.affine else scale

@@ -15,6 +15,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.observe import Like, ModuleCall, module_calls
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.torch_private import drop_forward_pre_hook_, forward_hooks_of, forward_pre_hooks_of
 from ccrewrite.passes.fold.constants import constants_computed
 from ccrewrite.passes.fold.weights import evaluating
 from ccrewrite.passes.scales.sizes import ChoosesSizes
@@ -25,11 +26,10 @@ Shapes = dict[str, Ints]
 
 def settle_sizes_(model: nn.Module, inputs: Inputs) -> None:
     """Where a hook chooses output sizes for the inputs at hand (``ccrewrite.resize_``), let it choose them once, for good."""
-    for key, hook in list(model._forward_pre_hooks.items()):
+    for key, hook in list(forward_pre_hooks_of(model).items()):
         if isinstance(hook, ChoosesSizes):
             hook(model, inputs.args, inputs.kwargs)  # pyright: ignore[reportCallIssue]
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
+            drop_forward_pre_hook_(model, key)
 
 
 def resized_shapes(model: nn.Module, inputs: Inputs) -> Shapes:
@@ -38,7 +38,7 @@ def resized_shapes(model: nn.Module, inputs: Inputs) -> Shapes:
     shapes: Shapes = {}
     for name, calls in module_calls(model, inputs, layers).items():
         layer, found = layers[name], {_shape(call) for call in calls}
-        hooked = layer._forward_hooks or layer._forward_pre_hooks
+        hooked = forward_hooks_of(layer) or forward_pre_hooks_of(layer)
         if len(found) == 1 and (shape := found.pop()) is not None and not hooked and not isinstance(layer, Rerouted):
             shapes[name] = shape
     return shapes

@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.torch_private import forward_pre_hooks_of, loading_hooks_of, parameters_of, pruned_name
 
 
 def own_weight_(conv: nn.Module) -> bool:
@@ -21,14 +22,14 @@ def own_weight_(conv: nn.Module) -> bool:
         _remove_parametrizations_(conv)
     with one_at_a_time(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own older norms
-        for hook in list(conv._forward_pre_hooks.values()):
+        for hook in list(forward_pre_hooks_of(conv).values()):
             if isinstance(hook, WeightNorm):
                 remove_weight_norm(conv, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(conv, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(conv, hook._tensor_name)
-    return "weight" in conv._parameters
+                prune.remove(conv, pruned_name(hook))
+    return "weight" in parameters_of(conv)
 
 
 def _remove_parametrizations_(conv: nn.Module) -> None:
@@ -38,9 +39,9 @@ def _remove_parametrizations_(conv: nn.Module) -> None:
         parametrize.remove_parametrizations(conv, name, leave_parametrized=several)
         setattr(conv, name, nn.Parameter(value, requires_grad=getattr(conv, name).requires_grad))
     # Weight norm's, which torch leaves behind: of no use any more, and local to a function, so not to be pickled.
-    for key, hook in list(conv._load_state_dict_pre_hooks.items()):
+    for key, hook in list(loading_hooks_of(conv).items()):
         if "weight_norm.<locals>" in getattr(getattr(hook, "hook", hook), "__qualname__", ""):
-            del conv._load_state_dict_pre_hooks[key]
+            del loading_hooks_of(conv)[key]
 
 
 @contextmanager

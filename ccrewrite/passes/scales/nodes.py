@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from ccrewrite.ir.calls import as_call
+from ccrewrite.ir.torch_private import schema_of
 
 
 def packet_of(node: fx.Node) -> str:
     """``aten.max_pool2d.default`` -> ``max_pool2d``."""
     target = node.target
-    return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else str(target)
+    return schema_of(target).name.split("::")[-1] if isinstance(target, OpOverload) else str(target)
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import hits
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.torch_private import drop_forward_pre_hook_, forward_pre_hooks_of
 from ccrewrite.ir.wrappers import uncompiled, unwrapped, wrappers
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
@@ -67,7 +68,7 @@ class Resizing(ChoosesSizes):
 
 def resizings_of(module: nn.Module) -> list[Resizing]:
     """What gives ``module`` its sizes before each of its calls: one hook where ``resize_`` was called, else none."""
-    hooks: Iterable[object] = module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
+    hooks: Iterable[object] = forward_pre_hooks_of(module).values()
     return [hook for hook in hooks if isinstance(hook, Resizing)]
 
 
@@ -95,10 +96,9 @@ def resize_(model: GivenModel, settings: Settings | None, example_inputs: Any = 
     """
     model = model_of(model)
     for holder in wrappers(model):
-        for key, hook in list(holder._forward_pre_hooks.items()):
+        for key, hook in list(forward_pre_hooks_of(holder).items()):
             if isinstance(hook, Resizing):
-                del holder._forward_pre_hooks[key]
-                holder._forward_pre_hooks_with_kwargs.pop(key, None)
+                drop_forward_pre_hook_(holder, key)
                 for sampling in samplings_of(model).values():
                     sampling.output_size = None
     if settings:

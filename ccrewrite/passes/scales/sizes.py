@@ -28,6 +28,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.observe import module_stack
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.torch_private import forward_pre_hooks_of
 from ccrewrite.passes.graph import FUNCTIONS
 from ccrewrite.passes.scales.whereabouts import OUTPUT, Where, Whereabouts, hint_of
 from ccrewrite.passes.verify import leaves
@@ -182,9 +183,9 @@ def _fake_run(
     with preserved(model, None), torch.no_grad(), module_stack(model) as stack:
         for name, sampling in samplings_of(model).items():
             vars(sampling)["forward"] = _sized_forward(sampling, name, sizes)
-        for key, hook in list(model._forward_pre_hooks.items()):
+        for key, hook in list(forward_pre_hooks_of(model).items()):
             if isinstance(hook, ChoosesSizes):
-                del model._forward_pre_hooks[key]
+                del forward_pre_hooks_of(model)[key]
         whereabouts = Whereabouts(stack)
         with _quiet(), mode, dispatcher, whereabouts:
             fake, named = tree_map_only(Tensor, mode.from_tensor, (inputs.args, inputs.kwargs))

@@ -1,0 +1,112 @@
+"""What the package needs of torch that torch keeps private: here alone, under public and typed names."""
+
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import _C, Tensor, nn
+from torch._ops import OpOverload
+from torch.autograd import forward_ad as _forward_ad
+from torch.nn.modules import batchnorm, conv
+from torch.nn.modules import module as _module
+from torch.nn.utils import prune
+
+BatchNorm = batchnorm._BatchNorm
+NormBase = batchnorm._NormBase
+ConvNd = conv._ConvNd
+ConvTransposeNd = conv._ConvTransposeNd
+
+len_torch_dispatch_stack = _C._len_torch_dispatch_stack
+len_torch_function_stack = _C._len_torch_function_stack
+
+Hooks = dict[int, Callable[..., Any]]
+"""The key of each hook's handle -> the hook, in the order in which they are called."""
+
+convolution: Callable[..., Tensor] = cast(Any, torch)._convolution
+
+forward_ad: Any = _forward_ad
+"""For its ``_current_level``, below 0 outside forward-mode derivatives. Read in every call, so not by a function."""
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Its own ones, to read and to write."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    return module._buffers
+
+
+def non_persistent_of(module: nn.Module) -> set[str]:
+    """The names of its buffers that are in no state dict."""
+    return module._non_persistent_buffers_set
+
+
+def submodules_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    return module._modules
+
+
+def forward_hooks_of(module: nn.Module) -> Hooks:
+    return module._forward_hooks
+
+
+def always_called_of(module: nn.Module) -> dict[int, bool]:
+    """The keys of the forward hooks that are called where the forward raises, too."""
+    return module._forward_hooks_always_called
+
+
+def forward_pre_hooks_of(module: nn.Module) -> Hooks:
+    return module._forward_pre_hooks
+
+
+def drop_forward_pre_hook_(module: nn.Module, key: int) -> None:
+    """As its handle's ``remove`` does."""
+    del module._forward_pre_hooks[key]
+    module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def loading_hooks_of(module: nn.Module) -> Hooks:
+    """Those before ``load_state_dict``."""
+    return module._load_state_dict_pre_hooks
+
+
+def buffer_registration_hooks() -> Hooks:
+    """Those on all modules."""
+    return cast(Hooks, _module._global_buffer_registration_hooks)
+
+
+def border_of(layer: ConvNd) -> list[int]:
+    """The padding of a padding mode other than zeros, as ``F.pad`` takes it."""
+    return layer._reversed_padding_repeated_twice
+
+
+def set_border_(layer: ConvNd, padding: Sequence[int]) -> None:
+    """To that of ``padding``, one number per axis."""
+    layer._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in range(2)]
+
+
+def output_padding_of(
+    layer: ConvTransposeNd,
+    input: Tensor,
+    output_size: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    kernel_size: list[int],
+    ndim: int,
+    dilation: list[int],
+) -> list[int]:
+    """What makes a transposed convolution's output of that size."""
+    return layer._output_padding(input, output_size, stride, padding, kernel_size, ndim, dilation)
+
+
+def pruned_name(hook: prune.BasePruningMethod) -> str:
+    """The name of the tensor that it prunes."""
+    return hook._tensor_name
+
+
+def schema_of(operator: OpOverload) -> torch.FunctionSchema:
+    return operator._schema
