@@ -29,8 +29,8 @@ class Bodies:
     ...             return x.sin()
     >>> with torch.no_grad():
     ...     exported = torch.export.export(Region(), (torch.ones(2),))
-    >>> [node.name for node in Bodies(exported.graph_module).nodes if "sin" in node.name]
-    ['sin']
+    >>> [str(node.target) for node in Bodies(exported.graph_module).nodes if "sin" in str(node.target)]
+    ['aten.sin.default']
     """
 
     def __init__(self, module: fx.GraphModule) -> None:

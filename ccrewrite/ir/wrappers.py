@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.torch_private import submodules_of
@@ -48,7 +49,9 @@ def require_bare(model: nn.Module, what: str) -> nn.Module:
 def require_trainable(model: nn.Module, what: str) -> None:
     """Raises ``InputError`` where ``model`` was made inside ``torch.inference_mode``: ``what`` keeps its weights, which can't
     be trained."""
-    name = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
+    name = next(
+        (name for name, parameter in model.named_parameters() if not is_lazy(parameter) and parameter.is_inference()), None
+    )
     if name is not None:
         raise InputError(
             f"{name} was made inside torch.inference_mode, so it can't be trained, and {what} would keep it: "

@@ -99,12 +99,13 @@ def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
         "near": ("shifted", "measured"),
         "far": ("convolution", "forced"),
         "depthwise": ("sparse", "measured"),
-        "down": ("padded", "folded"),
-        "up": ("padded", "folded"),
+        "down": ("filtered", "measured"),
+        "up": ("filtered", "measured"),
     }
-    assert asked == [(2, 4, 13, 13), (2, 6, 13, 13)]
+    assert asked[:2] == [(2, 4, 13, 13), (2, 6, 13, 13)]
+    assert len(asked) == 4
     again = lower(rewritten(), X, verify=False)
-    assert {site.how for site in again} == {"cached", "measured", "folded"}
+    assert {site.how for site in again} == {"cached", "measured"}
     assert again["near"].message == "9 taps apart in 5x5; measured before, the fastest"
 
 

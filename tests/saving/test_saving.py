@@ -340,6 +340,7 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
 def test_a_sampling_keeps_what_its_first_dtype_made_it(tmp_path: Path) -> None:
     conv = nn.Conv2d(4, 4, 3, dilation=2)
     sampling = DclsSampling(ConvGeometry.from_module(conv), interpolation="gaussian")
+    sampling.site = "0"
     model: Any = nn.Sequential(adopt_(conv, sampling)).double()
     assert model[0].sampling.starts_exact
     ccrewrite.save(model, tmp_path)

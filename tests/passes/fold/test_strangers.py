@@ -108,7 +108,7 @@ def test_one_that_computes_something_else_stays() -> None:
 
     result = fold(model(Squaring), X)
     assert result["0"].code == "verification-failed"
-    assert "changed by" in result["0"].message
+    assert "is off by" in result["0"].message
     assert not result["0"].folded
     assert result.check.ok
     assert ours(result.model) == ["0", "0.sampling"]
