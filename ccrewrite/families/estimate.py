@@ -33,3 +33,10 @@ def dense_seconds(call: CallShapes, window: Ints, transposed: bool, training: bo
     cells = first * second * math.prod(window)
     each = (DEPTHWISE if second == 1 else MULTIPLY)[training]
     return cells * (positions(call, transposed) * each + CONSTRUCTED[training])
+
+
+def plain_seconds(call: CallShapes, taps: Ints, transposed: bool, training: bool) -> float:
+    """The convolution of so many ``taps`` an axis alone: no kernel is built."""
+    first, second = call.weight[:2]
+    each = (DEPTHWISE if second == 1 else MULTIPLY)[training]
+    return first * second * math.prod(taps) * positions(call, transposed) * each

@@ -21,13 +21,15 @@ class SiteCall(NamedTuple):
     shapes: CallShapes
     inputs: frozenset[tuple[int, ...]]
     """The shapes of the inputs of all its calls."""
+    count: int = 1
+    """How many calls there are."""
 
 
 def site_calls(model: nn.Module, inputs: Inputs, sites: Mapping[str, Sampling]) -> dict[str, SiteCall]:
     """What each of ``sites`` is called with when ``model`` runs on ``inputs``; those that are not called are left out."""
     found = module_calls(model, inputs, sites)
     return {
-        name: SiteCall(sites[name], shapes[0], frozenset(each.input for each in shapes))
+        name: SiteCall(sites[name], shapes[0], frozenset(each.input for each in shapes), len(shapes))
         for name, calls in found.items()
         if (shapes := [_shapes(sites[name], call) for call in calls])
     }

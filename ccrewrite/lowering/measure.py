@@ -35,7 +35,7 @@ def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
     bias = nn.Parameter(torch.randn(outputs, generator=generator, **factory)) if shapes.bias else None
 
     def step(form: str) -> Callable[[], object]:
-        sampling, run = _nudged(site.sampling, form), _compiled()
+        sampling, run = nudged(site.sampling, form), compiled_call()
         wanted = [t for t in (input, weight, bias, *sampling.parameters()) if t is not None]
 
         def both() -> None:
@@ -44,7 +44,7 @@ def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
 
         return both
 
-    return _times({form: step(form) for form in forms}, shapes.device)
+    return times({form: step(form) for form in forms}, shapes.device)
 
 
 def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[str]) -> dict[str, float]:
@@ -54,7 +54,7 @@ def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[s
     input = torch.randn(tuple(shape), generator=generator, device=like.device, dtype=like.dtype)
 
     def inference(form: str) -> Callable[[], object]:
-        folded, run = copied(layer), _compiled()
+        folded, run = copied(layer), compiled_call()
         fold_layer_(cast(RewrittenConv, folded), form=form)
         folded.eval()
 
@@ -64,15 +64,17 @@ def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[s
 
         return forward
 
-    return _times({form: inference(form) for form in forms}, like.device)
+    return times({form: inference(form) for form in forms}, like.device)
 
 
-def _times(runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+def times(runs: Mapping[str, Callable[[], object]], device: torch.device, effort: Effort = EFFORT) -> dict[str, float]:
+    """Seconds of each of ``runs``, by name."""
     cases = {form: Case(run, nullcontext, form) for form, run in runs.items()}
-    return {form: timing.median_s for form, timing in time_cases(cases, EFFORT, cuda=device.type == "cuda").items()}
+    return {form: timing.median_s for form, timing in time_cases(cases, effort, cuda=device.type == "cuda").items()}
 
 
-def _nudged(sampling: Sampling, form: str) -> Sampling:
+def nudged(sampling: Sampling, form: str | None = None) -> Sampling:
+    """A copy that learns, off its start, in ``form``."""
     sampling = copy.deepcopy(sampling).requires_grad_()
     sampling.form = form
     sampling.nudge_()
@@ -83,7 +85,8 @@ def _call(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) 
     return module(*arguments, **named)
 
 
-def _compiled() -> Callable[..., Tensor]:
+def compiled_call() -> Callable[..., Tensor]:
+    """``(module, arguments, named)`` -> ``module(*arguments, **named)``, compiled anew."""
     # torch.compile counts recompilations by code object, and gives up after eight.
     function = types.FunctionType(_call.__code__.replace(), _call.__globals__)
     return torch.compile(function, fullgraph=True, dynamic=False, options=inductor.options())
