@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental import _config as shapes_config
+
+from ccrewrite.ir.geometry import ConvArguments
+
+if TYPE_CHECKING:
+    from ccrewrite.families.sampling import Sampling
 
 _compiled: dict[Any, Callable[..., Any]] = {}
 _seen: set[Any] = set()
@@ -46,13 +51,13 @@ def few(numbers: Any) -> tuple[int, ...]:
     return tuple(max(-1, min(n, 2)) for n in numbers)
 
 
-def moved(sampling: Any, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+def moved(sampling: Sampling, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
     """``sampling.moved``, compiled."""
     key = type(sampling), sampling.geometry, tuple(input.shape), input.dtype, torch.is_grad_enabled()
     return run(_moved, key, sampling, input, weight, bias, call)
 
 
-def _moved(sampling: Any, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+def _moved(sampling: Sampling, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
     return sampling.moved(input, weight, bias, call)
 
 

@@ -16,7 +16,7 @@ from types import CodeType
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
@@ -43,7 +43,7 @@ class Route:
         g = geometry
         return cls(sampling, weight, g.transposed, g.kernel_size, g.stride, g.padding, g.dilation)
 
-    def takes(self, host: nn.Module, call: Call, weight: Any) -> bool:
+    def takes(self, host: nn.Module, call: Call[Tensor], weight: object) -> bool:
         """Whether ``call`` is one of them; ``weight`` is what its weight was before any cast."""
         if (call.ndim, call.transposed) != (len(self.kernel_size), self.transposed):
             return False

@@ -18,7 +18,7 @@ from ccrewrite.families.adopt import MIXINS, RewrittenConv, RewrittenConvTranspo
 from ccrewrite.families.reroute import Rerouted
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.scratch import ScratchConv
-from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints
+from ccrewrite.ir.geometry import AxisMap, ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
 from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd
 
@@ -129,7 +129,7 @@ class ResizableSampling(Sampling):
 
     @abstractmethod
     def at_size(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments, asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         """The convolution of ``call`` (torch's arguments by name, and ``padding_mode``) with ``asked`` outputs per axis; where
         that is None, ``scaled_size(native size, scale)`` of them; where both are, as many as natively."""

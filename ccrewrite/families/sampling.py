@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
-from ccrewrite.ir.geometry import AxisMap, ConvGeometry, Ints, per_axis
+from ccrewrite.ir.geometry import AxisMap, ConvArguments, ConvGeometry, Ints, Padding, per_axis
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
 from ccrewrite.ir.torch_private import len_torch_function_stack
 
@@ -259,12 +259,12 @@ class Sampling(Learnable, Unscriptable, ABC):
         """Whether a call made now is compiled by itself."""
         return bool(self.compiled_at) and tuple(input.shape) in self.compiled_at and readable([input])
 
-    def evaluated(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def evaluated(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         """``moved``, compiled by itself where ``ccrewrite.lower`` said so."""
         evaluate = alone.moved if self.runs_compiled(input) else type(self).moved
         return evaluate(self, input, weight, bias, call)
 
-    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         """The convolution wherever the geometry is. ``call`` has torch's further arguments by name."""
         kernel = self.kernel(weight)
         if readable([kernel]) and kernel.shape != (shape := (*weight.shape[:2], *self.window)):
@@ -272,7 +272,7 @@ class Sampling(Learnable, Unscriptable, ABC):
         convolve = self._windowed_transposed if self.transposed else self._windowed
         return convolve(input, kernel, bias, call)
 
-    def _windowed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def _windowed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
         if any(low != high for low, high in pads):
             input = F.pad(input, [p for pair in reversed(pads) for p in pair])
@@ -281,9 +281,9 @@ class Sampling(Learnable, Unscriptable, ABC):
         ones = (1,) * self.ndim
         return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, ones, call["groups"])
 
-    def _windowed_transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
-        stride, padding, extra = call["stride"], call["padding"], call["output_padding"]
-        function = TRANSPOSED[self.ndim - 1]
+    def _windowed_transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
+        stride, padding, function = call["stride"], cast(Ints, call["padding"]), TRANSPOSED[self.ndim - 1]
+        extra = call.get("output_padding", (0,) * self.ndim)
         wide = tuple(p + m for p, m in zip(padding, self.margin, strict=True))
         if all(e < s for e, s in zip(extra, stride, strict=True)):
             return function(input, kernel, bias, stride, wide, extra, call["groups"])
@@ -293,8 +293,8 @@ class Sampling(Learnable, Unscriptable, ABC):
         cropped = F.pad(full, [n for w, e in zip(reversed(wide), reversed(extra), strict=True) for n in (-w, e - w)])
         return cropped if bias is None else cropped + bias.view(-1, *(1,) * self.ndim)
 
-    def _pads(self, padding: Any) -> tuple[tuple[int, int], ...]:
+    def _pads(self, padding: Padding | Literal["valid"]) -> tuple[tuple[int, int], ...]:
         # Only the padding matters to `pads`; the rest of the geometry is this sampling's own.
         ones, zeros = (1,) * self.ndim, (0,) * self.ndim
-        padding = zeros if padding == "valid" else padding
-        return ConvGeometry(1, 1, self.kernel_size, ones, padding, self.dilation, 1, zeros).pads
+        samples = zeros if padding == "valid" else padding
+        return ConvGeometry(1, 1, self.kernel_size, ones, samples, self.dilation, 1, zeros).pads

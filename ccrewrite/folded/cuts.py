@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ccrewrite.ir.geometry import ConvArguments, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
+from ccrewrite.ir.typed import integers
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -39,7 +41,7 @@ def smallest_cuts(support: Tensor, margin: Sequence[int]) -> tuple[Cut, ...]:
     cuts: list[Cut] = []
     for axis, wide in enumerate(margin):
         others = [a for a in range(support.dim()) if a != axis]
-        cells = (support.any(others) if others else support).nonzero().flatten().tolist() or [wide]
+        cells = integers((support.any(others) if others else support).nonzero().flatten()) or [wide]
         step = math.gcd(*(b - a for a, b in itertools.pairwise(cells))) or 1
         cuts.append(Cut(cells[0] - wide, support.shape[axis] - 1 - cells[-1] - wide, step))
     return tuple(cuts)
@@ -80,7 +82,7 @@ def conv_of_cut(
     input: Tensor,
     kernel: Tensor,
     bias: Tensor | None,
-    call: dict[str, Any],
+    call: ConvArguments,
     cuts: Sequence[Cut],
     pads: Pads,
     mode: str = "zeros",
@@ -113,10 +115,11 @@ def pads_of(cuts: Sequence[Cut], pads: Pads, mode: str) -> tuple[list[tuple[int,
     return known, [(low - c.before, high - c.after) for (low, high), c in _pairs(left, cuts)]
 
 
-def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: dict[str, Any], cuts: Sequence[Cut]) -> Tensor:
+def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvArguments, cuts: Sequence[Cut]) -> Tensor:
     function, steps, stride = TRANSPOSED[len(cuts) - 1], tuple(c.step for c in cuts), call["stride"]
-    low = tuple(p - c.before for p, c in zip(call["padding"], cuts, strict=True))
-    high = tuple(p - c.after - e for p, c, e in zip(call["padding"], cuts, call["output_padding"], strict=True))
+    given, asked = cast(Ints, call["padding"]), call.get("output_padding", (0,) * len(cuts))
+    low = tuple(p - c.before for p, c in zip(given, cuts, strict=True))
+    high = tuple(p - c.after - e for p, c, e in zip(given, cuts, asked, strict=True))
     extra = tuple(a - b for a, b in zip(low, high, strict=True))
     if all(p >= 0 and 0 <= e < max(s, d) for p, e, s, d in zip(low, extra, stride, steps, strict=True)):
         return function(input, kernel, bias, stride, low, extra, call["groups"], steps)

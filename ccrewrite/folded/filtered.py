@@ -22,6 +22,7 @@ from ccrewrite.gathering.mixing import mix
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
 from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd, output_padding_of
+from ccrewrite.ir.typed import integers
 
 Factors = Sequence[Tensor]
 """For each axis what a tap contributes to the cells of the window, ``(taps, cells)``."""
@@ -83,7 +84,7 @@ class FilteredConvTranspose(nn.Module):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         layer, ndim = cast(ConvTransposeNd, self), len(self.window)
         stride, padding = layer.stride, cast(Ints, layer.padding)
-        extra: Any = layer.output_padding
+        extra: Sequence[int] = layer.output_padding
         if output_size is not None:
             taps, dilation = list(layer.kernel_size), list(layer.dilation)
             extra = output_padding_of(layer, input, output_size, list(stride), list(padding), taps, ndim, dilation)
@@ -181,7 +182,8 @@ def _boxes(factor: Tensor) -> list[tuple[int, Tensor]]:
     """For each tap of one axis its first cell that isn't zero, and its cells from there to the last one."""
     found: list[tuple[int, Tensor]] = []
     for cells in factor:
-        used = (cells.abs() > cells.abs().amax() * torch.finfo(cells.dtype).eps / 4).nonzero().flatten().tolist() or [0]
+        seen = cells.abs() > cells.abs().amax() * torch.finfo(cells.dtype).eps / 4
+        used = integers(seen.nonzero().flatten()) or [0]
         found.append((used[0], cells[used[0] : used[-1] + 1]))
     return found
 

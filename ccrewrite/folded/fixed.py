@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class FixedSampling(Unscriptable):
     def ndim(self) -> int:
         return len(self.kernel_size)
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: object, **named: object) -> Tensor:
         call = bind(self.transposed, self.ndim, arguments, named)
         pads: Pads = ()
         if not self.transposed:

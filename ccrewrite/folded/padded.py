@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ccrewrite.folded.cuts import Cut, conv_of_cut, described, pads_of
 from ccrewrite.folded.scripting import Pad, Unscriptable
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints, Padding
 from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd, output_padding_of
 
 TORCH = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -25,8 +26,8 @@ class PaddedConv(nn.Module):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = cast(ConvNd, self)
-        call = {"stride": layer.stride, "groups": layer.groups}
-        return conv_of_cut(input, weight, bias, call, self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode)
+        call, pads = _arguments(layer), ConvGeometry.from_module(layer).pads
+        return conv_of_cut(input, weight, bias, call, self.cuts, pads, layer.padding_mode)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, torch's own layers: two pads and a convolution that shares the weight."""
@@ -56,12 +57,17 @@ class PaddedConvTranspose(Unscriptable, PaddedConv):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         layer = cast(ConvTransposeNd, self)
-        extra: Any = layer.output_padding
+        extra: Sequence[int] = layer.output_padding
         if output_size is not None:
             stride, padding, taps = (list(cast(Ints, v)) for v in (layer.stride, layer.padding, layer.kernel_size))
             extra = output_padding_of(layer, input, output_size, stride, padding, taps, len(taps), list(layer.dilation))
-        call = {"stride": layer.stride, "padding": layer.padding, "output_padding": extra, "groups": layer.groups}
+        call = _arguments(layer)
+        call["output_padding"] = tuple(extra)
         return conv_of_cut(input, layer.weight, layer.bias, call, self.cuts, ())
+
+
+def _arguments(layer: ConvNd) -> ConvArguments:
+    return {"stride": layer.stride, "padding": cast(Padding, layer.padding), "dilation": layer.dilation, "groups": layer.groups}
 
 
 class PaddedConv1d(PaddedConv, nn.Conv1d):

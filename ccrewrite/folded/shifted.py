@@ -10,7 +10,7 @@ come first and are read instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class ShiftedSampling(Unscriptable):
         self.taps, self.window, self.margin = taps, window, margin
         self.kernel_size, self.dilation = kernel_size, dilation
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: object, **named: object) -> Tensor:
         ndim = len(self.window)
         call = bind(False, ndim, arguments, named)
         padding = (0,) * ndim if call["padding"] == "valid" else call["padding"]

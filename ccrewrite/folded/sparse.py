@@ -26,6 +26,7 @@ from ccrewrite.gathering.rows import sum_of_cells
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast
 from ccrewrite.ir.torch_private import ConvNd
+from ccrewrite.ir.typed import integer_rows
 
 Box = tuple[tuple[int, int], ...]
 """First cell and the one after the last, along each axis."""
@@ -74,7 +75,7 @@ def boxes_of(filled: Tensor) -> tuple[Box, ...]:
 
 def _boxes_of_neighbours(filled: Tensor) -> list[Box]:
     """A box around each set of cells that are next to each other, corners included."""
-    left = {tuple(cell) for cell in filled.nonzero().tolist()}
+    left = {tuple(cell) for cell in integer_rows(filled.nonzero())}
     around = list(itertools.product((-1, 0, 1), repeat=filled.dim()))
     boxes: list[Box] = []
     while left:

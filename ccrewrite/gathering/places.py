@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ccrewrite.gathering.corners import Pads, pad
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.typed import integer_rows, number_rows
 
 
 class Layout(NamedTuple):
@@ -69,7 +70,7 @@ class Tap(NamedTuple):
 def taps_at(positions: Tensor) -> tuple[Tap, ...]:
     """The taps at ``positions`` ``(ndim, taps)``, in cells. Reads values."""
     low = positions.detach().floor()
-    cells, fractions = low.long().T.tolist(), (positions.detach().double() - low).T.tolist()
+    cells, fractions = integer_rows(low.long().T), number_rows((positions.detach().double() - low).T)
     return tuple(Tap(tuple(c), tuple(f)) for c, f in zip(cells, fractions, strict=True))
 
 

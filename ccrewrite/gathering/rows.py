@@ -33,7 +33,7 @@ def sum_of_cells(input: Tensor, weight: Tensor, cells: Tensor, dilation: Sequenc
     coefficients = F.pad(weight.flatten(1).to(wide), (0, 1)).gather(1, cells)
     places = [cells % count // within % k * d for within, k, d in zip(row_strides(sizes), sizes, dilation, strict=True)]
     index = functools.reduce(operator.add, (place * stride for place, stride in zip(places, rows.strides, strict=True)))
-    together = coefficients.unflatten(1, (-1, TOGETHER)).unbind(2), index.unflatten(1, (-1, TOGETHER)).unbind(2)
+    together = (torch.unflatten(x, 1, (-1, TOGETHER)).unbind(2) for x in (coefficients, index))
     return rows.sum(*map(stored, together)).to(input.dtype).contiguous()
 
 

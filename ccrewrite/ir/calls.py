@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.geometry import ConvArguments, ConvGeometry
 from ccrewrite.ir.torch_private import convolution
 
 CONV = ("stride", "padding", "dilation", "groups")
@@ -18,7 +18,9 @@ CONV_TRANSPOSE = ("stride", "padding", "output_padding", "groups", "dilation")
 CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 """Argument names after (input, weight, bias) of ``F.convNd``, ``F.conv_transposeNd`` and ``aten.convolution``."""
 
-FUNCTIONS: dict[tuple[bool, int], Any] = {
+T = TypeVar("T", Tensor, fx.Node)
+
+FUNCTIONS: dict[tuple[bool, int], Callable[..., Tensor]] = {
     (False, 1): F.conv1d,
     (False, 2): F.conv2d,
     (False, 3): F.conv3d,
@@ -29,7 +31,7 @@ FUNCTIONS: dict[tuple[bool, int], Any] = {
 """(transposed, number of spatial axes) -> torch's function."""
 
 _aten = torch.ops.aten
-SIGNATURES: dict[Any, tuple[str, tuple[str, ...]]] = {
+SIGNATURES: dict[object, tuple[str, tuple[str, ...]]] = {
     **{f: (f.__name__, CONV) for f in (F.conv1d, F.conv2d, F.conv3d)},
     **{f: (f.__name__, CONV_TRANSPOSE) for f in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)},
     **{
@@ -50,7 +52,7 @@ SIGNATURES: dict[Any, tuple[str, tuple[str, ...]]] = {
 """Convolution function or operator -> (its short name, its argument names)."""
 
 CAST_METHODS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous", "cpu", "cuda")
-CASTS: dict[Any, str] = {
+CASTS: dict[object, str] = {
     **{getattr(Tensor, name): name for name in CAST_METHODS},
     **{getattr(_aten.to, overload): "to" for overload in ("dtype", "dtype_layout", "device", "other")},
     _aten._to_copy.default: "to",
@@ -68,18 +70,18 @@ def uncast(node: fx.Node) -> fx.Node:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One convolution call's arguments, whatever its spelling. ``input``, ``weight`` and ``bias`` are tensors or fx nodes."""
+class Call(Generic[T]):
+    """One convolution call's arguments, whatever its spelling: tensors, or in a graph the nodes that stand for them."""
 
     name: str
-    input: Any
-    weight: Any
-    bias: Any
-    arguments: Mapping[str, Any]
+    input: T
+    weight: T
+    bias: T | None
+    arguments: Mapping[str, object]
 
     @property
     def ndim(self) -> int:
-        return int(self.name[-2]) if self.name.endswith("d") else len(self.arguments["stride"])
+        return int(self.name[-2]) if self.name.endswith("d") else len(cast("Sequence[int]", self.arguments["stride"]))
 
     @property
     def transposed(self) -> bool:
@@ -88,7 +90,7 @@ class Call:
     def geometry(self, weight_shape: Sequence[int]) -> ConvGeometry:
         return ConvGeometry.from_call(self.name, weight_shape, self.arguments)
 
-    def torch_arguments(self) -> dict[str, Any]:
+    def torch_arguments(self) -> dict[str, object]:
         """The arguments given, by name, as ``F.convNd`` or ``F.conv_transposeNd`` takes them."""
         names = CONV_TRANSPOSE if self.transposed else CONV
         return {n: self.arguments[n] for n in names if n in self.arguments}
@@ -103,11 +105,11 @@ class CallShapes(NamedTuple):
     dtype: torch.dtype
     """The input's."""
     device: torch.device
-    arguments: dict[str, Any]
+    arguments: ConvArguments
     """torch's arguments after the bias, by name, one entry per axis."""
 
 
-def as_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Call | None:
+def as_call(function: object, args: Sequence[object], kwargs: Mapping[str, object] | None = None) -> Call[Tensor] | None:
     """``function(*args, **kwargs)`` as a ``Call``, or None where it is no convolution.
 
     >>> as_call(F.conv1d, (torch.ones(1, 1, 4), torch.ones(1, 1, 3)), {"dilation": 2}).arguments
@@ -116,6 +118,24 @@ def as_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     signature = SIGNATURES.get(function)
     if signature is None:
         return None
+    name, bound = _bound(signature, args, kwargs or {})
+    input, weight, bias = bound.pop("input"), bound.pop("weight"), bound.pop("bias", None)
+    return Call(name, cast(Tensor, input), cast(Tensor, weight), cast("Tensor | None", bias), bound)
+
+
+def node_call(node: fx.Node) -> Call[fx.Node] | None:
+    """``node`` of a graph as a ``Call``, or None where it is no convolution."""
+    signature = SIGNATURES.get(node.target) if node.op == "call_function" else None
+    if signature is None:
+        return None
+    name, bound = _bound(signature, node.args, node.kwargs)
+    input, weight, bias = bound.pop("input"), bound.pop("weight"), bound.pop("bias", None)
+    return Call(name, cast(fx.Node, input), cast(fx.Node, weight), cast("fx.Node | None", bias), bound)
+
+
+def _bound(
+    signature: tuple[str, tuple[str, ...]], args: Sequence[object], kwargs: Mapping[str, object]
+) -> tuple[str, dict[str, object]]:
+    """A convolution's short name, and its arguments by name."""
     name, names = signature
-    bound = {**dict(zip(("input", "weight", "bias", *names), args, strict=False)), **(kwargs or {})}
-    return Call(name, bound.pop("input"), bound.pop("weight"), bound.pop("bias", None), bound)
+    return name, {**dict(zip(("input", "weight", "bias", *names), args, strict=False)), **kwargs}

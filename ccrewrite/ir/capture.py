@@ -20,7 +20,6 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ccrewrite.errors import InputError, ModelRunError
@@ -32,6 +31,7 @@ from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.program import ConvCall, Obstacle, Program
 from ccrewrite.ir.threads import quiet
+from ccrewrite.ir.typed import DispatchMode, Operator, called, named_modules
 
 log = logging.getLogger(__name__)
 Model = GivenModel | ExportedProgram
@@ -42,18 +42,18 @@ How = Literal["auto", "export", "observe"]
 class Inputs:
     """Example inputs, brought to the positional and keyword arguments of ``model(...)``."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    args: tuple[object, ...]
+    kwargs: dict[str, object] = field(default_factory=dict[str, object])
 
     @classmethod
-    def of(cls, example_inputs: Any) -> Inputs:
+    def of(cls, example_inputs: object) -> Inputs:
         """A tensor, a tuple or list of positional arguments, or a mapping of keyword arguments."""
         if isinstance(example_inputs, Inputs):
             return example_inputs
         if isinstance(example_inputs, Mapping):
-            return cls((), dict(cast(Mapping[str, Any], example_inputs)))
+            return cls((), dict(cast("Mapping[str, object]", example_inputs)))
         if isinstance(example_inputs, (tuple, list)):
-            return cls(tuple(cast("tuple[Any, ...]", example_inputs)))
+            return cls(tuple(cast("tuple[object, ...]", example_inputs)))
         if example_inputs is None:
             raise InputError(
                 "example inputs are needed to see which convolutions run; found None. "
@@ -62,10 +62,10 @@ class Inputs:
         return cls((example_inputs,))
 
     def tensors(self) -> list[Tensor]:
-        leaves: list[Any] = tree_leaves((self.args, self.kwargs))
+        leaves: list[object] = tree_leaves((self.args, self.kwargs))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    def run(self, model: nn.Module) -> Any:
+    def run(self, model: nn.Module) -> object:
         """Raises ``ModelRunError`` where the model raises."""
         try:
             return model(*self.args, **self.kwargs)
@@ -84,7 +84,7 @@ def as_module(model: Model) -> nn.Module:
     return model_of(model)
 
 
-def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program:
+def capture(model: nn.Module, example_inputs: object, how: How = "auto") -> Program:
     """The convolution calls that ``model(example_inputs)`` makes, in evaluation mode. Leaves the model as it was.
 
     Raises ``InputError`` for inputs or modules that can't be used, ``ModelRunError`` where the model itself raises.
@@ -94,7 +94,7 @@ def capture(model: nn.Module, example_inputs: Any, how: How = "auto") -> Program
     inputs = Inputs.of(example_inputs)
     _refuse_uninitialised(model)
     note = ""
-    graph = next((n for n, m in model.named_modules() if isinstance(m, fx.GraphModule)), None)
+    graph = next((n for n, m in named_modules(model) if isinstance(m, fx.GraphModule)), None)
     if graph and how == "auto":
         # Export would show the calls of an inner graph as its parent's.
         how, note = "observe", f"{graph} is a GraphModule"
@@ -136,7 +136,7 @@ def _with_callers(shown: Program, model: nn.Module, inputs: Inputs, how: How) ->
     return Program(seen, "observed", None, f"{found}; listed are those of the run")
 
 
-def _likeness(call: ConvCall) -> tuple[Any, ...]:
+def _likeness(call: ConvCall) -> tuple[object, ...]:
     return call.weight, call.geometry, call.input_shape, call.output_shape, call.dtype
 
 
@@ -145,7 +145,7 @@ def _count(calls: Sequence[ConvCall]) -> str:
 
 
 def _refuse_uninitialised(model: nn.Module) -> None:
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if isinstance(module, LazyModuleMixin) and cast(Any, module).has_uninitialized_params():
             raise InputError(
                 f"{name or 'the model'} is a {type(module).__name__} without weights yet: run the model once first"
@@ -186,7 +186,7 @@ def _observe(model: nn.Module, inputs: Inputs, fake: bool = False) -> tuple[tupl
     return tuple(calls), tuple(operators.control_flow)
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(DispatchMode):
     """Records the convolutions that no Python function was seen to call: inside TorchScript, quantized or native code."""
 
     supports_higher_order_operators = True
@@ -197,10 +197,12 @@ class _Operators(TorchDispatchMode):
         self.record = record
         self.control_flow: dict[str, None] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         if isinstance(func, HigherOrderOperator):
             self.control_flow[func.name()] = None
-            return func(*args, **(kwargs or {}))
+            return called(func, args, kwargs or {})
         inside, self.observer.inside = self.observer.inside, 1  # an operator run from here is itself a call from Python
         try:
             out = func(*args, **(kwargs or {}))

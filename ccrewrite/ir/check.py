@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from tabulate import tabulate
+
+from ccrewrite.ir.json_types import JsonObject
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest difference allowed, relative to the largest magnitude of the original's output."""
@@ -61,7 +62,7 @@ class Check:
     def max_rel_error(self) -> float:
         return max((o.max_rel_error for o in self.outputs), default=0.0)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data, ``ok`` included."""
         return {"ok": self.ok, **asdict(self)}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.json_types import JsonObject
 
 LARGEST = 1 << 28
 """Bytes of a text file that are read: more is refused. Reports and recipes of the largest models have a tenth of it."""
@@ -34,7 +35,7 @@ class OpenDocument(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
 
 
-def read_json(file: Path, *, finite: bool = True) -> Any:
+def read_json(file: Path, *, finite: bool = True) -> object:
     """What is in a JSON file, without NaN and Infinity where it is to be ``finite``. Raises ``InputError``, in the file's name,
     for what is none."""
     content = _bytes(file)
@@ -44,7 +45,7 @@ def read_json(file: Path, *, finite: bool = True) -> Any:
         raise InputError(f"{file} is damaged: {error}") from error
 
 
-def read_toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> JsonObject:
     """What is in a TOML file. Raises ``InputError``, in the file's name, for what is none."""
     content = _bytes(file)
     try:
@@ -53,7 +54,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: no TOML: {error}") from error
 
 
-def checked(kind: type[T], value: Any, where: str | os.PathLike[str]) -> T:
+def checked(kind: type[T], value: object, where: str | os.PathLike[str]) -> T:
     """``value`` as ``kind``, a model or a type. Raises ``InputError`` in the name of ``where``: key, expected, found.
 
     >>> checked(dict[str, int], {"a": "x"}, "settings.toml")

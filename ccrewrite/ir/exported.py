@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.ir.calls import as_call
+from ccrewrite.ir.calls import node_call
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.nested import Bodies
 from ccrewrite.ir.observe import tensor_names
@@ -16,6 +16,7 @@ from ccrewrite.ir.preserve import global_hooks_kept, preserved
 from ccrewrite.ir.program import ConvCall, Obstacle, Program
 from ccrewrite.ir.threads import quiet
 from ccrewrite.ir.torch_private import ConvNd
+from ccrewrite.ir.typed import named_modules
 
 if TYPE_CHECKING:
     from ccrewrite.ir.capture import Inputs
@@ -28,13 +29,13 @@ def exported(model: nn.Module, inputs: Inputs) -> Program:
     with preserved(model, None), global_hooks_kept(), quiet(), torch.no_grad():
         result = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     names, signature = tensor_names(model), result.graph_signature
-    modules = {id(module): name for name, module in model.named_modules()}
+    modules = {id(module): name for name, module in named_modules(model)}
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     canonical = {arg: names.get(id(_tensor_at(model, path)), path) for arg, path in lifted.items()}
     bodies = Bodies(result.graph_module)
     calls: list[ConvCall] = []
     for node in bodies.nodes:
-        call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
+        call = node_call(node)
         if call is None:
             continue
         value, out = call.weight.meta["val"], node.meta["val"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal, NotRequired, SupportsInt, TypedDict, cast
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.torch_private import ConvNd
@@ -18,13 +18,27 @@ Ints = tuple[int, ...]
 Padding = Ints | Literal["same"]
 
 
-def per_axis(value: Any, ndim: int, name: str) -> Ints:
+class ConvArguments(TypedDict):
+    """What a convolution is given after the bias, by torch's names, one entry per axis."""
+
+    stride: Ints
+    padding: Padding | Literal["valid"]
+    """Of a transposed convolution numbers alone."""
+    dilation: Ints
+    groups: int
+    output_padding: NotRequired[Ints]
+    """Of a transposed convolution alone."""
+    padding_mode: NotRequired[str]
+    """Where a layer pads with something else than zeros."""
+
+
+def per_axis(value: object, ndim: int, name: str) -> Ints:
     """``value`` (an int, or one or ``ndim`` ints) as a tuple of ``ndim`` ints.
 
     >>> per_axis(2, 3, "stride"), per_axis([1, 2], 2, "stride")
     ((2, 2, 2), (1, 2))
     """
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    values = tuple(cast("Sequence[SupportsInt]", value)) if isinstance(value, Sequence) else (cast(SupportsInt, value),)
     if len(values) not in (1, ndim):
         raise InputError(f"{name} must have 1 or {ndim} entries (one per axis), found {len(values)}: {value!r}")
     return tuple(int(v) for v in (values * ndim if len(values) == 1 else values))
@@ -71,7 +85,7 @@ class ConvGeometry:
         )
 
     @classmethod
-    def from_call(cls, name: str, weight_shape: Sequence[int], arguments: Mapping[str, Any]) -> ConvGeometry:
+    def from_call(cls, name: str, weight_shape: Sequence[int], arguments: Mapping[str, object]) -> ConvGeometry:
         """The geometry of a functional call: ``name`` as in ``torch.conv2d``, ``torch.conv_transpose1d`` or
         ``torch.ops.aten.convolution``; ``arguments`` by torch's argument names, absent ones at their defaults.
 
@@ -80,7 +94,7 @@ class ConvGeometry:
         """
         ndim = len(weight_shape) - 2
         transposed = bool(arguments.get("transposed", "transpose" in name))
-        groups = int(arguments.get("groups", 1))
+        groups = int(cast(int, arguments.get("groups", 1)))
         first, second = int(weight_shape[0]), int(weight_shape[1]) * groups
         return cls(
             in_channels=first if transposed else second,
@@ -215,7 +229,7 @@ class AxisMap:
         return Fraction(input_size - 1, 2) - self.step * Fraction(size - 1, 2)
 
 
-def _padding(value: Any, ndim: int) -> Padding:
+def _padding(value: object, ndim: int) -> Padding:
     if value == "same":
         return "same"
     if value == "valid":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import cast
 
 from ccrewrite.errors import InputError
 
@@ -43,7 +43,7 @@ def paths(name: str) -> list[str]:
 def patterns_of(given: object, argument: str) -> tuple[str, ...]:
     """``given``, one pattern or several, as a tuple. Raises ``InputError`` for anything else, in the name of ``argument``."""
     patterns = (given,) if isinstance(given, str) else given
-    if not isinstance(patterns, Collection) or not all(isinstance(p, str) for p in cast("Collection[Any]", patterns)):
+    if not isinstance(patterns, Collection) or not all(isinstance(p, str) for p in cast("Collection[object]", patterns)):
         raise InputError(f"{argument} takes names, globs or 're:...' of sites, one or a list of them; found {given!r}")
     found = tuple(cast("Collection[str]", patterns))
     for pattern in found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 from torch import fx
 from torch.utils._pytree import tree_leaves
@@ -65,10 +65,10 @@ class Bodies:
             caller, index = node.args
             for graph, called_by in self.callers.items():
                 if called_by is caller and _name(called_by) in REGIONS:
-                    return cast("tuple[Any, ...]", graph.output_node().args[0])[cast(int, index)]
+                    return cast("tuple[fx.Node, ...]", graph.output_node().args[0])[cast(int, index)]
         return node
 
-    def stack(self, node: fx.Node) -> Mapping[str, tuple[str, Any]]:
+    def stack(self, node: fx.Node) -> Mapping[str, tuple[str, object]]:
         """The modules whose forward makes ``node``, outermost first; within a traced body those around its call."""
         found = node.meta.get("nn_module_stack")
         while not found and node.graph in self.callers:

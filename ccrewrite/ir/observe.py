@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ccrewrite.ir.calls import CASTS, Call, as_call
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.torch_private import always_called_of, forward_hooks_of, forward_pre_hooks_of
+from ccrewrite.ir.typed import manual_seed, named_modules
 
 if TYPE_CHECKING:
     from ccrewrite.ir.capture import Inputs
@@ -35,8 +36,8 @@ class Like(NamedTuple):
 class ModuleCall(NamedTuple):
     """What a module was called with. Where a tensor was, there is a ``Like``."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
 
 def module_calls(model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Module]) -> dict[str, list[ModuleCall]]:
@@ -49,12 +50,12 @@ def module_calls(model: nn.Module, inputs: Inputs, modules: Mapping[str, nn.Modu
     """
     calls: dict[str, list[ModuleCall]] = {name: [] for name in modules}
 
-    def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         calls[name].append(ModuleCall(*tree_map_only(Tensor, _like, (args, kwargs))))
 
     if modules:
         with preserved(model, inputs.tensors()), torch.no_grad(), watched(modules, before):
-            torch.manual_seed(0)
+            manual_seed(0)
             inputs.run(model)
     return calls
 
@@ -66,17 +67,17 @@ def _like(tensor: Tensor) -> Like:
 @contextmanager
 def watched(
     modules: Mapping[str, nn.Module],
-    before: Callable[[str, tuple[Any, ...], dict[str, Any]], object],
-    after: Callable[[str, tuple[Any, ...], dict[str, Any], Any], object] | None = None,
+    before: Callable[[str, tuple[object, ...], dict[str, object]], object],
+    after: Callable[[str, tuple[object, ...], dict[str, object], Tensor], object] | None = None,
 ) -> Generator[None]:
     """Inside, ``before(name, args, kwargs)`` is told of every call of one of ``modules``, and ``after`` of its output too."""
     with ExitStack() as stack:
         for name, module in modules.items():
 
-            def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+            def enter(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name) -> None:
                 before(name, args, kwargs)
 
-            def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name) -> None:
+            def leave(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Any, name: str = name) -> None:
                 if after is not None:
                     after(name, args, kwargs, output)
 
@@ -93,7 +94,7 @@ class SeenCall(NamedTuple):
 
     path: str
     weight: str | None
-    call: Call
+    call: Call[Tensor]
     output: Tensor
     again: Callable[[Tensor], Tensor]
     function: str
@@ -112,21 +113,27 @@ class ConvolutionMode(TorchFunctionMode):
     def __init__(self, names: dict[int, str], stack: list[tuple[str, nn.Module]], seen: Callable[[SeenCall], object]) -> None:
         super().__init__()
         self.names, self.stack, self.seen = names, stack, seen
-        self.paths = {id(m): name for name, m in stack[0][1].named_modules()}
+        self.paths = {id(m): name for name, m in named_modules(stack[0][1])}
         self.inside = 0
         self._casts: list[Tensor] = []  # kept, so that an id stays theirs
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         call = None if self.inside else as_call(func, args, kwargs)
         if call is None:
             out = func(*args, **(kwargs or {}))
             if func in CASTS and id(args[0]) in self.names:
                 self.names[id(out)] = self.names[id(args[0])]
-                self._casts.append(out)
+                self._casts.append(cast(Tensor, out))
             return out
         self.inside += 1
         try:
-            out = func(*args, **(kwargs or {}))
+            out = cast(Tensor, func(*args, **(kwargs or {})))
         finally:
             self.inside -= 1
         others, named = args[1:], {k: v for k, v in (kwargs or {}).items() if k != "input"}
@@ -134,7 +141,7 @@ class ConvolutionMode(TorchFunctionMode):
         weight = self.names.get(id(call.weight))
 
         def again(x: Tensor) -> Tensor:
-            return func(x, *others, **named)
+            return cast(Tensor, func(x, *others, **named))
 
         self.seen(SeenCall(path, weight, call, out, again, function))
         return out
@@ -159,7 +166,7 @@ class ConvolutionMode(TorchFunctionMode):
         return self.stack[-1][0] if path is None else path, function
 
 
-_APPLY: CodeType = cast(Any, torch.autograd.Function.apply).__func__.__code__
+_APPLY: CodeType = vars(torch.autograd.Function)["apply"].__func__.__code__
 
 
 def _is_method(kind: type, code: CodeType) -> bool:
@@ -185,13 +192,13 @@ def module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
     stack: list[tuple[str, nn.Module]] = [("", model)]
     thread = threading.get_ident()
     with ExitStack() as hooks:
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
 
-            def enter(module: nn.Module, args: Any, name: str = name) -> None:
+            def enter(module: nn.Module, args: object, name: str = name) -> None:
                 if threading.get_ident() == thread:
                     stack.append((name, module))
 
-            def leave(module: nn.Module, args: Any, output: Any) -> None:
+            def leave(module: nn.Module, args: object, output: object) -> None:
                 if threading.get_ident() == thread:
                     stack.pop()
 
@@ -203,7 +210,7 @@ def module_stack(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
 def _hooked(module: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[RemovableHandle]:
     """``enter`` before the module's own hooks; ``leave`` after them, also where its forward raises. Put into the registries
     directly, for a ScriptModule refuses ``register_forward_hook``, and yet calls them."""
-    first = cast("OrderedDict[int, Any]", forward_pre_hooks_of(module))
+    first = cast("OrderedDict[int, Callable[..., object]]", forward_pre_hooks_of(module))
     before = RemovableHandle(first)
     first[before.id] = enter
     first.move_to_end(before.id, last=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +33,7 @@ class Nodes:
         return self._tape.nodes
 
     def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
-        def add(*inputs: Operand, **attributes: Any) -> ir.Value:
+        def add(*inputs: Operand, **attributes: ir.Attr | str | float | Sequence[int] | None) -> ir.Value:
             values = [self.value(x) for x in inputs]
             while values and values[-1] is None:
                 values.pop()

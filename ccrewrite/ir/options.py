@@ -31,7 +31,7 @@ def check_options(owner: str, kind: type, values: Mapping[str, object]) -> None:
             raise InputError(f"{owner}: {name} must be {expected(hints[name])}, found {value!r}")
 
 
-def allowed(value: object, hint: Any) -> bool:
+def allowed(value: object, hint: object) -> bool:
     """Whether ``hint`` allows ``value``.
 
     Known are ``Literal``, ``None``, ``bool``, ``int``, ``float`` (an int is one too), other classes, and tuples and unions of
@@ -42,18 +42,18 @@ def allowed(value: object, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(allowed(value, one) for one in arguments)
     if origin is tuple:
-        return isinstance(value, tuple) and _items_allowed(value, arguments)
+        return isinstance(value, tuple) and _items_allowed(cast("tuple[object, ...]", value), arguments)
     if hint is None or hint is NoneType:
         return value is None
-    if hint in (int, float):
+    if hint is int or hint is float:
         return type(value) is not bool and isinstance(value, Integral if hint is int else Real)
     try:
-        return isinstance(value, origin or hint)
+        return isinstance(value, cast(type, origin or hint))
     except TypeError:  # Any, a protocol, ...
         return True
 
 
-def expected(hint: Any) -> str:
+def expected(hint: object) -> str:
     """``hint`` in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     words = {int: "an integer", float: "a number", str: "a string", bool: "True or False", None: "None", NoneType: "None"}
@@ -69,14 +69,14 @@ def expected(hint: Any) -> str:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, object]:
     try:
         return get_type_hints(kind if is_dataclass(kind) else cast(Any, kind).__init__)
     except NameError:  # a hint that is imported for type checkers alone
         return {}
 
 
-def _items_allowed(values: tuple[object, ...], hints: tuple[Any, ...]) -> bool:
+def _items_allowed(values: tuple[object, ...], hints: tuple[object, ...]) -> bool:
     if len(hints) == 2 and hints[1] is ...:
         return all(allowed(value, hints[0]) for value in values)
     return len(values) == len(hints) and all(map(allowed, values, hints))

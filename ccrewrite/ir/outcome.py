@@ -7,13 +7,14 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from tabulate import tabulate
 from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.check import Check
+from ccrewrite.ir.json_types import JsonObject
 
 
 class SiteOutcome(Protocol):
@@ -44,7 +45,7 @@ class SiteTable(ABC, Generic[S]):
         """The table's cells, by column: a row for each site."""
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """All of it but the model, as plain data."""
 
     def notes(self) -> list[str]:
@@ -110,11 +111,11 @@ def model_of(given: object, what: str = "the model") -> nn.Module:
     """
     if isinstance(given, nn.Module):
         return given
-    model = getattr(given, "model", None) if isinstance(given, Outcome) else None
-    if isinstance(model, nn.Module):
-        return model
     if isinstance(given, type):
         found = f"found the class {given.__name__}: call it first, {given.__name__}(...)"
     else:
         found = f"found {type(given).__name__}"
+    model = getattr(cast(object, given), "model", None) if isinstance(given, Outcome) else None
+    if isinstance(model, nn.Module):
+        return model
     raise InputError(f"{what} must be an nn.Module, or a result with a model; {found}")

@@ -7,7 +7,7 @@ import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,10 +34,10 @@ class OwnState:
     ([0], True)
     """
 
-    def __init__(self, roots: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, roots: Iterable[dict[str, object]]) -> None:
         self._undo: list[Callable[[], object]] = []
         seen: set[int] = set()
-        waiting: list[Any] = [*roots]
+        waiting: list[object] = [*roots]
         while waiting and len(seen) < LIMIT:
             value = waiting.pop()
             if id(value) not in seen:
@@ -48,23 +48,26 @@ class OwnState:
         for undo in self._undo:
             undo()
 
-    def _keep(self, value: Any) -> list[Any]:
+    def _keep(self, value: object) -> list[object]:
         """Remember ``value``; what is inside it."""
         # Exact types: a subclass may forbid changes (diffusers' FrozenDict), so it keeps its own contents.
         if type(value) in (dict, OrderedDict, defaultdict):
-            contents = dict(value)
-            self._undo.append(lambda: (value.clear(), value.update(contents)))
+            mapping = cast("dict[object, object]", value)
+            contents = dict(mapping)
+            self._undo.append(lambda: (mapping.clear(), mapping.update(contents)))
             return list(contents.values())
         if type(value) in (list, deque):
-            items = list(value)
-            self._undo.append(lambda: (value.clear(), value.extend(items)))
+            sequence = cast("list[object] | deque[object]", value)
+            items = list(sequence)
+            self._undo.append(lambda: (sequence.clear(), sequence.extend(items)))
             return items
         if type(value) is set:
-            members = set(value)
-            self._undo.append(lambda: (value.clear(), value.update(members)))
+            collection = cast("set[object]", value)
+            members = set(collection)
+            self._undo.append(lambda: (collection.clear(), collection.update(members)))
             return []
         if isinstance(value, tuple):
-            return list(value)
+            return list(cast("tuple[object, ...]", value))
         setter = _generator(value)
         if setter is not None:
             self._undo.append(setter)
@@ -72,7 +75,7 @@ class OwnState:
         return [vars(value)] if _plain_object(value) else []
 
 
-def _generator(value: Any) -> Callable[[], object] | None:
+def _generator(value: object) -> Callable[[], object] | None:
     """Puts a random generator back to where it is now; None for anything else."""
     if isinstance(value, torch.Generator):
         drawn = value.get_state()
@@ -89,6 +92,6 @@ def _generator(value: Any) -> Callable[[], object] | None:
     return None
 
 
-def _plain_object(value: Any) -> bool:
+def _plain_object(value: object) -> bool:
     """Whether ``value`` is an object of somebody's own class."""
     return type(getattr(value, "__dict__", None)) is dict and type(value).__module__.partition(".")[0] not in _LEFT_ALONE

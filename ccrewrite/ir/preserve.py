@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccrewrite.ir.own_state import OwnState
 from ccrewrite.ir.threads import one_at_a_time
-from ccrewrite.ir.torch_private import buffer_registration_hooks, buffers_of, parameters_of
+from ccrewrite.ir.torch_private import buffer_registration_hooks, buffers_of, parameters_of, schema_of
+from ccrewrite.ir.typed import DispatchMode, Operator, called, random_states_forked
 
 
 @contextmanager
@@ -72,7 +72,7 @@ RUNNING_STATISTICS = ("running_mean", "running_var")
 """Arguments that batch norm's operators update without a word of it in their schemas."""
 
 
-class _WriteGuard(TorchDispatchMode):
+class _WriteGuard(DispatchMode):
     """Saves a tracked tensor's values before the first operator that writes to its storage, and puts them back on exit."""
 
     supports_higher_order_operators = True
@@ -86,26 +86,29 @@ class _WriteGuard(TorchDispatchMode):
         self.saved: list[tuple[Tensor, Tensor]] = []
         self.met_control_flow = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             self.met_control_flow = True
-            return func(*args, **kwargs)
-        if func._schema.is_mutable or "batch_norm" in func._schema.name:
-            for position, argument in enumerate(func._schema.arguments):
+            return called(func, args, kwargs)
+        schema = schema_of(func)
+        if schema.is_mutable or "batch_norm" in schema.name:
+            for position, argument in enumerate(schema.arguments):
                 declared = argument.alias_info is not None and argument.alias_info.is_write
                 if declared or argument.name in RUNNING_STATISTICS:
                     value = args[position] if position < len(args) else kwargs.get(argument.name)
-                    for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    for tensor in cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else (value,):
                         self._save(tensor)
         return func(*args, **kwargs)
 
-    def _save(self, tensor: Any) -> None:
+    def _save(self, tensor: object) -> None:
         key = _storage(tensor) if isinstance(tensor, Tensor) else None
         originals = () if key is None else self.tracked.pop(key, ())
         self.saved += [(original.detach(), original.detach().clone()) for original in originals]
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         for original, values in self.saved:
             original.copy_(values)
@@ -137,7 +140,7 @@ def global_hooks_kept() -> Generator[None]:
 def random_states_kept() -> Generator[None]:
     """Whatever is drawn inside, torch's, NumPy's and Python's generators go on afterwards as if nothing had been."""
     python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the legacy state is what models draw from)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    with random_states_forked(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         try:
             yield
         finally:

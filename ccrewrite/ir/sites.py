@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.names import hits
 from ccrewrite.ir.outcome import SiteTable
 
@@ -96,7 +97,7 @@ class Site:
         """Whether a name, glob or ``re:...`` hits this site under its name or an alias (``ccrewrite.ir.names``)."""
         return hits(pattern, (self.name, *self.aliases))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         plain = {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
         return asdict(self) | {"kinds": self.kinds} | plain
 
@@ -137,7 +138,7 @@ class Plan(SiteTable[Site]):
             for s in self.sites
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data: ``{"how", "note", "rules", "sites"}``."""
         rules = [{"rule": rule.name, **asdict(rule)} for rule in self.rules]
         return {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 _lock = threading.RLock()
 
@@ -40,7 +40,7 @@ class _OtherThreads:
     def write(self, text: str) -> int:
         return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
 
 

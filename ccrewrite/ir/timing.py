@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ class Case:
     """Something to time: ``run`` once inside ``context()``; its ratio is over the case called ``reference``."""
 
     run: Callable[[], object]
-    context: Callable[[], AbstractContextManager[Any]]
+    context: Callable[[], AbstractContextManager[object]]
     reference: str
 
 

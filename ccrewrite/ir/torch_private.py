@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import _C, Tensor, nn
@@ -23,13 +23,21 @@ ConvTransposeNd = conv._ConvTransposeNd
 len_torch_dispatch_stack = _C._len_torch_dispatch_stack
 len_torch_function_stack = _C._len_torch_function_stack
 
-Hooks = dict[int, Callable[..., Any]]
+Hooks = dict[int, Callable[..., object]]
 """The key of each hook's handle -> the hook, in the order in which they are called."""
 
 convolution: Callable[..., Tensor] = cast(Any, torch)._convolution
 
 forward_ad: Any = _forward_ad
 """For its ``_current_level``, below 0 outside forward-mode derivatives. Read in every call, so not by a function."""
+
+
+class _Hooked(Protocol):
+    """A module's hooks, with the types that torch doesn't give them."""
+
+    _forward_hooks: Hooks
+    _forward_pre_hooks: Hooks
+    _load_state_dict_pre_hooks: Hooks
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -51,7 +59,7 @@ def submodules_of(module: nn.Module) -> dict[str, nn.Module | None]:
 
 
 def forward_hooks_of(module: nn.Module) -> Hooks:
-    return module._forward_hooks
+    return cast(_Hooked, module)._forward_hooks
 
 
 def always_called_of(module: nn.Module) -> dict[int, bool]:
@@ -60,23 +68,23 @@ def always_called_of(module: nn.Module) -> dict[int, bool]:
 
 
 def forward_pre_hooks_of(module: nn.Module) -> Hooks:
-    return module._forward_pre_hooks
+    return cast(_Hooked, module)._forward_pre_hooks
 
 
 def drop_forward_pre_hook_(module: nn.Module, key: int) -> None:
     """As its handle's ``remove`` does."""
-    del module._forward_pre_hooks[key]
+    del cast(_Hooked, module)._forward_pre_hooks[key]
     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def loading_hooks_of(module: nn.Module) -> Hooks:
     """Those before ``load_state_dict``."""
-    return module._load_state_dict_pre_hooks
+    return cast(_Hooked, module)._load_state_dict_pre_hooks
 
 
 def buffer_registration_hooks() -> Hooks:
     """Those on all modules."""
-    return cast(Hooks, _module._global_buffer_registration_hooks)
+    return vars(_module)["_global_buffer_registration_hooks"]
 
 
 def border_of(layer: ConvNd) -> list[int]:

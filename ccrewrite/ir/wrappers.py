@@ -33,7 +33,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """``model`` without torch.compile around it, but with whatever else is."""
-    return model if isinstance(model, (DataParallel, DistributedDataParallel)) else _inside(model) or model
+    return model if _is_parallel(model) else _inside(model) or model
 
 
 def require_bare(model: nn.Module, what: str) -> nn.Module:
@@ -59,8 +59,12 @@ def require_trainable(model: nn.Module, what: str) -> None:
         )
 
 
+def _is_parallel(model: nn.Module) -> bool:
+    return isinstance(model, (DataParallel, DistributedDataParallel))
+
+
 def _inside(model: nn.Module) -> nn.Module | None:
-    if isinstance(model, (DataParallel, DistributedDataParallel)):
+    if _is_parallel(model):
         return cast(nn.Module, model.module)
     # What torch.compile returns. Asking for its class would import all of dynamo.
     return submodules_of(model).get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None

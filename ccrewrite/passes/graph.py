@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, fx
+from torch.fx.node import Argument
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import HOSTED, Samplings, hosted_by
 from ccrewrite.families.reroute import at_path
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import suffix_of
-from ccrewrite.ir.calls import FUNCTIONS, Call, as_call, uncast
+from ccrewrite.ir.calls import FUNCTIONS, Call, node_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.torch_private import submodules_of
@@ -41,10 +42,10 @@ def reroute_nodes_(module: fx.GraphModule, key: str, sampling: Sampling, site: S
         module.add_module(HOSTED, Samplings().train(module.training))
     cast(Samplings, hosted_by(module)).put(key, sampling, suffix_of(site.name, site.module))
     for node in nodes:
-        call = cast(Call, as_call(node.target, node.args, node.kwargs))  # now: its input may be a node just replaced
+        call = cast(Call[fx.Node], node_call(node))  # now: its input may be a node just replaced
         arguments = (call.input, call.weight, call.bias)
         with node.graph.inserting_before(node):
-            new = node.graph.call_module(f"{HOSTED}.{key}", arguments, call.torch_arguments())
+            new = node.graph.call_module(f"{HOSTED}.{key}", arguments, cast("dict[str, Argument]", call.torch_arguments()))
         _replace(node, new)
         # As if it had been traced there: export tells by this which module a node comes from.
         new.meta[STACK] = {**node.meta.get(STACK, {}), new.target: (new.target, type(sampling))}
@@ -75,7 +76,7 @@ def restore_nodes_(module: fx.GraphModule, key: str | None = None) -> int:
 
 def _makes(node: fx.Node, module: fx.GraphModule, site: Site, weight: Tensor | None) -> bool:
     """Whether ``node`` makes calls of ``site``."""
-    call = as_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
+    call = node_call(node)
     if call is None:
         return False
     source = uncast(call.weight)
@@ -89,7 +90,7 @@ def _makes(node: fx.Node, module: fx.GraphModule, site: Site, weight: Tensor | N
     return _comparable(call.geometry(shape)) == _comparable(g)
 
 
-def _comparable(geometry: ConvGeometry) -> tuple[Any, ...]:
+def _comparable(geometry: ConvGeometry) -> tuple[object, ...]:
     g = geometry
     return g.transposed, g.kernel_size, g.stride, g.padding, g.dilation, g.groups, g.output_padding
 

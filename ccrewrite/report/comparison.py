@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, cast
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.documents import checked, read_json
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.written import refused, replacing
 from ccrewrite.report.schema import Report
 
@@ -29,20 +30,21 @@ class Comparison:
     ``comparison["rewritten"]`` is the entry of one variant; ``load(path)`` reads what ``save`` wrote.
     """
 
-    data: dict[str, Any]
+    data: JsonObject
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The comparison in a report.json, or in the directory that holds one. Raises ``InputError`` for anything else."""
         file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
-        data = read_json(file)
-        found = data.get("schema") if isinstance(data, dict) else None
+        content = read_json(file)
+        data = cast(JsonObject, content) if isinstance(content, dict) else {}
+        found = data.get("schema")
         if found != SCHEMA:
             raise InputError(f"{file} has the schema {found!r}, this ccrewrite reads {SCHEMA!r}; make the report again")
         checked(Report, data, f"{file} is damaged")
         return cls(data)
 
-    def __getitem__(self, variant: str) -> dict[str, Any]:
+    def __getitem__(self, variant: str) -> JsonObject:
         for entry in self.data["variants"]:
             if entry["name"] == variant:
                 return entry

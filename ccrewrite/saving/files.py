@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.ir.documents import checked, read_json
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.written import leftovers, locked, refused, workplace
 from ccrewrite.saving.document import FORMAT, RecipeDocument
 
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
 
 
-def write(folder: Path, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write(folder: Path, recipe: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Both files, made elsewhere and then moved into place. Raises ``InputError`` where that can't be done."""
     with refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,12 +59,13 @@ def read(directory: Path) -> tuple[RecipeDocument, dict[str, Tensor]]:
         raise InputError(f"{weights} can't be read: {error}") from error
 
 
-def _recipe(directory: Path) -> dict[str, Any]:
+def _recipe(directory: Path) -> JsonObject:
     recipe = directory / RECIPE
     if not recipe.is_file():
         raise InputError(f"{recipe} can't be read: No such file. ccrewrite.save writes it")
-    data = read_json(recipe)
-    found = cast("dict[str, Any]", data).get("format") if isinstance(data, dict) else None
+    content = read_json(recipe)
+    data = cast(JsonObject, content) if isinstance(content, dict) else {}
+    found = data.get("format")
     if type(found) is not int or found < 1:
         raise InputError(f"{recipe} is no recipe of ccrewrite.save: it has no format number")
     if found > FORMAT:
@@ -72,7 +74,7 @@ def _recipe(directory: Path) -> dict[str, Any]:
     return data
 
 
-def _weights(directory: Path, recipe: Mapping[str, Any]) -> Path | None:
+def _weights(directory: Path, recipe: Mapping[str, object]) -> Path | None:
     """The weights that ``recipe`` was saved with: where a save was killed they are still in its own folder. None: missing."""
     files = [*(folder / WEIGHTS for folder in leftovers(directory)), directory / WEIGHTS]
     unsigned = {name: value for name, value in recipe.items() if name != "sha256"}
@@ -93,7 +95,7 @@ def _settle(directory: Path) -> None:
             os.replace(weights, directory / WEIGHTS)
 
 
-def digest(document: Mapping[str, Any], weights: Path) -> str:
+def digest(document: Mapping[str, object], weights: Path) -> str:
     """SHA-256 of the weights' file and the recipe's content."""
     with weights.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256")

@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from ccrewrite.families.cc import toeplitz
 from ccrewrite.families.cc.padding import pad
 from ccrewrite.families.cc.profile import Along, continuous, factor
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED, full_precision
 
 NOMINAL_SIZE = 64
@@ -82,7 +82,7 @@ def cc_native(
     bias: Tensor | None,
     alongs: tuple[Along, ...],
     margin: Ints,
-    call: dict[str, Any],
+    call: ConvArguments,
 ) -> Tensor:
     """The convolution of ``call`` (torch's arguments), in its cheapest form."""
     ndim, transposed = len(alongs), "output_padding" in call

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ccrewrite.families.cc.padding import extend, pad
 from ccrewrite.families.cc.profile import Along, continuous
 from ccrewrite.families.cc.resampling import Resampling, ResizedAxis
 from ccrewrite.families.resizable import Scales, largest
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
 
 Form = Literal["taps", "grid", "dense"]
@@ -57,7 +57,7 @@ def cc_resized(
     bias: Tensor | None,
     alongs: tuple[Along, ...],
     margin: Ints,
-    call: dict[str, Any],
+    call: ConvArguments,
     asked: Ints | None,
     scale: Scales | None,
     alignment: str,
@@ -69,7 +69,7 @@ def cc_resized(
 
     Axes that keep their size keep their stride. ``still``: nothing has moved, so that every axis is as good as plain.
     """
-    ndim, transposed, mode = len(alongs), "output_padding" in call, call["padding_mode"]
+    ndim, transposed, mode = len(alongs), "output_padding" in call, call.get("padding_mode", "zeros")
     geometry = ConvGeometry.from_call("conv_transpose" if transposed else "conv", weight.shape, call)
     sizes = tuple(input.shape[-ndim:])
     _require_outputs(geometry, sizes)

@@ -23,7 +23,7 @@ from ccrewrite.families.look import require_values
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
 from ccrewrite.folded.alternative import Alternative
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
 from ccrewrite.ir.options import check_options
 from ccrewrite.ir.outcome import GivenModel, model_of
@@ -178,13 +178,13 @@ class CCSampling(ResizableSampling):
         require_values(self, [tensor for along in alongs for tensor in along.layers], weight)
         return alongs
 
-    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any]) -> Tensor:
+    def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return super().moved(input, weight, bias, call)  # with the window: the cheapest form goes by the input's size
         return native.cc_native(input, weight, bias, self._moved_along(weight), self.margin, call)
 
     def at_size(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, call: dict[str, Any], asked: Ints | None, scale: Scales | None
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments, asked: Ints | None, scale: Scales | None
     ) -> Tensor:
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             raise InputError(

@@ -46,8 +46,8 @@ def resized_shapes(model: nn.Module, inputs: Inputs) -> Shapes:
 
 def _shape(call: ModuleCall) -> Ints | None:
     """The shape of a call's only argument."""
-    only = not call.kwargs and len(call.args) == 1 and isinstance(call.args[0], Like)
-    return call.args[0].shape if only else None
+    only = call.args[0] if len(call.args) == 1 and not call.kwargs else None
+    return only.shape if isinstance(only, Like) else None
 
 
 def resized_layer(layer: RewrittenConv, shape: Sequence[int]) -> ResizedConv | None:

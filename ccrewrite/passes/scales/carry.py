@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import fx
 
-from ccrewrite.ir.calls import as_call
+from ccrewrite.ir.calls import node_call
 from ccrewrite.ir.geometry import per_axis
 from ccrewrite.passes.scales.grids import Grid, Grids, Merged, broadcast, then, windowed
 from ccrewrite.passes.scales.nodes import named_arguments, packet_of, shape_of, window_axes
@@ -20,7 +20,7 @@ GridsOf = Callable[[Any], Grids]
 
 def carried(node: fx.Node, of: GridsOf) -> Grids:
     """The grids of what ``node`` gives."""
-    call = as_call(node.target, node.args, node.kwargs)
+    call = node_call(node)
     if call is not None:
         geometry = call.geometry([int(n) for n in shape_of(call.weight)])
         maps = [geometry.axis_map(a) for a in range(geometry.ndim)]

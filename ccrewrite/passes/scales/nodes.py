@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ccrewrite.ir.calls import as_call
+from ccrewrite.ir.calls import node_call
 from ccrewrite.ir.torch_private import schema_of
 
 
@@ -47,7 +47,7 @@ def without_call(path: str) -> str:
 
 def window_axes(node: fx.Node) -> int:
     """Spatial axes of a convolution or pool; 0 for any other operation."""
-    call = as_call(node.target, node.args, node.kwargs)
+    call = node_call(node)
     if call is not None:
         return len(shape_of(call.weight)) - 2
     name = packet_of(node)
