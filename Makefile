@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence clean
+.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence docs clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -86,6 +86,10 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	$(BIN)/python benchmarks/evidence/dcls_recovery.py
 	$(BIN)/python benchmarks/evidence/dcls_sparse.py
 
+docs: .venv-docs/.ready  ## the site, built strictly: build/site/index.html
+	.venv-docs/bin/python docs/site/stage.py build/pages
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" .venv-docs/bin/zensical build --strict --clean
+
 .venv-train/.ready: pyproject.toml constraints.txt tests/training/requirements.txt
 	$(PYTHON) -m venv .venv-train
 	.venv-train/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -112,13 +116,18 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 	.venv-deploy/bin/npm install --silent --no-save --ignore-scripts --prefix .venv-deploy onnxruntime-web@1.30.0
 	touch $@
 
+.venv-docs/.ready: docs/site/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r docs/site/requirements.txt
+	touch $@
+
 # Beside the environment, not in it: torch's build for the CPU comes without triton, and nothing else here wants it.
 .venv-triton/.ready: constraints.txt | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target .venv-triton triton
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton
+	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton .venv-docs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
