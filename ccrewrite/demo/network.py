@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ccrewrite.demo.canvases import CLASSES, SIZE
+from ccrewrite.ir.tensor_files import load_file
 
 WEIGHTS = Path(__file__).with_name("segmenter.safetensors")
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ccrewrite.demo.canvases import CLASSES, canvases
 from ccrewrite.demo.network import WEIGHTS, DigitSegmenter, segmenter
+from ccrewrite.ir.tensor_files import save_file
 
 STEPS, BATCH, PEAK = 1800, 32, 5e-3
 TEST_CANVASES, TEST_SEED = 200, 0

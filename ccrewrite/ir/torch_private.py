@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 import torch
@@ -30,6 +31,17 @@ convolution: Callable[..., Tensor] = cast(Any, torch)._convolution
 
 forward_ad: Any = _forward_ad
 """For its ``_current_level``, below 0 outside forward-mode derivatives. Read in every call, so not by a function."""
+
+
+class _Config(Protocol):
+    """One of torch's modules of settings."""
+
+    def patch(self, changes: dict[str, object], /) -> AbstractContextManager[None]: ...
+
+
+def patched(config: object, settings: Mapping[str, object]) -> AbstractContextManager[None]:
+    """Inside, ``config``, one of torch's modules of settings, has ``settings``."""
+    return cast(_Config, config).patch(dict(settings))
 
 
 class _Hooked(Protocol):

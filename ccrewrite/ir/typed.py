@@ -60,6 +60,16 @@ def split(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, .
     return tensor.split(list(sizes), dim)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
+def norm(tensor: Tensor) -> Tensor:
+    """The 2-norm of all values together."""
+    return cast(Tensor, tensor.norm())  # pyright: ignore[reportUnknownMemberType]
+
+
+def compiled(module: nn.Module, *, dynamic: bool | None = None, fullgraph: bool = False) -> nn.Module:
+    """``torch.compile``, of a module."""
+    return cast(nn.Module, torch.compile(module, dynamic=dynamic, fullgraph=fullgraph))  # pyright: ignore[reportUnknownMemberType]
+
+
 Operator = OpOverload[..., object] | HigherOrderOperator
 """What ``__torch_dispatch__`` is told of."""
 

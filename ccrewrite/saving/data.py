@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
 from ccrewrite.errors import InputError
 
 
-def frozen(value: Any) -> Any:
+@runtime_checkable
+class _Scalar(Protocol):
+    """A number of another library."""
+
+    def item(self) -> object: ...
+
+
+def frozen(values: Mapping[str, object]) -> dict[str, object]:
     """JSON's lists as tuples."""
-    if isinstance(value, (list, tuple)):
-        return tuple(frozen(v) for v in cast("list[Any]", value))
-    return {k: frozen(v) for k, v in cast("dict[str, Any]", value).items()} if isinstance(value, dict) else value
+    return {name: _frozen(value) for name, value in values.items()}
 
 
-def plain(value: Any) -> Any:
+def plain(values: Mapping[str, object]) -> dict[str, object]:
     """Numbers of other libraries as Python's, tuples as lists."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in cast("dict[str, Any]", value).items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(v) for v in cast("tuple[Any, ...]", value)]
-    return value.item() if hasattr(value, "item") and not isinstance(value, Tensor) else value
+    return {name: _plain(value) for name, value in values.items()}
 
 
-def written(site: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def written(site: str, values: Mapping[str, object]) -> dict[str, object]:
     """``values`` as they come back from a file."""
-    for name, value in values.items():
-        if not _is_data(plain(value)):
-            raise InputError(f"{site}: save writes numbers, strings, None, and lists of those; found {name}={value!r}")
-    return frozen(plain(values))
+    data = plain(values)
+    for name, value in data.items():
+        if not _is_data(value):
+            raise InputError(f"{site}: save writes numbers, strings, None, and lists of those; found {name}={values[name]!r}")
+    return frozen(data)
 
 
-def _is_data(value: Any) -> bool:
+def _frozen(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, cast("list[object]", value)))
+    return frozen(cast("dict[str, object]", value)) if isinstance(value, dict) else value
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return plain(cast("dict[str, object]", value))
+    if isinstance(value, (tuple, list)):
+        return list(map(_plain, cast("list[object]", value)))
+    return value.item() if isinstance(value, _Scalar) and not isinstance(value, Tensor) else value
+
+
+def _is_data(value: object) -> bool:
     if isinstance(value, list):
-        return all(map(_is_data, cast("list[Any]", value)))
+        return all(map(_is_data, cast("list[object]", value)))
     return value is None or isinstance(value, (bool, int, float, str))

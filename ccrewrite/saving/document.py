@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -15,15 +15,15 @@ FORMAT = 2
 """Of recipe.json. A later one is refused. 1, of version 0.1, had no names of sites."""
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     if isinstance(value, (list, tuple)):
-        return tuple(map(_frozen, cast("list[Any]", value)))
+        return tuple(map(_frozen, cast("list[object]", value)))
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError("must be a number, a string, null, or a list of those")
 
 
-Data = Annotated[Any, AfterValidator(_frozen)]
+Data = Annotated[object, AfterValidator(_frozen)]
 """An option's value. What a sampling's constructor takes is for its class to say."""
 Tensors = dict[str, Annotated[str, Field(max_length=1000)]]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.ir.documents import checked, read_json
 from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.tensor_files import load_file, save_file
 from ccrewrite.ir.written import leftovers, locked, refused, workplace
 from ccrewrite.saving.document import FORMAT, RecipeDocument
 
@@ -31,7 +31,7 @@ def write(folder: Path, recipe: Mapping[str, object], tensors: Mapping[str, Tens
         if (folder / WEIGHTS).is_dir():
             raise InputError(f"{folder / WEIGHTS} can't be written: there is a folder of that name")
         with workplace(folder) as unfinished:
-            save_file(dict(tensors), unfinished / WEIGHTS, metadata={"format": "pt"})
+            save_file(tensors, unfinished / WEIGHTS)
             signed = {**recipe, "sha256": digest(recipe, unfinished / WEIGHTS)}
             (unfinished / RECIPE).write_text(json.dumps(signed, indent=1), encoding="utf-8")
             try:

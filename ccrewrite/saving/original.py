@@ -4,7 +4,7 @@ already give the same answers."""
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,10 +15,14 @@ from ccrewrite.families.adopt import RewrittenConv, torch_layer
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.torch_private import ConvNd, parameters_of
+from ccrewrite.ir.typed import named_modules
+
+Original = TypedDict("Original", {"class": str, "tensors": dict[str, str]})
+"""The class of a model before it was rewritten; name -> dtype and shape of each tensor that it had, in words."""
 
 
-def original_of(model: nn.Module) -> dict[str, Any]:
-    """``class``: that of ``model`` before; ``tensors``: name -> dtype and shape of each tensor that it had."""
+def original_of(model: nn.Module) -> Original:
+    """What ``model`` was before."""
     added = {id(t) for _, t in added_parameters(model)}
     dense = _dense_shapes(model)
     state = {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) not in added}
@@ -33,11 +37,11 @@ def added_names(model: nn.Module) -> set[str]:
 
 def added_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Name and tensor of all that samplings own, tied ones under each name."""
-    samplings = [(n, m) for n, m in model.named_modules() if isinstance(m, Sampling)]
+    samplings = [(n, m) for n, m in named_modules(model) if isinstance(m, Sampling)]
     return [(f"{n}.{name}", t) for n, m in samplings for name, t in m.named_parameters(remove_duplicate=False)]
 
 
-def described(name: str, tensor: Any, shape: tuple[int, ...] | None = None) -> str:
+def described(name: str, tensor: object, shape: tuple[int, ...] | None = None) -> str:
     """Dtype and shape (or ``shape``), in words."""
     if not isinstance(tensor, Tensor):
         return type(tensor).__name__

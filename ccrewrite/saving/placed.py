@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self, cast
+from typing import Self, TypedDict, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -50,8 +50,8 @@ class Placed:
     """Its class."""
     dtype: str
     geometry: ConvGeometry
-    options: dict[str, Any]
-    attributes: dict[str, Any]
+    options: dict[str, object]
+    attributes: dict[str, object]
 
     @classmethod
     def of(cls, site: RewrittenSite, kinds: Mapping[str, type[Sampling]]) -> Self:
@@ -78,9 +78,18 @@ class Placed:
 
     @classmethod
     def from_document(cls, document: SamplingDocument, site: str) -> Self:
-        fields: dict[str, Any] = {name: getattr(document, name) for name in SamplingDocument.model_fields}
-        fields |= {"site": site, "geometry": document.geometry.geometry()}
-        return cls(**fields)
+        return cls(
+            site=site,
+            module=document.module,
+            key=document.key,
+            layer=document.layer,
+            weight=document.weight,
+            sampling=document.sampling,
+            dtype=document.dtype,
+            geometry=document.geometry.geometry(),
+            options=document.options,
+            attributes=document.attributes,
+        )
 
     def completed(self, kind: type[Sampling]) -> Self:
         """With the options that ``kind`` has got since this was written, at their defaults."""
@@ -97,7 +106,7 @@ class Placed:
     def _within(self) -> str:
         return "sampling" if self.key is None else f"{HOSTED}.{self.key}"
 
-    def made(self) -> dict[str, Any]:
+    def made(self) -> dict[str, object]:
         """All that can't be changed once it is made."""
         return {name: value for name, value in asdict(self).items() if name not in ("site", "attributes")}
 
@@ -123,7 +132,7 @@ class Placed:
         sampling = self._made(kind, "meta")
         return sampling.to_empty(device=device) if _loads_all(sampling) else self._made(kind, device)
 
-    def _made(self, kind: type[Sampling], device: Any) -> Sampling:
+    def _made(self, kind: type[Sampling], device: torch.device | str) -> Sampling:
         with one_at_a_time(), random_states_kept():
             return kind.of(self.geometry, **self.options, dtype=getattr(torch, self.dtype), device=device)
 
@@ -186,7 +195,12 @@ def _of_weight(geometry: ConvGeometry, shape: Sequence[int]) -> ConvGeometry:
     return replace(geometry, in_channels=channels[0], out_channels=channels[1], kernel_size=tuple(shape[2:]))
 
 
-def _settings(site: str, sampling: Sampling) -> dict[str, Any]:
+class _Settings(TypedDict):
+    options: dict[str, object]
+    attributes: dict[str, object]
+
+
+def _settings(site: str, sampling: Sampling) -> _Settings:
     """``options`` and ``attributes`` of a ``Placed``."""
     attributes = {name: getattr(sampling, name) for name in sampling.attributes}
     try:

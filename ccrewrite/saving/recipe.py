@@ -20,11 +20,12 @@ from ccrewrite.families.family import sampling_classes
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.torch_private import parameters_of
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.ir.wrappers import unwrapped, wrappers
 from ccrewrite.passes.scales.resize import resize_, resizings_of
 from ccrewrite.saving.data import frozen, plain
 from ccrewrite.saving.document import RecipeDocument
-from ccrewrite.saving.original import added_parameters, layer_of, original_of
+from ccrewrite.saving.original import Original, added_parameters, layer_of, original_of
 from ccrewrite.saving.placed import REMEDY, Placed, kinds_of, placed_of
 
 
@@ -32,8 +33,7 @@ from ccrewrite.saving.placed import REMEDY, Placed, kinds_of, placed_of
 class Recipe:
     """What was done to a model: to which original, and what."""
 
-    original: dict[str, Any]
-    """``class`` and ``tensors``: name -> dtype and shape."""
+    original: Original
     samplings: tuple[Placed, ...]
     ties: tuple[tuple[str, ...], ...]
     """Names of added parameters that are one."""
@@ -45,12 +45,12 @@ class Recipe:
         around, model, kinds = list(wrappers(model)), unwrapped(model), sampling_classes()
         sites = rewritten_sites(model).values()
         seen = {id(site.sampling) for site in sites}
-        for path, module in model.named_modules():
+        for path, module in named_modules(model):
             if isinstance(module, Sampling) and id(module) not in seen:
                 raise InputError(
                     f"{path}: no layer or call of this {type(model).__name__} uses this sampling as rewrite has it"
                 )
-        named = [*(("", wrapper) for wrapper in around), *model.named_modules()]
+        named = [*(("", wrapper) for wrapper in around), *named_modules(model)]
         resized = {path: dict(hook.settings) for path, module in named for hook in resizings_of(module)}
         return cls(original_of(model), tuple(Placed.of(site, kinds) for site in sites), _ties(model), frozen(resized))
 
@@ -60,10 +60,10 @@ class Recipe:
         kinds = kinds_of(placed)
         if document.format == 1:
             placed = [one.completed(kinds[one.sampling]) for one in placed]
-        original = {"class": document.original.kind, "tensors": document.original.tensors}
+        original: Original = {"class": document.original.kind, "tensors": document.original.tensors}
         return cls(original, tuple(placed), document.ties, document.resized)
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, object]:
         return plain(asdict(self))
 
     def require_original(self, model: nn.Module) -> None:
@@ -90,7 +90,9 @@ class Recipe:
         for placed in self.samplings:
             site = there.pop((placed.module, placed.key), None)
             if site is not None:
-                _require(placed, "sampling", placed.made(), Placed.of(site, kinds).made())
+                expected, found = placed.made(), Placed.of(site, kinds).made()
+                different = [name for name in expected if expected[name] != found[name]]
+                _require(placed, "sampling", *({name: d[name] for name in different} for d in (expected, found)))
                 continue
             module = model.get_submodule(placed.module)
             _require(placed, "layer", placed.layer, layer_of(module))
@@ -124,9 +126,6 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in names.values() if len(group) > 1)
 
 
-def _require(placed: Placed, what: str, expected: Any, found: Any) -> None:
-    if isinstance(expected, dict) and isinstance(found, dict):
-        keys = [k for k in expected if expected[k] != found.get(k)]
-        expected, found = ({k: d[k] for k in keys} for d in (expected, found))
+def _require(placed: Placed, what: str, expected: object, found: object) -> None:
     if expected != found:
         raise InputError(f"{placed.site}: expected {what} {expected}, found {found}. {REMEDY}")

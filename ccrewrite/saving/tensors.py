@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors.torch import _SIZE as DTYPES  # pyright: ignore[reportPrivateUsage]
@@ -16,21 +16,21 @@ from ccrewrite.saving.original import added_names, described
 from ccrewrite.saving.placed import REMEDY
 
 
-def tensors_of(model: nn.Module, *, geometry_only: bool) -> dict[str, Any]:
+def tensors_of(model: nn.Module, *, geometry_only: bool) -> dict[str, object]:
     """The state of ``model`` by name, tied tensors once; with ``geometry_only``, what the original hasn't."""
     state = _untied(model.state_dict(keep_vars=True))
     only = added_names(model) if geometry_only else state.keys()
     return {name: tensor for name, tensor in state.items() if name in only}
 
 
-def storable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def storable(tensors: Mapping[str, object]) -> dict[str, Tensor]:
     """On the CPU, contiguous, each with memory of its own."""
     stored: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
-        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
             raise InputError(f"{name}: save writes plain tensors, found {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
             found = f"a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
@@ -57,19 +57,20 @@ def load_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], *, geometry_o
     meta = next((n for n, t in own.items() if isinstance(t, Tensor) and t.is_meta), None)
     if meta is not None:
         raise InputError(f"{meta} is on the meta device, which holds no values: call model.to_empty(device=...) first")
-    before = {n: t.detach().to("cpu", copy=True) for n, t in wanted.items()}
+    before = {n: t.detach().to("cpu", copy=True) for n, t in wanted.items() if isinstance(t, Tensor)}
     first = {id(t): n for n, t in own.items()}
     try:
         model.load_state_dict({n: tensors.get(first[id(t)], t) for n, t in everything.items()})
     except BaseException:
         with torch.no_grad():
             for name, value in before.items():
-                if not torch.equal(own[name].to("cpu"), value):
-                    own[name].copy_(value)
+                tensor = cast(Tensor, own[name])
+                if not torch.equal(tensor.to("cpu"), value):
+                    tensor.copy_(value)
         raise
 
 
-def _untied(state: Mapping[str, Any]) -> dict[str, Any]:
+def _untied(state: Mapping[str, object]) -> dict[str, object]:
     """Each tensor once, under the first of its names."""
     first: dict[int, str] = {}
     for name, tensor in state.items():

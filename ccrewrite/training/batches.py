@@ -7,8 +7,8 @@ have had: a loader's batch is the batch of the whole run, and each process takes
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,44 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.typed import manual_seed
+
+Place = tuple[int, object]
+"""Of a sample: its place in the epoch, and its index in the dataset."""
+
+
+class Collected(Protocol):
+    """Batches that can be counted, and iterated again."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[object]: ...
+
+
+class Indexed(Protocol):
+    """A dataset of samples with indices, whatever those are."""
+
+    def __getitem__(self, index: object, /) -> object: ...
+
+
+class Loader(Protocol):
+    """A ``DataLoader``, with the types that torch doesn't give it."""
+
+    dataset: Indexed
+    sampler: object
+    batch_sampler: Iterable[Iterable[object]] | None
+    collate_fn: Callable[[list[object]], object]
+    num_workers: int
+    pin_memory: bool
+    timeout: float
+    worker_init_fn: Callable[[int], None] | None
+    multiprocessing_context: Any
+    prefetch_factor: int | None
 
 
 class Share(NamedTuple):
     """A process's part of a batch, and its size over that of an even part: the weight of its mean in the mean of all."""
 
-    batch: Any
+    batch: object
     weight: float
 
 
@@ -40,15 +72,16 @@ class Batches:
     Raises ``InputError`` where data is empty, has no length, or can't be iterated again or shared out.
     """
 
-    def __init__(self, data: Any, name: str, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.data, self.name, self.seed, self.rank, self.world = data, name, seed, rank, world
-        if not isinstance(data, Iterable) or iter(data) is data:
+    def __init__(self, data: object, name: str, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.name, self.seed, self.rank, self.world = name, seed, rank, world
+        if not _starts_anew(data):
             raise InputError(f"{name} must be a DataLoader or another collection of batches, found {type(data).__name__}")
         if not _has_length(data):
             raise InputError(
                 f"{name}, a {type(data).__name__}, needs a length: the number of its batches. A stream's batches can be "
                 "collected first, list(loader), or its dataset given a __len__"
             )
+        self.data = cast(Collected, data)
         self.loader = _indexed(data)
         if world > 1 and self.loader is None:
             raise InputError(f"{name} must be a DataLoader on a dataset with indices, for {world} processes to share it")
@@ -73,7 +106,7 @@ class Batches:
         for batch, share, whole in zip(loader, shares, indices, strict=True):
             yield Share(batch, len(share) * self.world / len(whole))
 
-    def _drawn(self, number: int) -> Iterator[Any]:
+    def _drawn(self, number: int) -> Iterator[object]:
         iterator = iter(self.data)
         for index in range(len(self.data)):
             seed_all(self.seed, number, index)
@@ -82,18 +115,19 @@ class Batches:
                 raise InputError(f"{self.name} has a length of {len(self.data)} batches, but gave {index} in epoch {number}")
             yield batch
 
-    def _indices(self, number: int) -> list[list[Any]]:
+    def _indices(self, number: int) -> list[list[Place]]:
         """(place in the epoch, index) of each sample of each batch."""
         assert self.loader is not None
+        assert self.loader.batch_sampler is not None
         with random_states_kept():
             seed_all(self.seed, number)
             for holder in (self.loader, self.loader.sampler):
                 if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
                     generator.manual_seed(torch.initial_seed())
             place = iter(range(2**62))
-            return [[(next(place), index) for index in batch] for batch in self.loader.batch_sampler]  # pyright: ignore[reportOptionalIterable]
+            return [[(next(place), index) for index in batch] for batch in self.loader.batch_sampler]
 
-    def _like(self, loader: DataLoader[Any], number: int, indices: list[list[Any]]) -> DataLoader[Any]:
+    def _like(self, loader: Loader, number: int, indices: list[list[Place]]) -> DataLoader[object]:
         return DataLoader(
             _Seeded(loader.dataset, self.seed, number),
             batch_sampler=indices,
@@ -107,44 +141,50 @@ class Batches:
         )
 
 
-def _has_length(data: Any) -> bool:
+def _starts_anew(data: object) -> bool:
+    """Whether it can be iterated, again and again."""
+    return isinstance(data, Iterable) and iter(cast("Iterable[object]", data)) is not data
+
+
+def _has_length(data: object) -> bool:
     try:
-        return len(data) >= 0
+        return len(cast(Sized, data)) >= 0
     except TypeError:  # also a loader's, whose dataset is a stream
         return False
 
 
-def _indexed(data: Any) -> DataLoader[Any] | None:
+def _indexed(data: object) -> Loader | None:
     """``data``, if it is a loader whose batches are lists of a dataset's indices."""
-    if not isinstance(data, DataLoader) or data.batch_sampler is None or isinstance(data.dataset, IterableDataset):
-        return None
-    return data
+    loader = cast(Loader, data) if isinstance(data, DataLoader) else None
+    return None if loader is None or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset) else loader
 
 
-class _Seeded(Dataset[Any]):
+class _Seeded(Dataset[object]):
     """A dataset whose items are drawn from generators seeded for each."""
 
-    def __init__(self, dataset: Any, *key: int) -> None:
+    def __init__(self, dataset: Indexed, *key: int) -> None:
         self.dataset, self.key = dataset, key
 
-    def __getitem__(self, place_and_index: tuple[int, Any]) -> Any:
+    def __getitem__(self, place_and_index: Place) -> object:
         place, index = place_and_index
         seed_all(*self.key, place)
         return self.dataset[index]
 
 
-def inputs_and_target(batch: Any) -> tuple[tuple[Any, ...] | dict[str, Any], Any]:
+def inputs_and_target(batch: object) -> tuple[tuple[object, ...] | dict[str, object], object]:
     """What of a batch the model takes, and what the loss: of a mapping both all of it. Raises ``InputError`` for others.
 
     >>> inputs_and_target(["image", "class"])
     (('image',), 'class')
     """
     if isinstance(batch, Mapping):
-        return dict(cast("Mapping[str, Any]", batch)), batch
-    if isinstance(batch, (tuple, list)) and len(cast("Sequence[Any]", batch)) > 1:
-        *inputs, target = cast("Sequence[Any]", batch)
+        named = cast("Mapping[str, object]", batch)
+        return dict(named), named
+    found = type(batch).__name__
+    if isinstance(batch, (tuple, list)) and len(cast("Sequence[object]", batch)) > 1:
+        *inputs, target = cast("Sequence[object]", batch)
         return tuple(inputs), target
-    raise InputError(f"a batch must be (*inputs, target) or a mapping, found {type(batch).__name__}")
+    raise InputError(f"a batch must be (*inputs, target) or a mapping, found {found}")
 
 
 def seed_all(*key: int) -> None:
@@ -152,4 +192,4 @@ def seed_all(*key: int) -> None:
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (the legacy generator is what datasets draw from)
-    torch.manual_seed(seed)
+    manual_seed(seed)

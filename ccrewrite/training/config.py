@@ -85,9 +85,9 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("features", "trackers"):
             value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in cast("list[Any]", value)):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in cast("list[object]", value)):
                 raise InputError(f"{name} must be a list of names, found {value!r}")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(cast("list[str]", value)))
         one_of = {"schedule": SCHEDULES, "outputs": OUTPUTS, "mixed_precision": (None, *PRECISIONS)}
         for name, allowed in one_of.items():
             if getattr(self, name) not in allowed:

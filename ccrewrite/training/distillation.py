@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class Distillation:
             raise InputError(f"temperature must be above 0, or None for outputs that are no class scores; found {temperature}")
         self.model, self.original = model, original.eval()
         self.features, self.temperature, self.dim = tuple(features), temperature, dim
-        self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._call: tuple[tuple[object, ...], dict[str, object], object] | None = None
         self._of: dict[int, dict[str, Tensor]] = {id(model): {}, id(original): {}}
         self._handles: list[RemovableHandle] = [model.register_forward_hook(self._remember, with_kwargs=True)]
         for whose, name in ((m, n) for m in (model, original) for n in self.features):
@@ -108,7 +108,7 @@ class Distillation:
         ours, theirs = (F.log_softmax(_full(t) / self.temperature, self.dim) for t in (found, expected))
         return self.temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(self.dim).mean()
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def _remember(self, module: nn.Module, args: tuple[object, ...], named: dict[str, object], output: object) -> None:
         if module is self.model:
             self._call = args, named, output
 
@@ -120,7 +120,7 @@ class Distillation:
         for kept in self._of.values():
             kept.clear()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
+    def __deepcopy__(self, memo: dict[int, object]) -> Distillation:
         return self  # a copy of the model (an average of its weights, say) brings its hooks along, and is not the one distilled
 
     def __enter__(self) -> Self:
@@ -136,29 +136,26 @@ class _Keep:
     def __init__(self, module: nn.Module, name: str, kept: dict[str, Tensor]) -> None:
         self.module, self.name, self.kept = module, name, kept
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
         if module is self.module:
             self.kept[self.name] = _tensor(output, f"the output of {self.name!r}")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Keep:
+    def __deepcopy__(self, memo: dict[int, object]) -> _Keep:
         return self
 
 
-def _tensor(output: Any, what: str) -> Tensor:
+def _tensor(output: object, what: str) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping) and isinstance(logits := cast("Mapping[str, Any]", output).get("logits"), Tensor):
+    kind = type(output).__name__
+    named: Mapping[str, object] = cast("Mapping[str, object]", output) if isinstance(output, Mapping) else {}
+    if isinstance(logits := named.get("logits"), Tensor):
         return logits
-    values: list[Any] = []
-    if isinstance(output, Mapping):
-        values = list(cast("Mapping[str, Any]", output).values())
-    elif isinstance(output, (tuple, list)):
-        values = list(cast("Sequence[Any]", output))
+    values = cast("Sequence[object]", output) if isinstance(output, (tuple, list)) else named.values()
     tensors = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
     if len(tensors) != 1:
         raise InputError(
-            f"{what} must be a tensor, or hold 'logits' or one floating-point tensor alone; "
-            f"found {type(output).__name__} with {len(tensors)}"
+            f"{what} must be a tensor, or hold 'logits' or one floating-point tensor alone; found {kind} with {len(tensors)}"
         )
     return tensors[0]
 

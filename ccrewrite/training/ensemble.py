@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,13 @@ class ScaleEnsemble(nn.Module):
         self.average = average
         self._recalibrated: list[Statistics] | None = None
 
-    def recalibrate(self, batches: Iterable[Any], *, device: torch.device | str | None = None) -> ScaleEnsemble:
+    def recalibrate(self, batches: Iterable[object], *, device: torch.device | str | None = None) -> ScaleEnsemble:
         """Give each setting batch-norm statistics of its own, measured over ``batches`` (``ccrewrite.training.recalibrate``);
         returns the ensemble."""
         self._recalibrated = recalibrate(self.model, batches, self.settings, device=device)
         return self
 
-    def members(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def members(self, *args: object, **kwargs: object) -> list[Tensor]:
         """The (averaged function of the) model's output at each setting."""
         if self._recalibrated is not None and self.model.training:
             raise InputError("an ensemble with statistics of its own runs in evaluation mode; call ensemble.eval() first")
@@ -74,11 +74,11 @@ class ScaleEnsemble(nn.Module):
                 load_statistics_(self.model, own)
         return outputs
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
         return torch.stack(self.members(*args, **kwargs)).mean(0)
 
-    def get_extra_state(self) -> Any:
+    def get_extra_state(self) -> list[Statistics] | None:
         return self._recalibrated
 
-    def set_extra_state(self, state: Any) -> None:
+    def set_extra_state(self, state: object) -> None:
         self._recalibrated = cast("list[Statistics] | None", state)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.training.accelerating import Accelerated, Made
 from ccrewrite.training.batches import Batches
 from ccrewrite.training.config import Compile, FinetuneConfig
 from ccrewrite.training.gains import gains
-from ccrewrite.training.groups import param_groups
+from ccrewrite.training.groups import ParamGroup, param_groups
 from ccrewrite.training.loop import History, Loop
 from ccrewrite.training.run_folder import RunFolder
-from ccrewrite.training.steps import Schedule, Steps
+from ccrewrite.training.steps import Loss, Schedule, Steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 def finetune(
     model: GivenModel,
-    train_data: Any,
-    loss: Callable[[Any, Any], Tensor],
+    train_data: Iterable[object],
+    loss: Loss,
     *,
-    validation: Any = None,
+    validation: Iterable[object] | None = None,
     original: GivenModel | None = None,
     config: FinetuneConfig | None = None,
-    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW,
+    optimizer: Callable[[list[ParamGroup]], torch.optim.Optimizer] = torch.optim.AdamW,
     schedules: Sequence[Schedule] = (),
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -100,19 +101,19 @@ def finetune(
     own = {name: value for name, value in vars(model).items() if name == "forward"}
     with ExitStack() as stack:
         stack.enter_context(random_states_kept())
-        accelerator = accelerator or stack.enter_context(_made(config, out))
+        accelerated = cast(Accelerated, accelerator or stack.enter_context(_made(config, out)))
         if original is not None:
-            original.to(accelerator.device)
-        rank, world = accelerator.process_index, accelerator.num_processes
+            original.to(accelerated.device)
+        rank, world = accelerated.process_index, accelerated.num_processes
         train = Batches(train_data, "train_data", config.seed, rank, world)
         valid = None if validation is None else Batches(validation, "validation", config.seed, rank, world)
-        folder = None if out is None else RunFolder(out, accelerator.is_main_process, accelerator.wait_for_everyone)
+        folder = None if out is None else RunFolder(out, accelerated.is_main_process, accelerated.wait_for_everyone)
         if config.compile == "auto" and resume and folder is not None:
             config = replace(config, compile=folder.compiled() if folder.compiled() is not None else "auto")
-        called, compile = _compiled(model, train, config, accelerator, stack)
+        called, compile = _compiled(model, train, config, accelerated, stack)
         config = replace(config, compile=compile)
         groups = param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
-        run = Steps(model, called, loss, original, config, optimizer(groups), schedules, accelerator, stack)
+        run = Steps(model, called, loss, original, config, optimizer(groups), schedules, accelerated, stack)
         try:
             return Loop(run, train, valid, folder, progress).all(resume)
         finally:
@@ -124,7 +125,7 @@ def finetune(
 
 
 def _compiled(
-    model: nn.Module, train: Batches, config: FinetuneConfig, accelerator: Accelerator, stack: ExitStack
+    model: nn.Module, train: Batches, config: FinetuneConfig, accelerator: Accelerated, stack: ExitStack
 ) -> tuple[nn.Module, Compile]:
     """What is called in the steps, and what of it runs compiled."""
     compile = "sites" if config.compile == "auto" and gains(model, train, config, accelerator) else config.compile
@@ -152,7 +153,7 @@ def _made(config: FinetuneConfig, out: str | os.PathLike[str] | None) -> Generat
         raise InputError("trackers ask for tensorboard, which is not installed; install it with: pip install tensorboard")
     if config.trackers and out is None:
         raise InputError("trackers need out, the folder that they write to")
-    used = bool(AcceleratorState._shared_state)  # pyright: ignore[reportPrivateUsage]
+    used = bool(vars(AcceleratorState)["_shared_state"])
     freezes = bool(config.geometry_from or config.weights_from)
     try:
         accelerator = Accelerator(
@@ -163,13 +164,14 @@ def _made(config: FinetuneConfig, out: str | os.PathLike[str] | None) -> Generat
         )
     except ValueError as error:  # a precision that the device hasn't got, an unknown tracker
         raise InputError(f"accelerate: {error}") from error
+    made = cast(Made, accelerator)
     try:
-        if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:  # accelerate would run it in float32
-            raise InputError(f'mixed_precision="fp16" needs a GPU, found {accelerator.device}; "bf16" runs on CPU')
+        if made.mixed_precision == "fp16" and made.scaler is None:  # accelerate would run it in float32
+            raise InputError(f'mixed_precision="fp16" needs a GPU, found {made.device}; "bf16" runs on CPU')
         yield accelerator
     finally:
-        for tracker in accelerator.trackers:
+        for tracker in made.trackers:
             tracker.finish()
-        accelerator.free_memory()
+        made.free_memory()
         if not used:
             AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage]

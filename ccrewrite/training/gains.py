@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,11 +11,9 @@ from ccrewrite.errors import CcrewriteError
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.lowering.calls import site_calls
+from ccrewrite.training.accelerating import Accelerated, sent, under_fsdp
 from ccrewrite.training.batches import Batches, inputs_and_target
 from ccrewrite.training.config import FinetuneConfig
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 SHORT = 200
 """Batches up to which no run gains: they take less time than compiling one layer."""
@@ -26,18 +23,15 @@ ON_A_DEVICE = 5e-4
 """Seconds that one layer saves there, where launching its operators is what takes time. A guess: not measured."""
 
 
-def gains(model: nn.Module, train: Batches, config: FinetuneConfig, accelerator: Accelerator) -> bool:
+def gains(model: nn.Module, train: Batches, config: FinetuneConfig, accelerator: Accelerated) -> bool:
     """Whether what the layers save in all steps exceeds what compiling them takes. Runs the model once on the first batch,
     unless the run is short."""
-    from accelerate import DistributedType
-    from accelerate.utils import send_to_device
-
     calls = config.epochs * len(train)
     known = rewritten_sites(model)
-    if calls <= SHORT or not known or accelerator.distributed_type == DistributedType.FSDP:
+    if calls <= SHORT or not known or under_fsdp(accelerator):
         return False
     model.to(accelerator.device)
-    inputs, _ = inputs_and_target(send_to_device(next(train.epoch(0)).batch, accelerator.device))
+    inputs, _ = inputs_and_target(sent(next(train.epoch(0)).batch, accelerator))
     try:
         sites = site_calls(model, Inputs.of(inputs), {name: site.sampling for name, site in known.items()})
     except CcrewriteError as error:

@@ -10,6 +10,8 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.outcome import GivenModel, model_of
 
+ParamGroup = dict[str, Any]
+"""As torch's optimizers take them: ``params``, ``lr``, ``weight_decay``; and ``name``."""
 ORDER = ("weights", "vectors", "positions", "geometry")
 """Of the groups; others follow. An optimizer's state is stored by number, so that checkpoints rely on it."""
 
@@ -21,7 +23,7 @@ def param_groups(
     *,
     position_lr_scale: float = 5.0,
     decay_vectors: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[ParamGroup]:
     """The trainable parameters of any model as optimizer groups, each parameter once (shared ones too).
 
     - "weights": ``lr``, ``weight_decay``;

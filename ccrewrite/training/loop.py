@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.typed import number_rows
+from ccrewrite.training.accelerating import summed
 from ccrewrite.training.batches import Batches, seed_all
 from ccrewrite.training.config import Compile
 from ccrewrite.training.run_folder import Row, RunFolder
@@ -120,7 +122,7 @@ class Loop:
         ready, self.waiting = self.waiting[: len(self.waiting) - keep], self.waiting[len(self.waiting) - keep :]
         if not ready:
             return
-        terms = cast(Tensor, self.accelerator.reduce(torch.stack([t for _, t in ready]))).tolist()
+        terms = number_rows(summed(self.accelerator, torch.stack([t for _, t in ready])))
         for (row, _), values in zip(ready, terms, strict=True):
             row |= {"loss": sum(values)} | dict(zip(TERMS, values, strict=True)) | {"validation": row.get("validation")}
             said = ", ".join(f"{n} {row[n]:.3g}" for n in TERMS if row[n])
@@ -157,7 +159,7 @@ class Loop:
         self.steps_done, self.best = progress.step, progress.best
         self.best_epoch, self.worse = progress.best_epoch, progress.worse
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """What must be the same for a run to go on."""
         state = self.run.model.state_dict()
         return {

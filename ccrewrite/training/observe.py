@@ -15,7 +15,7 @@ from ccrewrite.families.learnable import Recording
 from ccrewrite.families.sites import named_samplings, rewritten_sites
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.sites import ROOT
-from ccrewrite.training.sharded import gathered
+from ccrewrite.training.sharded import Sharded, gathered
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _since_version_1(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _graded(parameter: nn.Parameter) -> bool:
-    gradient: Any = parameter.grad
+    gradient = parameter.grad
     if gradient is None:
         return False
-    return bool((gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).any())
+    return bool((gradient.full_tensor() if isinstance(gradient, Sharded) else gradient).any())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.learnable import FINENESS
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.written import replacing
+from ccrewrite.training.axes import Axes, Drawn
 from ccrewrite.training.observe import Recorder
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 PANELS = 12
@@ -44,10 +45,10 @@ def draw(recorder: Recorder, path: str | os.PathLike[str] | None = None, *, site
     site and where matplotlib is missing.
     """
     figure, places = _figure(recorder, sites)
-    _draw(recorder, places, len(recorder.steps) - 1)
+    _draw(recorder, figure, places, len(recorder.steps) - 1)
     if path is not None:
         with replacing(path) as file:
-            figure.savefig(file, dpi=120)
+            cast(Drawn, figure).savefig(file, dpi=120)
     return figure
 
 
@@ -56,12 +57,12 @@ def animate(recorder: Recorder, path: str | os.PathLike[str], *, sites: Sequence
     figure, places = _figure(recorder, sites)
     from matplotlib.animation import FuncAnimation, PillowWriter
 
-    _draw(recorder, places, len(recorder.steps) - 1)
+    _draw(recorder, figure, places, len(recorder.steps) - 1)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # as it is now, for all frames
+    cast(Drawn, figure).set_layout_engine("none")  # as it is now, for all frames
 
-    def frame(record: int) -> list[Any]:
-        _draw(recorder, places, record)
+    def frame(record: int) -> list[Artist]:
+        _draw(recorder, figure, places, record)
         return []
 
     moving = FuncAnimation(figure, frame, len(recorder.steps), list)  # pyright: ignore[reportArgumentType]
@@ -80,10 +81,10 @@ def _figure(recorder: Recorder, sites: Sequence[str] | None) -> tuple[Figure, di
     rows = -(-len(panels) // columns)
     figure = Figure((SIZE * columns, SIZE * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for unused in axes[len(panels) :]:
+    grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in grid[len(panels) :]:
         unused.remove()
-    return figure, dict(zip(panels, axes, strict=False))
+    return figure, dict(zip(panels, grid, strict=False))
 
 
 def _panels(recorder: Recorder, sites: Sequence[str] | None) -> list[Panel]:
@@ -100,7 +101,7 @@ def _panels(recorder: Recorder, sites: Sequence[str] | None) -> list[Panel]:
     return chosen if sites is not None else sorted(chosen, key=lambda panel: list(moved).index(panel[0]))
 
 
-def _draw(recorder: Recorder, places: dict[Panel, Axes], record: int) -> None:
+def _draw(recorder: Recorder, figure: Figure, places: dict[Panel, Axes], record: int) -> None:
     steps = recorder.steps
     for (site, axis), axes in places.items():
         found = recorder.recordings[site][: record + 1]
@@ -113,7 +114,7 @@ def _draw(recorder: Recorder, places: dict[Panel, Axes], record: int) -> None:
             _over_steps(axes, torch.stack([_spaced(r.tensors) for r in found]), steps)
         axes.set_title(site if axis is None else f"{site}, axis {axis}", fontsize=9)
         axes.tick_params(labelsize=7)
-    next(iter(places.values())).figure.suptitle(f"step {steps[record]}", fontsize=10)
+    cast(Drawn, figure).suptitle(f"step {steps[record]}", fontsize=10)
 
 
 def _positions(axes: Axes, ways: Tensor, window: Ints, steps: Sequence[int]) -> None:

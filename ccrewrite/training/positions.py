@@ -17,6 +17,7 @@ from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import named_samplings, rewritten_sites
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.typed import norm
 
 
 @dataclass(frozen=True)
@@ -107,4 +108,4 @@ def _kernel(layer: nn.Module | None) -> Tensor | None:
 
 
 def _change(before: Tensor | None, after: Tensor | None) -> float | None:
-    return None if before is None or after is None else float((after - before).norm() / before.norm().clamp_min(1e-30))
+    return None if before is None or after is None else float(norm(after - before) / norm(before).clamp_min(1e-30))

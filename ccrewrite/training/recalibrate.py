@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.torch_private import NormBase
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.resize import resized
 
@@ -44,7 +45,7 @@ def load_statistics_(model: GivenModel, values: Statistics) -> None:
 
 def recalibrate(
     model: GivenModel,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     settings: Sequence[Setting] | None = None,
     *,
     device: torch.device | str | None = None,
@@ -78,7 +79,7 @@ def recalibrate(
         raise InputError(
             "recalibrate needs batches that can be iterated once per setting (a list or DataLoader), found an iterator"
         )
-    own, found = statistics(model), []
+    own, found = statistics(model), list[Statistics]()
     try:
         for setting in settings:
             with resized(model, setting):
@@ -88,7 +89,7 @@ def recalibrate(
     return found
 
 
-def _measured(model: nn.Module, batches: Iterable[Any], device: Any) -> Statistics:
+def _measured(model: nn.Module, batches: Iterable[object], device: torch.device | str | None) -> Statistics:
     with _measuring(model), torch.no_grad():
         count = 0
         for batch in batches:
@@ -119,17 +120,18 @@ def _measuring(model: nn.Module) -> Generator[None]:
             module.training = training
 
 
-def _call(model: nn.Module, batch: Any, device: Any) -> Any:
-    def move(value: Any) -> Any:
+def _call(model: nn.Module, batch: object, device: torch.device | str | None) -> None:
+    def move(value: object) -> object:
         return value.to(device) if device is not None and isinstance(value, Tensor) else value
 
     if isinstance(batch, Mapping):
-        return model(**{k: move(v) for k, v in batch.items()})
-    return model(move(batch[0] if isinstance(batch, (tuple, list)) else batch))
+        model(**{k: move(v) for k, v in cast("Mapping[str, object]", batch).items()})
+    else:
+        model(move(cast("Sequence[object]", batch)[0] if isinstance(batch, (tuple, list)) else batch))
 
 
 def _norms(model: nn.Module) -> dict[str, NormBase]:
-    found = ((n, m) for n, m in unwrapped(model).named_modules() if isinstance(m, NormBase))
+    found = ((n, m) for n, m in named_modules(unwrapped(model)) if isinstance(m, NormBase))
     return {n: m for n, m in found if m.track_running_stats and m.running_mean is not None}
 
 

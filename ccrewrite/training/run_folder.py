@@ -16,15 +16,16 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.documents import checked, read_json
+from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.tensor_files import load_file, save_file
 from ccrewrite.ir.written import refused, replacing
 from ccrewrite.training.config import Compile
 from ccrewrite.training.document import Progress, RowDocument
@@ -32,6 +33,7 @@ from ccrewrite.training.document import Progress, RowDocument
 COLUMNS = ("step", "epoch", "lr", "loss", "task", "distillation", "features", "repulsion", "smoothness", "validation")
 CHECKPOINT = re.compile(r"checkpoint-\d{8}")
 Row = dict[str, Any]
+"""Of log.csv: numbers, by the names in ``COLUMNS``; None: nothing was measured."""
 
 
 class RunFolder:
@@ -45,11 +47,11 @@ class RunFolder:
         file = self.path / "run.json"
         if not file.exists():
             return None
-        stored: Any = read_json(file, finite=False)
+        stored = cast(JsonObject, read_json(file, finite=False))
         found = stored.get("config", {}).get("compile", False)
         return found if found in (True, "sites") else False
 
-    def begin(self, settings: Mapping[str, Any], resume: bool) -> Path | None:
+    def begin(self, settings: Mapping[str, object], resume: bool) -> Path | None:
         """The checkpoint to go on from, or None for a start. Raises ``InputError`` where the folder can't be used so."""
         file = self.path / "run.json"
         settings = json.loads(json.dumps(settings))
@@ -72,7 +74,7 @@ class RunFolder:
         """Those that ``checkpoint`` wrote, the last one at the end. Folders of other names are others'."""
         return sorted(path for path in self.path.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir())
 
-    def checkpoint(self, step: int, save: Callable[[str], Any], progress: Mapping[str, Any]) -> None:
+    def checkpoint(self, step: int, save: Callable[[str], object], progress: Mapping[str, object]) -> None:
         """``save`` writes into a folder, all processes together, which then becomes the checkpoint; older ones go. Raises
         ``InputError`` where the disk refuses."""
         final, unfinished = self.path / name_of(step), self.path / "unfinished"
@@ -164,10 +166,9 @@ def _lines(rows: list[Row]) -> list[str]:
     return [",".join("" if row[n] is None else repr(row[n]) for n in COLUMNS) + "\n" for row in rows]
 
 
-def _differences(stored: Any, now: Any, name: str = "") -> list[str]:
+def _differences(stored: object, now: object, name: str = "") -> list[str]:
     if isinstance(stored, dict) and isinstance(now, dict):
-        keys = list(dict.fromkeys([*stored, *now]))
-        return [
-            d for k in keys for d in _differences(stored.get(k, "nothing"), now.get(k, "nothing"), f"{name}.{k}".lstrip("."))
-        ]
+        before, after = cast(JsonObject, stored), cast(JsonObject, now)
+        pairs = {k: (before.get(k, "nothing"), after.get(k, "nothing")) for k in (*before, *after)}
+        return [d for k, pair in pairs.items() for d in _differences(*pair, f"{name}.{k}".lstrip("."))]
     return [] if stored == now else [f"{name} was {stored}, now it is {now}"]

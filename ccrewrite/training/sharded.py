@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.torch_private import parameters_of
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A tensor of which each process has a share (torch's ``DTensor``, which takes long to import)."""
+
+    def full_tensor(self) -> Tensor: ...
 
 
 @contextmanager
@@ -28,14 +35,14 @@ def gathered(model: GivenModel) -> Generator[None]:
     torch.Size([1, 1, 1, 2])
     """
     whole: dict[int, Tensor] = {}
-    shares: list[tuple[nn.Module, str, Any]] = []
+    shares: list[tuple[nn.Module, str, nn.Parameter]] = []
     for sampling in model_of(model).modules():
         if isinstance(sampling, Sampling):
             for module in sampling.modules():
-                shares += [(module, name, p) for name, p in parameters_of(module).items() if hasattr(p, "full_tensor")]
+                shares += [(module, name, p) for name, p in parameters_of(module).items() if isinstance(p, Sharded)]
     for _, _, share in shares:
         if id(share) not in whole:
-            whole[id(share)] = share.full_tensor()
+            whole[id(share)] = cast(Sharded, share).full_tensor()
     try:
         for module, name, share in shares:
             parameters_of(module)[name] = whole[id(share)]  # pyright: ignore[reportArgumentType]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ccrewrite import nn as layers
 from ccrewrite.errors import InputError
+from ccrewrite.training.accelerating import Accelerated, prepared, sent, size_of, summed
 from ccrewrite.training.batches import Share, inputs_and_target
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation
@@ -18,8 +19,8 @@ from ccrewrite.training.positions import clamp_positions
 from ccrewrite.training.schedules import FreezeSchedule
 from ccrewrite.training.sharded import gathered
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+Loss = Callable[[Any, Any], Tensor]
+"""Of the model's outputs and the target (of a batch that is a mapping, the batch): a scalar, the mean over the batch."""
 
 TERMS = ("task", "distillation", "features", "repulsion", "smoothness")
 """What a loss is the sum of."""
@@ -46,12 +47,12 @@ class Steps:
         self,
         model: nn.Module,
         called: nn.Module,
-        loss: Callable[[Any, Any], Tensor],
+        loss: Loss,
         original: nn.Module | None,
         config: FinetuneConfig,
         optimizer: torch.optim.Optimizer,
         schedules: Sequence[Schedule],
-        accelerator: Accelerator,
+        accelerator: Accelerated,
         stack: ExitStack,
     ) -> None:
         self.model, self.loss, self.config, self.accelerator = model, loss, config, accelerator
@@ -60,11 +61,11 @@ class Steps:
             if original is None:
                 raise InputError("distillation needs the original: finetune(..., original=model_before_the_rewrite)")
             temperature = config.temperature if config.outputs == "scores" else None
-            options: dict[str, Any] = {"features": config.features, "temperature": temperature, "dim": config.class_axis}
-            self.distillation = Distillation(model, original, **options)
-            stack.enter_context(self.distillation)
+            self.distillation = stack.enter_context(
+                Distillation(model, original, features=config.features, temperature=temperature, dim=config.class_axis)
+            )
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.wrapped, self.optimizer = accelerator.prepare(called, optimizer)
+        self.wrapped, self.optimizer = prepared(accelerator, called, optimizer)
         self.schedules = list(schedules)
         self.freeze: FreezeSchedule | None = None
         if config.geometry_from or config.weights_from:  # after the preparation, which takes what is trainable
@@ -104,7 +105,7 @@ class Steps:
         self.optimizer.zero_grad()
         return terms
 
-    def _of_data(self, batch: Any) -> dict[str, Tensor]:
+    def _of_data(self, batch: object) -> dict[str, Tensor]:
         task = self._task(batch)
         if not task.requires_grad:
             raise InputError("the loss depends on nothing that trains; is everything frozen, or is the loss detached?")
@@ -115,13 +116,10 @@ class Steps:
         weights = self.config.distillation, self.config.feature_distillation
         return {"task": task, "distillation": weights[0] * outputs, "features": weights[1] * features}
 
-    def _task(self, batch: Any) -> Tensor:
-        from accelerate.utils import send_to_device
-
-        batch = send_to_device(batch, self.accelerator.device)
-        inputs, target = inputs_and_target(batch)
+    def _task(self, batch: object) -> Tensor:
+        inputs, target = inputs_and_target(sent(batch, self.accelerator))
         outputs = self.wrapped(**inputs) if isinstance(inputs, dict) else self.wrapped(*inputs)
-        value: Any = self.loss(outputs, target)
+        value = cast(object, self.loss(outputs, target))
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"the loss must be a scalar tensor, the mean over the batch; found {found}")
@@ -140,16 +138,14 @@ class Steps:
     @torch.no_grad()
     def validate(self, shares: Iterator[Share]) -> float:
         """Mean loss over the samples."""
-        from accelerate.utils import find_batch_size
-
         self.wrapped.eval()
         total = torch.zeros(2, device=self.accelerator.device, dtype=torch.float64)
         for share in shares:
-            size = find_batch_size(share.batch) if share.weight else 0
+            size = size_of(share.batch) if share.weight else 0
             if size is None:
                 raise InputError("a batch of the validation data holds no tensor")
             total += torch.stack([size * self._task(share.batch).double(), total.new_tensor(size)])
-        total = cast(Tensor, self.accelerator.reduce(total))
+        total = summed(self.accelerator, total)
         return float(total[0] / total[1])
 
     def weights(self) -> dict[str, Tensor]:
@@ -158,8 +154,8 @@ class Steps:
 
         return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # pyright: ignore[reportReturnType]
 
-    def load(self, weights: dict[str, Any]) -> None:
+    def load(self, weights: Mapping[str, Tensor]) -> None:
         """Complete ones, in every process."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(self.model, dict(weights), options=StateDictOptions(full_state_dict=True))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.typed import norm
 
 
 class Loss(NamedTuple):
@@ -29,7 +30,7 @@ def snap_(model: nn.Module, names: Sequence[str], tol: float) -> dict[str, Loss]
 
 
 def _change(before: Tensor, after: Tensor) -> float:
-    return float((after - before).norm() / before.norm().clamp_min(1e-30))
+    return float(norm(after - before) / norm(before).clamp_min(1e-30))
 
 
 def _kernel(site: RewrittenSite) -> Tensor:
