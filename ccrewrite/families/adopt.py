@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.reroute import Rerouted, Route, rerouted, rerouted_methods
+from ccrewrite.families.methods import Rerouted, rerouted, rerouted_methods
+from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.subclass import change_class_, subclass
 from ccrewrite.ir.geometry import Ints
@@ -97,10 +98,11 @@ MIXINS: dict[type[Sampling], tuple[type[RewrittenConv], type[RewrittenConv]]] = 
 """Sampling class -> what its layers are made with, a convolution's and a transposed one's; its subclasses' too."""
 
 
-def adopt_(layer: ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) -> RewrittenConv:
+def adopt_(layer: ConvNd, sampling: Sampling, weight: str | None = "weight") -> RewrittenConv:
     """Make ``layer``, a torch convolution, one that uses ``sampling``. In place.
 
-    A subclass with its own forward keeps running it; ``routes`` says which of the calls in it is the sampling's.
+    A subclass with methods of its own keeps running them, its forward too. Which of the calls in them are the sampling's,
+    their weight says: ``"weight"``, or None where the layer's forward computes it.
 
     Raises ``InputError`` where it is rewritten already.
     """
@@ -108,8 +110,10 @@ def adopt_(layer: ConvNd, sampling: Sampling, routes: tuple[Route, ...] = ()) ->
         raise InputError(f"expected a plain convolution, found a {type(layer).__name__}, which is rewritten already: revert it")
     change_class_(layer, functools.partial(_adopted_class, type(sampling)))
     layer.add_module("sampling", sampling.train(layer.training))
-    if isinstance(layer, Rerouted):
-        vars(layer)["ccrewrite_routes"] = routes
+    if rerouted_methods(cast(RewrittenConv, layer).ccrewrite_replaced):
+        if not isinstance(layer, Rerouted):
+            weight = "weight" if "weight" in parameters_of(layer) else None
+        vars(layer)["ccrewrite_routes"] = (Route.of("sampling", weight, sampling.geometry, any_padding=True),)
     return cast(RewrittenConv, layer)
 
 
@@ -140,13 +144,12 @@ def host_(module: nn.Module, key: str, sampling: nn.Module, route: Route, suffix
     """Send the functional convolutions that ``route`` takes, while ``module``'s forward runs, to ``sampling``. In place.
 
     ``suffix``: what the name of the site adds to the path of ``module`` (``ccrewrite.families.sites``)."""
-    first = hosted_by(module) is None
-    if first:
+    if hosted_by(module) is None:
         module.add_module(HOSTED, Samplings().train(module.training))
         vars(module)["ccrewrite_routes"] = ()
+        change_class_(module, _hosting_class)
     cast(Samplings, hosted_by(module)).put(key, sampling, suffix)
     vars(module)["ccrewrite_routes"] += (route,)
-    change_class_(module, lambda kind: _hosting_class_of(module, kind if first else kind.ccrewrite_replaced))
 
 
 def unhost_(module: nn.Module, key: str | None = None) -> None:
@@ -160,8 +163,6 @@ def unhost_(module: nn.Module, key: str | None = None) -> None:
         del submodules_of(module)[HOSTED]
         del vars(module)["ccrewrite_routes"]
         change_class_(module, lambda kind: kind.ccrewrite_replaced)
-    else:
-        change_class_(module, lambda kind: _hosting_class_of(module, kind.ccrewrite_replaced))
 
 
 def torch_layer(kind: type) -> type[ConvNd] | None:
@@ -184,24 +185,19 @@ def _adopted_class(sampling_class: type[Sampling], replaced: type[ConvNd]) -> ty
         return subclass(_name_of(sampling_class, replaced), (mixin, replaced), names | {"__setattr__": _set_attribute})
     # The mixin goes below the user's class: above torch's, whose methods it stands for.
     below = subclass(mixin.__name__, (mixin, cast(type[ConvNd], torch_layer(replaced))), {"__module__": __name__})
-    own = has_own_forward(replaced)
-    if own:
-        every = Route("sampling", "weight", False, (), (), (), ())
-        names |= {name: rerouted(getattr(replaced, name)) for name in rerouted_methods(replaced, [every])}
-    bases = (Rerouted, replaced, below) if own else (replaced, below)
-    return subclass(_name_of(sampling_class, replaced), bases, names)
-
-
-def _hosting_class_of(module: nn.Module, base: type[nn.Module]) -> type[nn.Module]:
-    return _hosting_class(base, rerouted_methods(base, vars(module)["ccrewrite_routes"]))
+    bases = (replaced, below)
+    if has_own_forward(replaced):
+        bases, names["forward"] = (Rerouted, *bases), rerouted(replaced.forward)
+    return subclass(_name_of(sampling_class, replaced), bases, names | rerouted_methods(replaced))
 
 
 @functools.cache
-def _hosting_class(base: type[nn.Module], methods: frozenset[str]) -> type[nn.Module]:
+def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
     # The name stays: frameworks look layers up by it (sharding and checkpoint lists, `architectures` in a saved config).
     names = {a: getattr(base, a) for a in ("__module__", "__qualname__", "__doc__")}
-    names |= {name: rerouted(getattr(base, name)) for name in methods}
-    return subclass(base.__name__, (Rerouted, base), {**names, "ccrewrite_replaced": base, "__reduce__": _reduce})
+    names |= {"forward": rerouted(base.forward), **rerouted_methods(base)}
+    names |= {"ccrewrite_replaced": base, "__reduce__": _reduce}
+    return subclass(base.__name__, (Rerouted, base), names)
 
 
 def _refuse(self: RewrittenConv, *arguments: Any, **named: Any) -> None:
@@ -221,13 +217,11 @@ def _set_attribute(self: RewrittenConv, name: str, value: Any) -> None:
 
 def _reduce(self: Any) -> tuple[Any, ...]:
     base = self.ccrewrite_replaced
-    if isinstance(self, RewrittenConv):
-        return _revive, (type(self.sampling), base), self.__getstate__()
-    return _revive, (None, base, rerouted_methods(base, vars(self)["ccrewrite_routes"])), self.__getstate__()
+    return _revive, (type(self.sampling) if isinstance(self, RewrittenConv) else None, base), self.__getstate__()
 
 
-def _revive(sampling_class: type[Sampling] | None, base: type[Any], methods: frozenset[str] = frozenset()) -> nn.Module:
-    kind = _hosting_class(base, methods) if sampling_class is None else _adopted_class(sampling_class, base)
+def _revive(sampling_class: type[Sampling] | None, base: type[Any]) -> nn.Module:
+    kind = _hosting_class(base) if sampling_class is None else _adopted_class(sampling_class, base)
     return kind.__new__(kind)
 
 

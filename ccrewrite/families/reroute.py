@@ -1,47 +1,44 @@
 """Convolutions called inside somebody else's ``forward``, sent through a ``Sampling`` without touching that forward.
 
 A module whose own code calls ``F.conv2d(...)`` (a weight-standardised convolution, an up-sampling block with a fixed filter)
-keeps its code, its control flow and its training flags. While its forward runs, or another of its methods that makes them, the
+keeps its code, its control flow and its training flags. While its forward runs, or another of its methods (``methods.py``), the
 calls that a ``Route`` names go to the sampling instead of torch. ``TorchFunctionMode`` does it in eager mode, under export and
 under ``torch.compile``.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from ccrewrite.errors import InputError
-from ccrewrite.ir.calls import CASTS, SIGNATURES, Call, as_call, uncast
+from ccrewrite.ir.calls import CASTS, Call, as_call, uncast
 from ccrewrite.ir.geometry import ConvGeometry, Ints, Padding
 
 
 @dataclass(frozen=True)
 class Route:
     """The calls that belong to one sampling: ``weight`` is the path of the tensor they use, from the module whose forward
-    runs, or None where the weight is computed. Channels are left open: per-sample weights vary with the batch."""
+    runs, or None where the weight is computed. Channels are left open: per-sample weights vary with the batch. So is
+    ``padding`` where it is None."""
 
     sampling: str
     weight: str | None
     transposed: bool
     kernel_size: Ints
     stride: Ints
-    padding: Padding
+    padding: Padding | None
     dilation: Ints
 
     @classmethod
-    def of(cls, sampling: str, weight: str | None, geometry: ConvGeometry) -> Route:
+    def of(cls, sampling: str, weight: str | None, geometry: ConvGeometry, *, any_padding: bool = False) -> Route:
         g = geometry
-        return cls(sampling, weight, g.transposed, g.kernel_size, g.stride, g.padding, g.dilation)
+        return cls(sampling, weight, g.transposed, g.kernel_size, g.stride, None if any_padding else g.padding, g.dilation)
 
     def takes(self, host: nn.Module, call: Call[Tensor], weight: object) -> bool:
         """Whether ``call`` is one of them; ``weight`` is what its weight was before any cast."""
@@ -54,7 +51,8 @@ class Route:
             return False
         elif not isinstance(call.weight, fx.Proxy) and tuple(call.weight.shape[2:]) != self.kernel_size:
             return False  # (a proxy has no shape to compare)
-        return Route.of(self.sampling, self.weight, call.geometry((1, 1, *self.kernel_size))) == self
+        geometry = call.geometry((1, 1, *self.kernel_size))
+        return Route.of(self.sampling, self.weight, geometry, any_padding=self.padding is None) == self
 
 
 class Reroute(TorchFunctionMode):
@@ -73,7 +71,7 @@ class Reroute(TorchFunctionMode):
     ) -> Any:
         # Operators are left alone: that is how a sampling's own convolution passes.
         call = None if isinstance(func, OpOverload) else as_call(func, args, kwargs)
-        routes: tuple[Route, ...] = self.host.ccrewrite_routes  # pyright: ignore[reportAssignmentType]
+        routes = routes_of(self.host)
         if call is not None:
             weight = self._uncast(call.weight)
             for route in routes:
@@ -93,7 +91,7 @@ class Reroute(TorchFunctionMode):
         """Raise where a method was traced by fx, and a function that stays whole in the graph got what a route waits for."""
         tracer = cast(fx.Tracer, proxy.tracer)
         whole = [node for node in tracer.graph.nodes if node.op == "call_function" and _stays_whole(node.target)]
-        for route in self.host.ccrewrite_routes:  # pyright: ignore[reportGeneralTypeIssues]
+        for route in routes_of(self.host):
             if route.weight is None:
                 hidden = [] if route.sampling in self.taken else whole
             else:
@@ -131,60 +129,10 @@ def _value(tracer: fx.Tracer, node: fx.Node) -> Any:
     return at_path(tracer.root, cast(str, node.target)) if node.op == "get_attr" else None
 
 
-class Rerouted(nn.Module):
-    """Mixin put before a module's class: its forward, and other methods that make the calls, run under ``Reroute``.
-
-    Not for direct use: ``nn.conv.adopt_`` and ``host_`` make the classes.
-    """
-
-    ccrewrite_routes: tuple[Route, ...] = ()
-    """None on an object that code of the user's builds from its own class (``type(self)(...)``): it runs as the original."""
-
-
-def rerouted(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``method`` under ``Reroute``, with its signature (which fx tracing and Trainer classes read)."""
-
-    @functools.wraps(method)
-    def with_reroute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with Reroute(self) as mode:
-            out = method(self, *args, **kwargs)
-        if not torch.compiler.is_compiling():
-            proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
-            if proxy is not None:
-                mode.refuse_hidden_calls(proxy)
-        return out
-
-    return with_reroute
-
-
-def rerouted_methods(base: type[nn.Module], routes: Iterable[Route]) -> frozenset[str]:
-    """The methods of ``base`` that may make calls which ``routes`` take: ``forward``, and those whose code names the weight, or
-    a convolution function where the weight is computed. Methods of torch's own classes are left out."""
-    names = {name for r in routes for name in (_CONVOLUTIONS if r.weight is None else (r.weight.partition(".")[0],))}
-    own: dict[str, Any] = {}
-    for kind in reversed(base.__mro__):
-        if kind.__module__.partition(".")[0] != "torch":
-            own |= vars(kind)
-    getters = {n: v.fget for n, v in own.items() if isinstance(v, property) and v.fget is not None}
-    while found := {n for n, getter in getters.items() if n not in names and _names_any(getter, names)}:
-        names |= found
-    methods = {n for n, v in own.items() if inspect.isfunction(v) and not n.startswith("__") and _names_any(v, names)}
-    return frozenset({"forward", *methods})
-
-
-_CONVOLUTIONS = {name for name, _ in SIGNATURES.values()}
-
-
-def _names_any(function: Callable[..., Any], names: Collection[str]) -> bool:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and _code_names_any(code, names)
-
-
-def _code_names_any(code: CodeType, names: Collection[str]) -> bool:
-    if any(n in names for n in code.co_names):
-        return True
-    inside = (c for c in code.co_consts if isinstance(c, (CodeType, str)))
-    return any(c in names if isinstance(c, str) else _code_names_any(c, names) for c in inside)
+def routes_of(host: nn.Module) -> tuple[Route, ...]:
+    """None on an object that code of the user's builds from its own class (``type(self)(...)``), or whose methods somebody kept
+    from before it was reverted: it runs as the original."""
+    return getattr(host, "ccrewrite_routes", ())
 
 
 def at_path(root: nn.Module, path: str) -> Any:

@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import MIXINS, RewrittenConv, RewrittenConvTranspose
-from ccrewrite.families.reroute import Rerouted
+from ccrewrite.families.methods import Rerouted
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.scratch import ScratchConv
 from ccrewrite.ir.geometry import AxisMap, ConvArguments, ConvGeometry, Ints

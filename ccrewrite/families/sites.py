@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, hosted_by
-from ccrewrite.families.reroute import Route
+from ccrewrite.families.methods import Rerouted
+from ccrewrite.families.reroute import routes_of
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.calls import uncast
 from ccrewrite.ir.geometry import ConvGeometry
@@ -51,8 +52,9 @@ class RewrittenSite:
             calls = (n for n in self.module.graph.nodes if n.op == "call_module" and n.target == self._within)
             source = next((uncast(n.args[1]) for n in calls), None)
             return str(source.target) if source is not None and source.op == "get_attr" else None
-        routes: tuple[Route, ...] = vars(self.module).get("ccrewrite_routes", ())
-        return next((route.weight for route in routes if route.sampling == self._within), None)
+        if self.key is None and not isinstance(self.module, Rerouted):
+            return None
+        return next((route.weight for route in routes_of(self.module) if route.sampling == self._within), None)
 
     @property
     def _within(self) -> str:

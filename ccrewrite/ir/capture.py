@@ -169,9 +169,8 @@ def _observe(model: nn.Module, inputs: Inputs, fake: bool = False) -> tuple[tupl
         calls.append(ConvCall(path, weight, geometry, *shapes, out.dtype, out.device, None, obstacle, within))
 
     def seen(call: SeenCall) -> None:
-        obstacle = "autograd-function" if call.function else None
         geometry = call.call.geometry(call.call.weight.shape)
-        record(call.path, call.weight, geometry, call.call.input, call.output, obstacle, call.function)
+        record(call.path, call.weight, geometry, call.call.input, call.output, call.obstacle, call.within)
 
     with ExitStack() as stack:
         stack.enter_context(preserved(model, None if fake else inputs.tensors()))

@@ -18,6 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ccrewrite.ir.calls import CASTS, Call, as_call
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.program import Obstacle
+from ccrewrite.ir.reach import reaches
 from ccrewrite.ir.torch_private import always_called_of, forward_hooks_of, forward_pre_hooks_of
 from ccrewrite.ir.typed import manual_seed, named_modules
 
@@ -89,15 +91,16 @@ def watched(
 
 class SeenCall(NamedTuple):
     """One convolution that was called from Python. ``path`` is that of the module whose method calls it, ``weight`` the name
-    of its weight, None where that is computed; ``again(x)`` makes the same call on another input. ``function`` is the name of
-    the ``torch.autograd.Function`` that makes the call, empty where none does."""
+    of its weight, None where that is computed; ``again(x)`` makes the same call on another input. ``obstacle`` and ``within``
+    are as a ``ConvCall``'s."""
 
     path: str
     weight: str | None
     call: Call[Tensor]
     output: Tensor
     again: Callable[[Tensor], Tensor]
-    function: str
+    obstacle: Obstacle | None
+    within: str
 
 
 @contextmanager
@@ -114,6 +117,7 @@ class ConvolutionMode(TorchFunctionMode):
         super().__init__()
         self.names, self.stack, self.seen = names, stack, seen
         self.paths = {id(m): name for name, m in named_modules(stack[0][1])}
+        self.held = {*self.paths, *names}
         self.inside = 0
         self._casts: list[Tensor] = []  # kept, so that an id stays theirs
 
@@ -137,21 +141,22 @@ class ConvolutionMode(TorchFunctionMode):
         finally:
             self.inside -= 1
         others, named = args[1:], {k: v for k, v in (kwargs or {}).items() if k != "input"}
-        path, function = self._caller()
+        path, obstacle, within = self._caller()
         weight = self.names.get(id(call.weight))
 
         def again(x: Tensor) -> Tensor:
             return cast(Tensor, func(x, *others, **named))
 
-        self.seen(SeenCall(path, weight, call, out, again, function))
+        self.seen(SeenCall(path, weight, call, out, again, obstacle, within))
         return out
 
-    def _caller(self) -> tuple[str, str]:
-        """Path of the module whose method is running, and the name of the autograd function around the call.
+    def _caller(self) -> tuple[str, Obstacle | None, str]:
+        """Path of the module whose method is running, and the obstacle between it and the call: an autograd function, or an
+        object that is no module and holds the model or its weights, so that it could make the call by itself.
 
         Hooks tell only of modules that are called themselves, not of ``self.inner.encode(x)``; so the frames are asked.
         """
-        path, function, frame = None, "", inspect.currentframe()
+        path, function, other, frame = None, "", "", inspect.currentframe()
         while frame is not None:
             code = frame.f_code
             if code is _APPLY and not function:
@@ -160,10 +165,20 @@ class ConvolutionMode(TorchFunctionMode):
                 function = "" if path is not None and kind.__module__.startswith("torch.") else kind.__name__
             elif path is None and code.co_argcount:
                 first = frame.f_locals.get(code.co_varnames[0])
-                if isinstance(first, nn.Module) and id(first) in self.paths and _is_method(type(first), code):
-                    path = self.paths[id(first)]
+                if isinstance(first, nn.Module):
+                    if id(first) in self.paths and _is_method(type(first), code):
+                        path = self.paths[id(first)]
+                elif self._holds(first) and _is_method(type(first), code):
+                    other = type(first).__name__
             frame = frame.f_back
-        return self.stack[-1][0] if path is None else path, function
+        obstacle: Obstacle | None = "autograd-function" if function else "other-object" if other else None
+        return self.stack[-1][0] if path is None else path, obstacle, function or other
+
+    def _holds(self, thing: Any) -> bool:
+        """Whether it is somebody's own object that holds a module or tensor of the model."""
+        if type(thing).__module__.partition(".")[0] in ("ccrewrite", "torch"):
+            return False
+        return any(reaches(value, self.held) for value in getattr(thing, "__dict__", {}).values())
 
 
 _APPLY: CodeType = vars(torch.autograd.Function)["apply"].__func__.__code__

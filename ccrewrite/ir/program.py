@@ -10,7 +10,7 @@ from torch import fx
 
 from ccrewrite.ir.geometry import ConvGeometry
 
-Obstacle = Literal["scripted", "quantized", "opaque", "control-flow", "autograd-function"]
+Obstacle = Literal["scripted", "quantized", "opaque", "control-flow", "autograd-function", "other-object"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ConvCall:
 
     ``module`` is the path of the module whose forward makes the call. ``weight`` is the name of the parameter or buffer used as
     the weight, None where the weight is computed. ``obstacle`` says why the call can't be reached from Python, else None;
-    ``within`` what is around the call then: the name of a control-flow operator or of an autograd function.
+    ``within`` what is around the call then: the name of a control-flow operator, an autograd function or an object's class.
     """
 
     module: str

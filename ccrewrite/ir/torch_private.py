@@ -15,6 +15,7 @@ from torch.autograd import forward_ad as _forward_ad
 from torch.nn.modules import batchnorm, conv
 from torch.nn.modules import module as _module
 from torch.nn.utils import prune
+from torch.overrides import _get_current_function_mode
 
 BatchNorm = batchnorm._BatchNorm
 NormBase = batchnorm._NormBase
@@ -23,6 +24,7 @@ ConvTransposeNd = conv._ConvTransposeNd
 
 len_torch_dispatch_stack = _C._len_torch_dispatch_stack
 len_torch_function_stack = _C._len_torch_function_stack
+current_function_mode = _get_current_function_mode
 
 Hooks = dict[int, Callable[..., object]]
 """The key of each hook's handle -> the hook, in the order in which they are called."""

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import ModelRunError
-from ccrewrite.families.look import look_once_
 from ccrewrite.families.rule import Rule
+from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import TOLERANCE, Check
 from ccrewrite.ir.sites import Decision, Plan, Site
@@ -45,7 +45,7 @@ def carry_out_(
     reference = Reference(model if original is None else original, inputs) if gradients and good else None
     rewriting = _Rewriting(model, exact, planned.rules)
     try:
-        found, note = _search(good, lambda names: _failure(rewriting.only_(names), model, before, inputs, reference))
+        found, note = _search(good, lambda names: _failure(rewriting.only_(names), exact, model, before, inputs, reference))
         rewriting.only_([name for name in good if name not in found])
         check = Check(compare_outputs(before, outputs_of(model, inputs)), True, note, largest)
         if not check.ok and not note:
@@ -75,7 +75,7 @@ class _Rewriting:
         """Rewrite ``names``, and put back all others."""
         for name in [n for n in self.done if n not in names]:
             self.done.pop(name).undo()
-        look_once_(self.model)
+        settle_(self.model)
         self.done |= substitute_(self.model, [self.sites[n] for n in names if n not in self.done], self.rules)
         return self.done
 
@@ -105,17 +105,24 @@ def _with_failures(planned: Plan, failures: Mapping[str, str]) -> Plan:
 
 
 def _failure(
-    done: Mapping[str, Substitution], model: nn.Module, before: Mapping[str, Any], inputs: Inputs, reference: Reference | None
+    done: Mapping[str, Substitution],
+    sites: Mapping[str, Site],
+    model: nn.Module,
+    before: Mapping[str, Any],
+    inputs: Inputs,
+    reference: Reference | None,
 ) -> str:
-    """What is wrong with ``model`` after the substitutions ``done``; empty where nothing is."""
+    """What is wrong with ``model`` after the substitutions ``done`` of some of ``sites``; empty where nothing is."""
     try:
         with called({name: substitution.sampling for name, substitution in done.items()}) as seen:
             after = outputs_of(model, inputs)
     except ModelRunError as error:
         return f"the rewritten model raised {type(error.__cause__).__name__}: {error.__cause__}"
-    unreached = [name for name in done if name not in seen]
-    if unreached:
-        return f"the call of {unreached[0]} is not made by a function of torch.nn.functional, so it did not reach its sampling"
+    for name in done:
+        if not seen[name]:
+            return f"the call of {name} is not made by a function of torch.nn.functional, so it did not reach its sampling"
+        if seen[name] != sites[name].calls:
+            return f"of a run's convolutions {sites[name].calls} should reach the sampling of {name}, but {seen[name]} do"
     worst = max((c for c in compare_outputs(before, after) if not c.ok), key=lambda c: c.max_rel_error, default=None)
     if worst is None:
         return "" if reference is None else reference.failure(model, {n: s.sampling for n, s in done.items()})

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from ccrewrite.families.adopt import HOSTED, RewrittenConv, has_own_forward, hosted_by, torch_layer
+from ccrewrite.families.adopt import HOSTED, TORCH_LAYERS, RewrittenConv, has_own_forward, hosted_by, torch_layer
+from ccrewrite.families.methods import calling_operator
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, rewritten_sites, site_name, suffix_of
@@ -126,6 +127,7 @@ def _obstacle(call: ConvCall) -> Decision | None:
         "opaque": f"native code below {where} makes this call",
         "control-flow": f"a branch or loop of torch.{call.within} makes this call",
         "autograd-function": f"the forward of {call.within}, an autograd function, makes this call",
+        "other-object": f"a method of a {call.within} makes this call, which is no module but holds {where} or its weight",
     }
     return Decision(False, call.obstacle, messages[call.obstacle]) if call.obstacle else None
 
@@ -147,7 +149,7 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
             return Decision(False, "several-calls", f"the forward of {site.layer} makes several convolutions: {shown}")
         if hasattr(_submodule(model, site.module), "sampling"):
             return Decision(False, "name-taken", f"{site.layer} has an attribute called sampling")
-        return _adapted(model, site.module)
+        return _adapted(model, site.module) or _operator(model, site.module) or _ambiguous(site, others)
     host = host_of(model, site.module, weight_of(model, site.weight))[0]
     if hasattr(found := _submodule(model, host), HOSTED) and hosted_by(found) is None:
         return Decision(False, "name-taken", f"{host or 'the model'} has an attribute called {HOSTED}")
@@ -157,12 +159,27 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
     for other in others:
         if site.weight and other.weight == site.weight and other.form == "module":
             return Decision(False, "shared-weight", f"{site.weight} is also the weight of {other.name}, which is called itself")
+    return _ambiguous(site, others) or _operator(model, host)
+
+
+def _ambiguous(site: Site, others: Iterable[Site]) -> Decision | None:
+    """Of a site whose calls are known by their geometry alone."""
+    for other in others:
         below = other.module == site.module or not site.module or other.module.startswith(f"{site.module}.")
         if site.weight is None and other.weight is None and below and _route(site) == _route(other):
             return Decision(
                 False, "ambiguous-call", f"computed weight, and {other.name} looks the same from {site.module or ROOT}"
             )
     return None
+
+
+def _operator(model: nn.Module, path: str) -> Decision | None:
+    module = _submodule(model, path)
+    if isinstance(module, fx.GraphModule) or type(module) in TORCH_LAYERS:
+        return None
+    if not (name := calling_operator(type(module))):
+        return None
+    return Decision(False, "opaque", f"{type(module).__name__}.{name} calls an operator of torch.ops.aten, not a function")
 
 
 def _adapted(model: nn.Module, path: str) -> Decision | None:

@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.adopt import HOSTED, RewrittenConv, adopt_, host_, hosted_by, release_, unhost_
-from ccrewrite.families.look import look_once_
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import suffix_of
+from ccrewrite.families.stored import settle_
 from ccrewrite.ir.preserve import random_states_kept, trainable_made
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
@@ -87,7 +87,7 @@ def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) 
             for substitution in done.values():
                 substitution.undo()
             raise
-    look_once_(model)
+    settle_(model)
     return done
 
 
@@ -103,7 +103,7 @@ def revert_(model: nn.Module) -> int:
         elif (hosted := hosted_by(module)) is not None:
             count += len(hosted)
             unhost_(module)
-    look_once_(model)
+    settle_(model)
     return count
 
 
@@ -117,8 +117,7 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
     if isinstance(weight, nn.Parameter):
         sampling.requires_grad_(weight.requires_grad)
     if site.form == "module":
-        relative = "weight" if site.weight else None
-        layer = adopt_(cast(ConvNd, module), sampling, (Route.of("sampling", relative, site.geometry),))
+        layer = adopt_(cast(ConvNd, module), sampling, "weight" if site.weight else None)
         restore = rule.install_(layer, site)
         return Substitution(sampling, lambda: (restore(), release_(layer)))
     if isinstance(module, fx.GraphModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -33,10 +34,10 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 
 @contextmanager
-def called(modules: Mapping[str, nn.Module]) -> Generator[set[str]]:
-    """The names of those of ``modules`` that are called inside."""
-    seen: set[str] = set()
-    with watched(modules, lambda name, args, kwargs: seen.add(name)):
+def called(modules: Mapping[str, nn.Module]) -> Generator[Counter[str]]:
+    """How often each of ``modules`` is called inside, by name."""
+    seen: Counter[str] = Counter()
+    with watched(modules, lambda name, args, kwargs: seen.update([name])):
         yield seen
 
 

@@ -151,11 +151,11 @@ class Placed:
         if isinstance(module, fx.GraphModule):
             reroute_nodes_(module, cast(str, self.key), sampling, self._site(), weight)
             return
-        route = Route.of(self._within, self.weight, self.geometry)
         if self.key is not None:
+            route = Route.of(self._within, self.weight, self.geometry)
             host_(module, self.key, sampling, route, suffix_of(self.site, self.module))
             return
-        layer = cast(ConvNd, adopt_(cast(ConvNd, module), sampling, (route,)))
+        layer = cast(ConvNd, adopt_(cast(ConvNd, module), sampling, self.weight))
         if sampling.own_weight:
             dense = layer.weight
             layer.weight = nn.Parameter(dense.new_empty(*dense.shape[:2], *sampling.taps), dense.requires_grad)

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
-from ccrewrite.families.look import look_once_
+from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.own_state import OwnState
@@ -82,7 +82,7 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
         with _unchanged_on_failure(module):
             recipe.replay_(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
             load_tensors_(module, tensors, geometry_only=document.geometry_only)
-            look_once_(module)
+            settle_(module)
     except CcrewriteError as error:
         raise InputError(f"{directory}: {error}") from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -96,8 +96,11 @@ def _same_by_method(model: nn.Module, made: Generated) -> None:
     """Methods that make calls compute with the geometry, called by ``forward`` or by themselves."""
     x = made.inputs[0]
     with torch.no_grad():
-        for module in (m for m in model.modules() if isinstance(m, Functional)):
-            assert torch.equal(torch.tanh(module.encode(x)), module(x)), made.made_of
+        for module in model.modules():
+            if isinstance(module, Functional):
+                assert torch.equal(torch.tanh(module.encode(x)), module(x)), made.made_of
+            elif hasattr(module, "doubled"):
+                torch.testing.assert_close(module.doubled(x), 2 * module(x), rtol=1e-9, atol=1e-9)
 
 
 def _moved(model: nn.Module) -> None:
@@ -118,4 +121,5 @@ def _saved(result: Any, made: Generated, moved: dict[str, Tensor]) -> None:
 def _folded(model: nn.Module, made: Generated, moved: dict[str, Tensor]) -> None:
     folded = ccrewrite.fold(model, made.inputs)
     assert folded.check.ok, (made.made_of, folded.check)
+    _same_by_method(folded.model, made)
     _equal(_run(folded.model, made), moved, max(1e-6, _tolerance(made)))

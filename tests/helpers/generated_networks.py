@@ -33,7 +33,11 @@ def network(seed: int) -> Generated:
     ndim = draw.choice((1, 2, 2, 2, 3))
     channels = draw.choice((2, 4, 6))
     made = Maker(draw, ndim, channels)
-    model = Network([made.block() for _ in range(draw.randint(2, 4))], ndim, channels, shared=draw.random() < 0.3)
+    blocks = [made.block() for _ in range(draw.randint(2, 4))]
+    if set(made.words) <= {"plain", "functional"}:  # perhaps nothing to rewrite
+        made.words.append("dilated")
+        blocks.append(made.dilated())
+    model = Network(blocks, ndim, channels, shared=draw.random() < 0.3)
     size = tuple(draw.randint(9, 13) for _ in range(ndim)) if ndim < 3 else (8, 7, 9)
     x = torch.randn(draw.choice((1, 2)), channels, *size)
     return Generated(model.double().eval(), (x.double(),), tuple(made.words))
@@ -49,7 +53,7 @@ class Maker:
     def block(self) -> nn.Module:
         kinds: list[Callable[[], nn.Module]] = [
             self.plain, self.dilated, self.strided, self.up, self.residual, self.branches, self.functional, self.parametrized,
-            self.subclass, self.region, self.methods, self.twice, self.mixed,
+            self.subclass, self.another_method, self.region, self.methods, self.twice, self.mixed,
         ]  # fmt: skip
         halving = (self.strided, self.functional)
         if any(kind.__name__ in self.words for kind in halving):
@@ -102,9 +106,8 @@ class Maker:
         return Branches([self.conv(), self.conv(kernel_size=3, dilation=2), nn.Identity()])
 
     def functional(self) -> nn.Module:
-        return Functional(
-            self.ndim, self.channels, self.draw.choice((1, 2)), self.draw.choice((1, 2)), self.draw.random() < 0.5
-        )
+        stride, dilation, computed, how = (self.draw.choice(c) for c in ((1, 2), (1, 2), (False, True), Functional.HOWS))
+        return Functional(self.ndim, self.channels, stride, dilation, computed, how)
 
     def parametrized(self) -> nn.Module:
         conv = self.conv(kernel_size=3, dilation=2)
@@ -112,6 +115,9 @@ class Maker:
 
     def subclass(self) -> nn.Module:
         return self.conv(kernel_size=3, dilation=2, groups=1, kind=standardised(self.ndim), padding=2, padding_mode="zeros")
+
+    def another_method(self) -> nn.Module:
+        return self.conv(kernel_size=3, dilation=2, groups=1, kind=doubling(self.ndim), padding=2, padding_mode="zeros")
 
     def region(self) -> nn.Module:
         how = self.draw.choice(("autocast", "no autocast", "grad", "cast"))
@@ -178,16 +184,26 @@ class Branches(nn.Module):
 
 class Functional(nn.Module):
     """Calls F.convNd in a method, with a weight of its own, or (``computed``) one that it computes. The method can be called by
-    itself, too."""
+    itself, too. ``how`` it comes to the function: by name, or as something that it keeps, or as a method that it keeps."""
 
-    def __init__(self, ndim: int, channels: int, stride: int, dilation: int, computed: bool) -> None:
+    HOWS = ("name", "attribute", "method")
+
+    def __init__(self, ndim: int, channels: int, stride: int, dilation: int, computed: bool, how: str) -> None:
         super().__init__()
+        self.how = how
+        if how == "attribute":
+            self.call = (F.conv1d, F.conv2d, F.conv3d)[ndim - 1]
+        elif how == "method":
+            self.kept = self.convolved
         self.weight = nn.Parameter(torch.randn(channels, channels, *(3,) * ndim) / (channels * 3**ndim) ** 0.5)
         self.ndim, self.stride, self.dilation, self.computed = ndim, stride, dilation, computed
 
     def encode(self, x: Tensor) -> Tensor:
+        return self.kept(x) if self.how == "method" else self.convolved(x)
+
+    def convolved(self, x: Tensor) -> Tensor:
         weight = self.weight * 2 if self.computed else self.weight
-        call = (F.conv1d, F.conv2d, F.conv3d)[self.ndim - 1]
+        call = self.call if self.how == "attribute" else (F.conv1d, F.conv2d, F.conv3d)[self.ndim - 1]
         return call(x, weight, stride=self.stride, dilation=self.dilation, padding=self.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -252,3 +268,13 @@ def standardised(ndim: int) -> type[nn.Module]:
         return self._conv_forward(x, weight, self.bias)
 
     return type(f"Standardised{ndim}d", (kind,), {"forward": forward, "__module__": __name__})
+
+
+def doubling(ndim: int) -> type[nn.Module]:
+    """A subclass with torch's forward, and another method that convolves by itself."""
+    kind, call = CONVS[ndim - 1], (F.conv1d, F.conv2d, F.conv3d)[ndim - 1]
+
+    def doubled(self: Any, x: Tensor) -> Tensor:
+        return 2 * call(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+    return type(f"Doubling{ndim}d", (kind,), {"doubled": doubled, "__module__": __name__})

@@ -136,6 +136,22 @@ def opaque() -> Case:
     return Native(), pictures(), "(root)", {"how": "observe"}
 
 
+def operator_in_another_method() -> Case:
+    class Quick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def quick(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.conv2d.default(x, self.kernel, None, [2, 2])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(self.conv(x), self.kernel, stride=2)
+
+    return Quick(), pictures(), "kernel", {}
+
+
 def control_flow() -> Case:
     class Chooses(nn.Module):
         def __init__(self) -> None:
@@ -170,6 +186,30 @@ def autograd_function() -> Case:
             return Doubled.apply(self.conv(x), self.kernel)
 
     return Calls(), pictures(), "kernel", {}
+
+
+class Head:
+    """No module."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.owner.kernel * 2, stride=2)
+
+
+def other_object() -> Case:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+            self.head = Head(self)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x))
+
+    return Calls(), pictures(), ":conv2d", {}
 
 
 @torch.fx.wrap
@@ -231,6 +271,18 @@ def ambiguous_call() -> Case:
     return Gates(), pictures(), ":conv2d", {}
 
 
+def ambiguous_layer() -> Case:
+    class Gated(nn.Conv2d):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            self.gate = nn.utils.parametrizations.weight_norm(nn.Conv2d(*sizes))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight - self.weight.mean(), self.bias, self.stride) * self.gate(x)
+
+    return nn.Sequential(Gated(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2)), pictures(), "0", {"exclude": "0.gate"}
+
+
 def name_taken() -> Case:
     class Sampler(nn.Conv2d):
         sampling = "nearest"
@@ -284,7 +336,7 @@ def verification_failed() -> Case:
     return LooksAtTheType(), pictures(), "bad", {}
 
 
-FUNCTIONAL = ("shared-weight", "ambiguous-call", "autograd-function", "wrapped-function")
+FUNCTIONAL = ("shared-weight", "ambiguous-call", "autograd-function", "other-object", "wrapped-function", "opaque")
 """Codes whose trigger is a functional call."""
 TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "plain": [plain, one_tap],
@@ -297,13 +349,14 @@ TRIGGERS: dict[str, list[Callable[[], Case]]] = {
     "complex-dtype": [complex_dtype],
     "scripted": [scripted, traced],
     "quantized": [quantized_layer],
-    "opaque": [opaque],
+    "opaque": [opaque, operator_in_another_method],
     "control-flow": [control_flow],
     "autograd-function": [autograd_function],
+    "other-object": [other_object],
     "wrapped-function": [wrapped_function],
     "shared-weight": [shared_weight],
     "several-calls": [several_calls],
-    "ambiguous-call": [ambiguous_call],
+    "ambiguous-call": [ambiguous_call, ambiguous_layer],
     "name-taken": [name_taken, host_name_taken],
     "adapter": [adapter],
     "verification-failed": [verification_failed],
@@ -356,6 +409,7 @@ def test_codes_are_stable() -> None:
         "no-rule",
         "not-selected",
         "opaque",
+        "other-object",
         "plain",
         "quantized",
         "refused",

@@ -13,8 +13,8 @@ from torch import nn
 
 from ccrewrite.errors import ModelRunError
 from ccrewrite.families.adopt import RewrittenConv
-from ccrewrite.families.look import look_once_
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
+from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.torch_private import submodules_of
@@ -89,7 +89,7 @@ class Attempts:
             layer, window = site.layer, site.sampling.window
             model, answer = self._with_site(model, site, ways.get(name))
             sites.append(FoldedSite(name, layer, window, *answer, *self.losses.get(name, Loss())))
-        look_once_(model)
+        settle_(model)
         return self._settled(Attempt(model, tuple(sites), compared(self.before, model, self.inputs)))
 
     def _settled(self, attempt: Attempt) -> Attempt:

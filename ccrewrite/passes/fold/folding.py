@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError, SelectionError
-from ccrewrite.families.reroute import Rerouted
+from ccrewrite.families.methods import Rerouted
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.capture import Inputs

@@ -16,7 +16,7 @@ from typing import cast
 from torch import fx, nn
 
 from ccrewrite.families.adopt import TORCH_LAYERS, RewrittenConv, Samplings, hosted_by, release_, unhost_
-from ccrewrite.families.reroute import Route
+from ccrewrite.families.reroute import routes_of
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.geometry import ConvGeometry
@@ -44,10 +44,10 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = 
     if sampling.at_start():
         release_(layer)
         return UNMOVED
-    routes: tuple[Route, ...] = vars(layer).get("ccrewrite_routes", ())
+    routes = routes_of(layer)
     conv = _released(layer)
     if routes:
-        return fix_layer_(conv, sampling, f"{type(conv).__name__} has a forward of its own", routes[0])
+        return fix_layer_(conv, sampling, f"{type(conv).__name__} has methods of its own", routes[0])
     if keep:
         return fix_layer_(conv, sampling, "its weight or attributes are read elsewhere")
     with evaluating(conv, sampling):

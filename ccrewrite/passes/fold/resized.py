@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ccrewrite.families.adopt import RewrittenConv
-from ccrewrite.families.reroute import Rerouted
+from ccrewrite.families.methods import Rerouted
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.folded.resized import ResizedConv
 from ccrewrite.ir.capture import Inputs
