@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 from torch import nn
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import CcrewriteError, InputError
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.names import patterns_of
@@ -58,6 +59,19 @@ class Rule(ABC):
     def prepared(self, model: nn.Module, sites: Sequence[Site]) -> Rule:
         """This rule, ready for those ``sites`` of ``model`` that it takes: it may read their weights, and change its mind."""
         return self
+
+    @contextmanager
+    def asked_about(self, site: Site) -> Generator[None]:
+        """What a rule or its sampling raises inside becomes an ``InputError`` that names both."""
+        try:
+            yield
+        except CcrewriteError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{site.name}: rule {self.name} raised {type(error).__name__}: {error}. Mend the rule, or leave the site out "
+                "with exclude="
+            ) from error
 
     def describe(self, site: Site) -> str:
         """What it would put there, in a few words."""

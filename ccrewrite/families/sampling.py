@@ -24,7 +24,7 @@ from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
-from ccrewrite.ir.geometry import AxisMap, ConvArguments, ConvGeometry, Ints, Padding, per_axis
+from ccrewrite.ir.geometry import AxisMap, ConvArguments, ConvGeometry, Ints, Padding, per_axis, require_channels
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
 from ccrewrite.ir.torch_private import len_torch_function_stack
 
@@ -72,6 +72,8 @@ class Sampling(Learnable, Unscriptable, ABC):
         self.dilation = geometry.dilation
         self.transposed = geometry.transposed
         self.margin = per_axis(margin, geometry.ndim, "margin")
+        if min(self.margin) < 0:
+            raise InputError(f"{type(self).__name__}: margin must be at least 0, found {margin}")
 
     @property
     def ndim(self) -> int:
@@ -97,10 +99,8 @@ class Sampling(Learnable, Unscriptable, ABC):
     @property
     def sets(self) -> tuple[int, int]:
         """Along the weight's first two dimensions, how many channels may have a geometry of their own; ``(1, 1)`` where one is
-        everybody's. By default all: then ``fold`` finds out which are alike."""
-        g = self.geometry
-        first, second = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
-        return first, second // g.groups
+        everybody's, and a weight may have any number of channels. By default all: ``fold`` finds out which are alike."""
+        return self.geometry.weight_channels
 
     @property
     def resized(self) -> bool:
@@ -172,8 +172,7 @@ class Sampling(Learnable, Unscriptable, ABC):
         return dict.fromkeys(self.forms, dense_seconds(call, self.window, self.transposed, training))
 
     def form_alone(self, call: CallShapes, training: bool) -> str | None:
-        """The one of ``forms`` that ``ccrewrite.lower(scope="sites")`` compiles, this layer by itself; None: eager code is as
-        fast."""
+        """The one of ``forms`` that ``lower(scope="sites")`` compiles, this layer by itself; None: eager code is as fast."""
         return self.default_form
 
     def saved_alone(self, call: CallShapes, training: bool) -> float:
@@ -247,12 +246,13 @@ class Sampling(Learnable, Unscriptable, ABC):
         return functions[self.ndim - 1](input, weight, bias, **call)
 
     def check_call(self, dilation: Ints, weight: Tensor) -> None:
-        """Raise where a call has another dilation than this geometry's, or a weight with values and no values to move it by."""
+        """Raise where a call's dilation or channels aren't this geometry's, or its weight has values and the geometry none."""
         if dilation != self.dilation:
             raise InputError(
                 f"this {type(self).__name__} was made for dilation {self.dilation}, but the call says {dilation}; "
                 "revert and rewrite the model if its dilation changed"
             )
+        require_channels(type(self).__name__, weight, self.geometry.weight_channels, self.sets)
         require_values(self, self.values(), weight)
 
     def runs_compiled(self, input: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ccrewrite.folded.cuts import Cut, Pads, conv_of_cut, described
 from ccrewrite.folded.scripting import Unscriptable
-from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.geometry import ConvGeometry, require_channels
 from ccrewrite.ir.operators import bind, full_precision
 
 
@@ -17,18 +17,19 @@ class FixedSampling(Unscriptable):
     """The kernel is ``matrix . weight``. Called as the sampling that it replaces: with the arguments of the torch function.
 
     Args:
-        matrix: ``(taps, A, B, *cells)``, cut as ``cuts`` say, with ``A`` a divisor of the weight's first dimension and ``B`` of
-            its second.
-        kernel_size, dilation, transposed: of the convolution that the calls ask for.
+        matrix: ``(taps, A, B, *cells)``, cut as ``cuts`` say, with ``A`` 1 or a divisor of the weight's first dimension and
+            ``B`` of its second.
+        geometry: of the convolution that the calls ask for.
     """
 
     matrix: Tensor
 
-    def __init__(self, matrix: Tensor, cuts: Sequence[Cut], kernel_size: Ints, dilation: Ints, transposed: bool) -> None:
+    def __init__(self, matrix: Tensor, cuts: Sequence[Cut], geometry: ConvGeometry) -> None:
         super().__init__()
-        self.kernel_size = kernel_size
-        self.dilation = dilation
-        self.transposed = transposed
+        self.kernel_size = geometry.kernel_size
+        self.dilation = geometry.dilation
+        self.transposed = geometry.transposed
+        self.channels = geometry.weight_channels
         self.cuts = tuple(cuts)
         self.register_buffer("matrix", matrix)
 
@@ -43,7 +44,7 @@ class FixedSampling(Unscriptable):
             padding = (0,) * self.ndim if call["padding"] == "valid" else call["padding"]
             ones, zeros = (1,) * self.ndim, (0,) * self.ndim
             pads = ConvGeometry(1, 1, self.kernel_size, ones, padding, self.dilation, 1, zeros).pads
-        return conv_of_cut(input, fixed_kernel(weight, self.matrix), bias, call, self.cuts, pads)
+        return conv_of_cut(input, fixed_kernel(weight, self.matrix, self.channels), bias, call, self.cuts, pads)
 
     def describe(self) -> str:
         """The kernel that it makes, in a few words."""
@@ -54,8 +55,10 @@ class FixedSampling(Unscriptable):
 
 
 @torch.fx.wrap
-def fixed_kernel(weight: Tensor, matrix: Tensor) -> Tensor:
-    """``(*weight.shape[:2], *cells)``. A leaf for ``torch.fx.symbolic_trace``."""
+def fixed_kernel(weight: Tensor, matrix: Tensor, channels: tuple[int, int]) -> Tensor:
+    """``(*weight.shape[:2], *cells)``; ``channels`` are those that ``matrix`` was made for. A leaf for
+    ``torch.fx.symbolic_trace``."""
+    require_channels("folded convolution", weight, channels, matrix.shape[1:3])
     rows, columns = weight.shape[:2]
     sets, inner = matrix.shape[1:3]
     with full_precision(weight.device):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NotRequired, SupportsInt, TypedDict, cast
 
+from torch import Tensor
+
 from ccrewrite.errors import InputError
 from ccrewrite.ir.torch_private import ConvNd
 
@@ -111,6 +113,13 @@ class ConvGeometry:
     @property
     def ndim(self) -> int:
         return len(self.kernel_size)
+
+    @property
+    def weight_channels(self) -> tuple[int, int]:
+        """The weight's first two dimensions: ``(out, in/groups)``, of a transposed convolution ``(in, out/groups)``."""
+        if self.transposed:
+            return self.in_channels, self.out_channels // self.groups
+        return self.out_channels, self.in_channels // self.groups
 
     @property
     def extent(self) -> Ints:
@@ -227,6 +236,20 @@ class AxisMap:
     def centred_origin(self, input_size: int, size: int) -> Fraction:
         """Origin that puts the output's centre on the input's: ``(N - 1) / 2 - step * (M - 1) / 2`` (the paper's grid)."""
         return Fraction(input_size - 1, 2) - self.step * Fraction(size - 1, 2)
+
+
+def require_channels(owner: str, weight: Tensor, made_for: Sequence[int], sets: Sequence[int]) -> None:
+    """Raise ``InputError``, in the name of ``owner``, where ``weight`` has other numbers of channels than geometry was
+    ``made_for`` along a dimension with several ``sets`` of it: which channel has which is unknown then."""
+    if not isinstance(weight, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return  # torch.fx traces symbolically
+    for axis, name in enumerate(("first", "second")):
+        if sets[axis] > 1 and weight.shape[axis] != made_for[axis]:
+            raise InputError(
+                f"this {owner} has geometry for {made_for[axis]} channels along the weight's {name} dimension, but the call's "
+                f"weight has {weight.shape[axis]}. Weights with other numbers of channels in other calls need a geometry that "
+                "all channels share"
+            )
 
 
 def _padding(value: object, ndim: int) -> Padding:

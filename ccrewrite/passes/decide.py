@@ -85,7 +85,8 @@ def _decision(site: Site, rules: Sequence[Rule], selection: Selection) -> Decisi
         if isinstance(rule, LeaveAlone):
             left_out_by = rule.describe(site)
         elif rule is not None:
-            return Decision(True, rule.name, rule.describe(site))
+            with rule.asked_about(site):
+                return Decision(True, rule.name, rule.describe(site))
         elif refused := [f"{rule.name}: {why}" for rule in rules if rule.wants(site) and (why := rule.refuses(site))]:
             return Decision(False, "refused", "; ".join(refused))
     if site.kinds == ("plain",):

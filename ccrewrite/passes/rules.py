@@ -37,7 +37,11 @@ class LeaveAlone(Rule):
 
 def rule_for(site: Site, rules: Sequence[Rule]) -> Rule | None:
     """The first of ``rules`` that wants ``site`` and doesn't refuse it."""
-    return next((rule for rule in rules if rule.wants(site) and rule.refuses(site) is None), None)
+    for rule in rules:
+        with rule.asked_about(site):
+            if rule.wants(site) and rule.refuses(site) is None:
+                return rule
+    return None
 
 
 def make_rule(options: Mapping[str, Any] | str) -> Rule:

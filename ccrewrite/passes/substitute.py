@@ -113,7 +113,8 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
     dtype, device = (site.dtype, site.device) if weight is None else (weight.dtype, weight.device)
     if device.type == "meta":  # where it runs: hooks may bring an offloaded weight there (accelerate)
         device = site.device
-    sampling = rule.made(site, dtype=dtype, device=device)
+    with rule.asked_about(site):
+        sampling = rule.made(site, dtype=dtype, device=device)
     if isinstance(weight, nn.Parameter):
         sampling.requires_grad_(weight.requires_grad)
     if site.form == "module":

@@ -106,20 +106,21 @@ def _compare(path: str, before: Any, after: Any, tolerance: Mapping[torch.dtype,
 
 def built_error(site: Site, rule: Rule) -> float:
     """Largest difference between the plain convolution and the rule's sampling with its kernel built, relative to the largest
-    output, in float64, for the site's geometry with few channels and a small input."""
+    output, in float64, for the site's geometry with few channels and a small input. Raises ``InputError`` where the sampling
+    raises."""
     geometry = _with_few_channels(site.geometry)
     with one_at_a_time(), random_states_kept():
         torch.manual_seed(0)
-        sampling = rule.made(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
+        with rule.asked_about(site):
+            sampling = rule.made(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
         g = geometry
-        rows, columns = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
-        weight = torch.randn(rows, columns // g.groups, *g.kernel_size, dtype=torch.float64, device="cpu")
+        weight = torch.randn(*g.weight_channels, *g.kernel_size, dtype=torch.float64, device="cpu")
         axes = zip(g.extent, g.stride, g.pads, strict=True)
         # Large enough that an output is left: padding takes from a transposed convolution's output, not from its input.
         size = [sum(pads) // s + 4 if g.transposed else e + 2 * s for e, s, pads in axes]
         input = torch.randn(2, g.in_channels, *size, dtype=torch.float64, device="cpu")
     arguments: dict[str, Any] = {n: getattr(g, n) for n in (CONV_TRANSPOSE if g.transposed else CONV)}
-    with torch.enable_grad():
+    with torch.enable_grad(), rule.asked_about(site):
         built = sampling(input, weight, None, **arguments).detach()
     plain: Tensor = FUNCTIONS[g.transposed, g.ndim](input, weight, None, **arguments)
     return float((built - plain).abs().max() / plain.abs().max())

@@ -38,8 +38,7 @@ class FilterSampling(VolumeSampling):
 
     def __init__(self, geometry: ConvGeometry, **factory: Any) -> None:
         super().__init__(geometry, **factory)
-        first = geometry.in_channels if geometry.transposed else geometry.out_channels
-        self.volume = nn.Parameter(torch.zeros(first, **factory))
+        self.volume = nn.Parameter(torch.zeros(geometry.weight_channels[0], **factory))
 
     def kernel(self, weight: Tensor) -> Tensor:
         gain = self.volume.exp().view(-1, *(1,) * (weight.dim() - 1)).expand(weight.shape[0], *(1,) * (weight.dim() - 1))
@@ -83,6 +82,28 @@ def test_a_rule_that_makes_no_sampling_is_named() -> None:
 
     with pytest.raises(InputError, match=r"\(root\): rule to-nothing's sampling must return a Sampling, found None"):
         ccrewrite.plan(nn.Conv1d(2, 2, 3), torch.zeros(1, 2, 9), rules=ToNothing())
+
+
+@pytest.mark.parametrize("method", ["takes", "refuses", "sampling", "describe", "kernel"])
+def test_what_a_rule_raises_names_it_and_the_site(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(*arguments: Any, **named: Any) -> Any:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(FilterSampling if method == "kernel" else ToFilters, method, raising)
+    model = nn.Sequential(nn.Conv1d(2, 2, 3, dilation=2))
+    said = "^0: rule to-filters raised IndexError: list index out of range. Mend the rule, or leave the site out"
+    with pytest.raises(InputError, match=said) as caught:
+        ccrewrite.rewrite(model, torch.zeros(1, 2, 9), rules=ToFilters())
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
+def test_a_negative_margin_is_refused() -> None:
+    class Narrow(VolumeSampling):
+        def __init__(self, geometry: ConvGeometry) -> None:
+            ccrewrite.Sampling.__init__(self, geometry, margin=(0, -1))
+
+    with pytest.raises(InputError, match=r"Narrow: margin must be at least 0, found \(0, -1\)"):
+        Narrow(ConvGeometry.from_module(nn.Conv2d(2, 2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +163,52 @@ def test_folding_finds_out_which_channels_are_alike(transposed: bool, values: st
     torch.testing.assert_close(folded.model(x), result.model(x))
     (matrix,) = (buffer for name, buffer in folded.model.named_buffers() if name.endswith("matrix"))
     assert matrix.shape[1:3] == (sets, 1)
+
+
+class PerSample(nn.Module):
+    """Each sample has weights of its own, in a group of its own: there are as many filters as the batch says."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.weight, self.transposed = nn.Parameter(torch.randn(2, 2, 3)), transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight * x.mean((1, 2)).exp()[:, None, None, None]).flatten(0, 1)
+        convolve = F.conv_transpose1d if self.transposed else F.conv1d
+        return convolve(x.flatten(0, 1)[None], weight, groups=len(x)).unflatten(1, (len(x), 2))[0]
+
+
+class VolumeForAll(VolumeSampling):
+    @property
+    def sets(self) -> tuple[int, int]:
+        return 1, 1
+
+
+@dataclass(frozen=True)
+class ToVolumes(Nameless):
+    name = "to-volumes"
+
+    def sampling(self, site: Site, **factory: Any) -> ccrewrite.Sampling:
+        return VolumeForAll.of(site.geometry, **factory)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("samples", [1, 3, 4])
+def test_only_a_geometry_that_all_channels_share_takes_weights_with_others(transposed: bool, samples: int) -> None:
+    model, x, other = PerSample(transposed).eval(), torch.randn(2, 2, 9), torch.randn(samples, 2, 9)
+    for rule in (ToFilters(), ToVolumes()):
+        result = ccrewrite.rewrite(model, x, rules=rule)
+        with torch.no_grad():
+            for sampling in result.model.modules():
+                if isinstance(sampling, VolumeSampling):
+                    sampling.volume.copy_(torch.randn_like(sampling.volume))
+        for moved in (result.model, ccrewrite.fold(result, x).model):
+            assert moved(x).shape == model(x).shape
+            if isinstance(rule, ToVolumes):
+                torch.testing.assert_close(moved(other)[:1], moved(other[:1]))
+            else:
+                with pytest.raises(InputError, match=f"has geometry for 4 channels .* first .* weight has {2 * samples}"):
+                    moved(other)
 
 
 def test_on_a_sample_interpolation_leans_to_neither_side() -> None:

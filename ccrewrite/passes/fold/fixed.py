@@ -49,8 +49,7 @@ def fixed_of(sampling: Sampling) -> Any:
     if known is not None:
         return known
     matrix, cuts = cut_out(matrix_of(sampling), sampling.margin)
-    given = sampling.kernel_size, sampling.dilation, sampling.transposed
-    return FixedSampling(matrix, cuts, *given)
+    return FixedSampling(matrix, cuts, sampling.geometry)
 
 
 def matrix_of(sampling: Sampling) -> Tensor:

@@ -37,6 +37,10 @@ class TurnedSampling(Sampling):
         turned = weight.to(wide).flatten(2) @ share.mT
         return self.on_grid(turned.to(weight.dtype).view(weight.shape))
 
+    @property
+    def sets(self) -> tuple[int, int]:
+        return len(self.angle), 1
+
     def options(self) -> dict[str, Any]:
         return {"angles": self.angles}
 
