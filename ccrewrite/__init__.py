@@ -8,7 +8,7 @@ Names are imported when they are first used: ``import ccrewrite`` by itself load
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ccrewrite.api import plan, revert, rewrite, rewrite_, verify
@@ -118,7 +118,7 @@ _MOVED = {
 """Name that version 0.1.0 had here -> the module that has it now."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOME:
         value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
         globals()[name] = value

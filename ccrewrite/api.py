@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.sites import Plan, Site
 from ccrewrite.ir.wrappers import require_bare, require_trainable, unwrapped
@@ -42,14 +43,14 @@ class Result(Outcome[Site]):
     def summary(self) -> str:
         return self.plan.summary()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data: ``{"plan", "check"}``."""
         return {"plan": self.plan.to_dict(), "check": self.check.to_dict()}
 
 
 def plan(
     model: Model,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     rules: Rules = None,
     include: Patterns = None,
@@ -78,7 +79,7 @@ def plan(
 
 def rewrite(
     model: Model,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     rules: Rules = None,
     include: Patterns = None,
@@ -107,7 +108,7 @@ def rewrite(
 
 def rewrite_(
     model: Model,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     rules: Rules = None,
     include: Patterns = None,
@@ -139,7 +140,7 @@ def revert(model: GivenModel) -> nn.Module:
     return module
 
 
-def verify(original: Model, rewritten: Model, example_inputs: Any) -> Check:
+def verify(original: Model, rewritten: Model, example_inputs: object) -> Check:
     """Compare the outputs of two models, of any structure, on the same inputs and random state, in evaluation mode."""
     before, after, inputs = as_module(original), as_module(rewritten), Inputs.of(example_inputs)
     return Check(compare_outputs(outputs_of(before, inputs), outputs_of(after, inputs)), ran=True)

@@ -6,26 +6,29 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.json_types import JsonObject
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
+def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, object]:
     """The model that ``factory`` names or makes, and its example inputs: those of ``specs``, or its own."""
-    import torch
     from torch import nn
 
-    value: Any = named(factory, "the model is named package.module:factory")
+    from ccrewrite.ir.typed import manual_seed
+
+    value = named(factory, "the model is named package.module:factory")
     if callable(value) and not isinstance(value, nn.Module):
-        torch.manual_seed(0)
-        value = value()
-    model, inputs = value if isinstance(value, tuple) else (value, None)
+        manual_seed(0)
+        value = cast("Callable[[], Any]", value)()
+    model, inputs = cast("tuple[Any, object]", value) if isinstance(value, tuple) else (value, None)
     if specs:
         inputs = inputs_of(specs)
     if inputs is None:
@@ -35,13 +38,13 @@ def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, Any]:
 
 
 def named(reference: str, expected: str) -> Any:
-    """What ``package.module:attribute`` refers to; modules of the working directory are found too."""
+    """What ``package.module:attribute`` refers to, whatever that is; modules of the working directory are found too."""
     module_name, colon, attribute = reference.partition(":")
     if not colon or not attribute:
         raise InputError(f"{expected}, found {reference!r}")
     sys.path.insert(0, os.getcwd())
     try:
-        value: Any = importlib.import_module(module_name)
+        value: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(f"no module called {error.name!r} (looked up for {reference!r})") from error
     for name in attribute.split("."):
@@ -85,9 +88,9 @@ def inputs_of(specs: list[str]) -> dict[str, torch.Tensor] | tuple[torch.Tensor,
 
 def options(
     include: list[str] | None, exclude: list[str] | None, kinds: str | None, rule: list[str] | None, config: Path | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The keyword arguments of ``ccrewrite.plan``: those of the file ``config``, and over them those of the command line."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     if config is not None:
         from ccrewrite.cli.files import selection_of
         from ccrewrite.ir.documents import read_toml
@@ -113,9 +116,9 @@ def integers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _rule(text: str) -> dict[str, Any]:
+def _rule(text: str) -> JsonObject:
     name, _, options = text.partition(":")
-    table: dict[str, Any] = {"rule": name}
+    table: JsonObject = {"rule": name}
     for option in filter(None, options.split(",")):
         key, equals, value = option.partition("=")
         if not equals:

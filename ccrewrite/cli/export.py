@@ -71,7 +71,7 @@ def rewrite_onnx(
         typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **selection))
 
 
-def _rewritten(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, Any]:
+def _rewritten(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, object]:
     """The rewritten model that ``factory`` makes, or the one that was ``saved``, and its inputs. Warns of one as it was."""
     from ccrewrite.families.sites import rewritten_sites
 
@@ -85,7 +85,7 @@ def _rewritten(factory: str, input: list[str] | None, saved: Path | None) -> tup
 
 
 def fold_command(
-    model: nn.Module, example_inputs: Any, target: Path, *, tol: float = 0.0, batch_norm: bool = False, as_json: bool = False
+    model: nn.Module, example_inputs: object, target: Path, *, tol: float = 0.0, batch_norm: bool = False, as_json: bool = False
 ) -> tuple[str, bool]:
     """Fold and save as a program of ``torch.export`` (.pt2): (what to print, whether verification passed). Nothing is written
     where it didn't. Raises ``InputError`` where ``target`` can't be written."""
@@ -109,7 +109,7 @@ def fold_command(
 
 
 def export_command(
-    model: nn.Module, example_inputs: Any, target: Path, *, dynamic: str | None = None, as_json: bool = False, **options: Any
+    model: nn.Module, example_inputs: object, target: Path, *, dynamic: str | None = None, as_json: bool = False, **options: Any
 ) -> str:
     """Export to ONNX; what to print. ``dynamic`` is written ``x:0=batch,2=height;mask:0=batch``, or ``0=batch`` for the first
     input; ``options`` are those of ``export_onnx``. Raises what that raises."""

@@ -3,14 +3,13 @@ to check."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from ccrewrite.ir.documents import Count, Document, checked
+from ccrewrite.ir.json_types import JsonObject
 
 Names = str | list[str]
-OneRule = str | dict[str, Any]
+OneRule = str | JsonObject
 
 
 class SelectionFile(Document):
@@ -32,10 +31,10 @@ class FinetuneFile(Document):
     input: list[str] | None = None
     validation: str | None = None
     record_every: Count | None = None
-    rewrite: dict[str, Any] = Field(default_factory=dict)
-    finetune: dict[str, Any] = Field(default_factory=dict)
+    rewrite: JsonObject = Field(default_factory=dict)
+    finetune: JsonObject = Field(default_factory=dict)
 
 
-def selection_of(table: dict[str, Any], where: str) -> dict[str, Any]:
+def selection_of(table: JsonObject, where: str) -> JsonObject:
     """The arguments that ``table`` gives. Raises ``InputError`` in the name of ``where``."""
     return checked(SelectionFile, table, where).model_dump(exclude_unset=True)

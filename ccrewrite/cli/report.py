@@ -83,7 +83,7 @@ def report(
 def compare_command(
     original: nn.Module,
     rewritten: nn.Module,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     command: str,
     out: str | os.PathLike[str] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def canvases(count: int, seed: int, split: Literal["train", "test"]) -> tuple[Te
     rng = np.random.default_rng((seed, split == "test"))
     pairs = [_canvas(rng, drawings[part], classes[part]) for _ in range(count)]
     images, labels = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-    return torch.from_numpy(images[:, None]).float(), torch.from_numpy(labels)
+    return torch.as_tensor(images[:, None]).float(), torch.as_tensor(labels)
 
 
 @functools.cache
@@ -51,7 +51,8 @@ def _digits() -> tuple[Image, NDArray[np.int64]]:
             "the demo's canvases are made from scikit-learn's digits, and scikit-learn can't be imported; "
             "install it with: pip install 'ccrewrite[demo]'"
         ) from error
-    drawings, classes = load_digits(return_X_y=True)  # no download: the package holds them
+    # No download: the package holds them.
+    drawings, classes = cast("tuple[Image, NDArray[np.int64]]", load_digits(return_X_y=True))
     return np.asarray(drawings).reshape(-1, 8, 8) / 16, np.asarray(classes)
 
 

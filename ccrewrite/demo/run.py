@@ -14,6 +14,7 @@ from ccrewrite.api import revert, rewrite
 from ccrewrite.demo.canvases import canvases
 from ccrewrite.demo.network import example_inputs, segmenter
 from ccrewrite.demo.train import TEST_CANVASES, TEST_SEED, Score, evaluate
+from ccrewrite.ir.typed import advance_, backward, manual_seed, named_modules, step_
 from ccrewrite.nn import RewrittenConv, Sampling
 
 STEPS, BATCH, RATE, SEED = 60, 16, 1e-2, 1_000_000
@@ -36,7 +37,7 @@ def run(console: Console) -> dict[str, Score]:
 def _run(console: Console) -> dict[str, Score]:
     start = time.perf_counter()
     test = canvases(TEST_CANVASES, TEST_SEED, "test")
-    torch.manual_seed(0)  # the residuals' inner layers are drawn at random
+    manual_seed(0)  # the residuals' inner layers are drawn at random
     model = segmenter()
     scores = {"original": evaluate(model, *test)}
 
@@ -71,13 +72,13 @@ def fine_tune(model: nn.Module, steps: int = STEPS) -> None:
     for step in range(steps):
         images, labels = canvases(BATCH, SEED + step, "train")
         model.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        schedule.step()
+        backward(F.cross_entropy(model(images), labels))
+        step_(optimizer)
+        advance_(schedule)
 
 
 def _layers(model: nn.Module) -> dict[str, RewrittenConv]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, RewrittenConv)}
+    return {name: module for name, module in named_modules(model) if isinstance(module, RewrittenConv)}
 
 
 def _built(original: nn.Module, rewritten: nn.Module, images: Tensor) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ccrewrite.demo.canvases import CLASSES, canvases
 from ccrewrite.demo.network import WEIGHTS, DigitSegmenter, segmenter
 from ccrewrite.ir.tensor_files import save_file
+from ccrewrite.ir.typed import advance_, backward, manual_seed, split, step_
 
 STEPS, BATCH, PEAK = 1800, 32, 5e-3
 TEST_CANVASES, TEST_SEED = 200, 0
@@ -29,7 +30,7 @@ class Score(NamedTuple):
 
 def train(console: Console, steps: int = STEPS) -> DigitSegmenter:
     """The network after ``steps`` batches, each of new canvases; in eval mode."""
-    torch.manual_seed(0)
+    manual_seed(0)
     model = segmenter(pretrained=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, steps, pct_start=0.2)
@@ -38,9 +39,9 @@ def train(console: Console, steps: int = STEPS) -> DigitSegmenter:
         images, labels = canvases(BATCH, seed=step, split="train")
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        backward(loss)
+        step_(optimizer)
+        advance_(schedule)
         if step % 100 == 99:
             console.print(f"step {step + 1} of {steps}: loss {loss.item():.4f}, {time.perf_counter() - start:.0f} s")
     return model.eval()
@@ -49,7 +50,7 @@ def train(console: Console, steps: int = STEPS) -> DigitSegmenter:
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
     """How well ``model`` labels the pixels of ``images``; all canvases count together."""
-    outputs = torch.cat([model(batch) for batch in images.split(50)])
+    outputs = torch.cat([model(batch) for batch in split(images, 50)])
     pairs = (labels * CLASSES + outputs.argmax(1)).flatten()
     counts = torch.bincount(pairs, minlength=CLASSES**2).view(CLASSES, CLASSES)
     hits = counts.diag()

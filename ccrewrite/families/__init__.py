@@ -6,7 +6,7 @@ docs/writing-a-family.md goes through it.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ccrewrite.families.adopt import RewrittenConv
@@ -73,7 +73,7 @@ _HOME = {
 """Name -> the module that has it. Imported when it is first used."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"ccrewrite.{_HOME[name]}"), name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -55,9 +57,38 @@ def _lists(tensor: Tensor) -> Any:
     return tensor.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def split(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
-    """In parts of these sizes along ``dim``."""
-    return tensor.split(list(sizes), dim)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+def split(tensor: Tensor, sizes: int | list[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """In parts of this size, or of these, along ``dim``."""
+    return tensor.split(sizes, dim)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def backward(loss: Tensor) -> None:
+    """Add the gradients of ``loss`` to those of the parameters."""
+    loss.backward()  # pyright: ignore[reportUnknownMemberType]
+
+
+def step_(optimizer: Optimizer) -> None:
+    """One, of any optimizer: torch's own ones have no types there."""
+    optimizer.step()
+
+
+def advance_(schedule: LRScheduler) -> None:
+    """To the rate of the next step."""
+    schedule.step()  # pyright: ignore[reportUnknownMemberType]
+
+
+class Fourier(Protocol):
+    """``torch.fft``."""
+
+    def fftfreq(self, n: int, *, device: torch.device) -> Tensor: ...
+    def rfftfreq(self, n: int, *, device: torch.device) -> Tensor: ...
+    def rfft(self, input: Tensor, n: int) -> Tensor: ...
+    def rfft2(self, input: Tensor) -> Tensor: ...
+    def irfft2(self, input: Tensor, *, s: tuple[int, int]) -> Tensor: ...
+
+
+C = TypeVar("C", bound=Callable[..., object])
+fft = cast(Fourier, torch.fft)
 
 
 def norm(tensor: Tensor) -> Tensor:
@@ -65,9 +96,9 @@ def norm(tensor: Tensor) -> Tensor:
     return cast(Tensor, tensor.norm())  # pyright: ignore[reportUnknownMemberType]
 
 
-def compiled(module: nn.Module, *, dynamic: bool | None = None, fullgraph: bool = False) -> nn.Module:
-    """``torch.compile``, of a module."""
-    return cast(nn.Module, torch.compile(module, dynamic=dynamic, fullgraph=fullgraph))  # pyright: ignore[reportUnknownMemberType]
+def compiled(code: C, **options: Any) -> C:
+    """``torch.compile(code, **options)``, of a function or a module."""
+    return cast(C, torch.compile(code, **options))  # pyright: ignore[reportUnknownMemberType]
 
 
 Operator = OpOverload[..., object] | HigherOrderOperator

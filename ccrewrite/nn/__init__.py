@@ -4,7 +4,7 @@ the code."""
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ccrewrite.families.adopt import RewrittenConv
@@ -69,7 +69,7 @@ _HOME = {
 """Name -> the module of ``ccrewrite.families`` that has it. Imported when it is first used: a family may be missing."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"ccrewrite.families.{_HOME[name]}"), name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import cast, overload
 
 import torch
 from tabulate import tabulate
@@ -15,6 +15,7 @@ from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.timing import Case, Effort, time_cases
@@ -22,6 +23,7 @@ from ccrewrite.ir.written import replacing
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.scales.scale_groups import Settings, require_sites
 from ccrewrite.report.cost import flops_of
+from ccrewrite.training.axes import Axes, Drawn
 
 NATIVE = "native"
 
@@ -32,7 +34,7 @@ class TradePoint:
     duration, ``latency_iqr_ms`` the interquartile range, ``score`` what the evaluation gave."""
 
     name: str
-    settings: dict[str, Any]
+    settings: JsonObject
     gflops: float
     latency_ms: float
     latency_iqr_ms: float
@@ -99,7 +101,7 @@ class Trade(Sequence[TradePoint]):
             raise InputError("a plot needs matplotlib: pip install matplotlib") from error
         scored = self[0].score is not None
         figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
+        axes = cast(Axes, figure.subplots())
         x, spread = [p.latency_ms for p in self], [p.latency_iqr_ms / 2 for p in self]
         y = [p.score if p.score is not None else p.gflops for p in self]
         axes.errorbar(x, y, xerr=spread, fmt="o", capsize=3)
@@ -109,12 +111,12 @@ class Trade(Sequence[TradePoint]):
         axes.set_ylabel("score" if scored else "GFLOPs")
         axes.grid(alpha=0.3)
         with replacing(path) as file:
-            figure.savefig(file)
+            cast(Drawn, figure).savefig(file)
 
 
 def trade(
     model: GivenModel,
-    example_inputs: Any,
+    example_inputs: object,
     settings: Mapping[str, Settings] | Sequence[Settings],
     evaluate: Callable[[nn.Module], float] | None = None,
     *,
@@ -168,9 +170,9 @@ def trade(
     return Trade(points, _device(inputs))
 
 
-def _name(setting: Any) -> str:
-    if not isinstance(setting, Mapping):
-        return str(setting)
+def _name(setting: Settings | str) -> str:
+    if isinstance(setting, str):
+        return setting
     ratios = ((k, v if isinstance(v, Sequence) else (v,)) for k, v in setting.items())
     return ", ".join(f"{k} {'x'.join(f'{r:g}' for r in v)}" for k, v in ratios) or NATIVE
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.report.comparison import Comparison
 from ccrewrite.report.tables import Rows, delta, table
 
@@ -80,7 +80,7 @@ Interval = tuple[float, float, float]
 """Value, low, high."""
 
 
-def _quantities(variant: dict[str, Any]) -> dict[str, Interval | None]:
+def _quantities(variant: JsonObject) -> dict[str, Interval | None]:
     found: dict[str, Interval | None] = {}
     for kind, number in variant["parameters"].items():
         found[f"parameters, {kind}"] = (number, number, number)
@@ -111,7 +111,7 @@ def _change(model: str, quantity: str, before: Interval | None, after: Interval 
     return Change(model, quantity, *values, verdict)
 
 
-def _notes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+def _notes(before: JsonObject, after: JsonObject) -> Iterator[str]:
     for key in ("model", "inputs", "settings"):
         if before[key] != after[key]:
             yield f"the {key} differ: {before[key]} and {after[key]}"

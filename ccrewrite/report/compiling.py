@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
-from typing import cast
 
 import torch
 from torch import nn
@@ -13,6 +12,8 @@ from torch import nn
 from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.torch_private import patched
+from ccrewrite.ir.typed import compiled
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.report.environment import without_folders
 
@@ -24,7 +25,7 @@ def room_for(models: int) -> Generator[None]:
     from torch._dynamo import config  # seconds, which only those pay who compile
 
     limits = {"recompile_limit": config.recompile_limit, "accumulated_recompile_limit": config.accumulated_recompile_limit}
-    with config.patch({name: limit * models for name, limit in limits.items()}):
+    with patched(config, {name: limit * models for name, limit in limits.items()}):
         yield
 
 
@@ -39,7 +40,7 @@ def compile_all(
         if unwrapped(model) is not model:
             found[name] = model
             continue
-        candidate = cast(nn.Module, torch.compile(model))
+        candidate = compiled(model)
         try:
             with unwatched([model], inputs.tensors()), torch.no_grad():
                 inputs.run(candidate)

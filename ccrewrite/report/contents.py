@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.report.comparison import MOVED, ORIGINAL, Comparison
 from ccrewrite.report.tables import Rows, delta, error, ratio, sizes
 
@@ -154,17 +153,17 @@ def sites(comparison: Comparison, variant: str) -> Rows:
     return rows
 
 
-def drift(site_variant: dict[str, Any]) -> str:
+def drift(site_variant: JsonObject) -> str:
     """How far a site's geometry has moved: mean and largest distance of its taps, or of what drifts first (a shift) its value
     on each axis."""
-    learnt: dict[str, Any] = site_variant.get("learnt", {})
+    learnt: JsonObject = site_variant.get("learnt", {})
     if "distance" in learnt:
         return f"mean {learnt['distance']['mean']:.3f}, max {learnt['distance']['max']:.3f}"
     name, values = first_drift(learnt)
     return " ".join(filter(None, (name, ", ".join(f"{v:.3f}" for v in values))))
 
 
-def first_drift(learnt: dict[str, Any]) -> tuple[str, list[float]]:
+def first_drift(learnt: JsonObject) -> tuple[str, list[float]]:
     """What ``drift`` of a picture names first, and its value on each axis."""
     axes: list[dict[str, float]] = learnt.get("drift", [])
     name = next((name for axis in axes for name in axis if name != "axis"), "")

@@ -6,16 +6,16 @@ import itertools
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.typed import DispatchMode, Operator, called
 
 
 def parameters_of(module: nn.Module) -> dict[str, int]:
@@ -39,13 +39,14 @@ def training_step(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not outputs or not parameters:
             return None
-        loss: Any = sum(t.abs().double().square().mean() if t.is_complex() else t.float().square().mean() for t in outputs)
-        found: Any = torch.autograd.grad(loss, parameters, allow_unused=True)
+        squares = (t.abs().double().square() if t.is_complex() else t.float().square() for t in outputs)
+        loss = cast(Tensor, sum(s.mean() for s in squares))
+        found = cast("Sequence[Tensor | None]", torch.autograd.grad(loss, parameters, allow_unused=True))
         return [g for g in found if g is not None]
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Any] = tree_leaves(value)
+def _tensors(value: object) -> list[Tensor]:
+    found: list[object] = tree_leaves(value)
     flat: list[Tensor] = []
     for leaf in found:
         if isinstance(leaf, Tensor):
@@ -66,14 +67,16 @@ def flops_of(function: Callable[[], object]) -> int:
     return counter.total
 
 
-class _FlopCounter(TorchDispatchMode):
+class _FlopCounter(DispatchMode):
     """``FlopCounterMode`` without its tracking of modules, whose hooks ``torch.autograd.grad`` refuses."""
 
     total = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = FORMULAS.get(func._overloadpacket)
+    def __torch_dispatch__(
+        self, func: Operator, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        out = called(func, args, kwargs or {})
+        formula = FORMULAS.get(getattr(func, "overloadpacket", None))
         if formula is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
@@ -83,23 +86,23 @@ def _convolution_backward(
     gradient: Tensor,
     input: Tensor,
     weight: Tensor,
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
     transposed: bool,
-    _output_padding: Any,
+    _output_padding: object,
     _groups: int,
     wanted: Sequence[bool],
-    *_: Any,
-    **__: Any,
+    *_: object,
+    **__: object,
 ) -> int:
     # The gradients of input and weight each make the products of the forward once.
     forward = 2 * weight.numel() * len(gradient) * (input if transposed else gradient)[0, 0].numel()
     return forward * (wanted[0] + wanted[1])
 
 
-FORMULAS: dict[Any, Any] = flop_registry | {torch.ops.aten.convolution_backward: _convolution_backward}
+FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:

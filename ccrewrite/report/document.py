@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.report import contents
 from ccrewrite.report.comparison import MOVED, ORIGINAL, Comparison
 from ccrewrite.report.tables import table
@@ -36,7 +36,7 @@ def document(comparison: Comparison, form: str = "markdown") -> str:
     return "\n\n".join(text) + "\n"
 
 
-def notes(data: dict[str, Any]) -> list[str]:
+def notes(data: JsonObject) -> list[str]:
     """What the numbers mean, a sentence or two for each kind."""
     compiled = [f"{v['name']}: {note}." for v in data["variants"] for note in v.get("notes", ())]
     unknown = data.get("scale_groups", {}).get("note")
@@ -54,11 +54,11 @@ def notes(data: dict[str, Any]) -> list[str]:
     ]
 
 
-def inputs(data: dict[str, Any]) -> str:
+def inputs(data: JsonObject) -> str:
     return ", ".join(f"{'x'.join(map(str, i['shape']))} {i['dtype']}" for i in data["inputs"])
 
 
-def made(data: dict[str, Any]) -> str:
+def made(data: JsonObject) -> str:
     """By what, when and where."""
     e = data["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())

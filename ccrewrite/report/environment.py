@@ -8,14 +8,15 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ccrewrite.ir.json_types import JsonObject
 
-def environment(device: torch.device) -> dict[str, Any]:
+
+def environment(device: torch.device) -> JsonObject:
     """Date, device, processor, threads, versions and git revision, as plain data."""
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _cpu(),

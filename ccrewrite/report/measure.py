@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from rich.console import Console
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.preserve import unwatched
 from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.ir.wrappers import unwrapped
@@ -40,7 +41,7 @@ SITES_FULL, SITES_QUICK = Effort(20, (MIN_ROUNDS, 51), 0.002), Effort(2, (MIN_RO
 def compare(
     original: Model,
     rewritten: Model,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     variants: Mapping[str, Model] | Sequence[str] | None = None,
     quick: bool = False,
@@ -86,7 +87,7 @@ def compare(
         if to_compile or any(plain[name] is not model for name, model in models.items()):
             stage.enter_context(room_for(len(models)))
         outputs = {name: outputs_of(model, inputs) for name, model in models.items()}
-        entries: list[dict[str, Any]] = []
+        entries: list[JsonObject] = []
         for name, model in models.items():
             stage.next(f"counting {name}")
             entries.append({"name": name, **_counted(model, inputs, device)})
@@ -99,12 +100,12 @@ def compare(
             times = timed[entry["name"]]
             alone = [f"no {mode} is timed: the original has none" for mode in entry["memory_bytes"] if mode not in times]
             entry |= {"latency": times, "notes": failures.get(entry["name"], []) + alone}
-        sweep: list[dict[str, Any]] = []
+        sweep: list[JsonObject] = []
         for size in batches:
             stage.next(f"batches of {size}")
             timed = _timed(models, batch_of(inputs, size), device, effort, seed, stage.part, training=False)
             sweep.append({"batch": size, "latency": {name: times[INFERENCE] for name, times in timed.items()}})
-        extras: dict[str, Any] = {"batches": sweep} if sweep else {}
+        extras: JsonObject = {"batches": sweep} if sweep else {}
         if scale_groups:
             stage.next("scale groups")
             extras |= _scale_groups(plain[REWRITTEN], inputs)
@@ -155,7 +156,7 @@ def _to_compile(models: Mapping[str, nn.Module], wanted: bool | Collection[str])
     return {name: model for name, model in models.items() if name in names}
 
 
-def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Any]:
+def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> JsonObject:
     """Of a compiled model, memory is that of the compiled run, and FLOPs are those of the operations that were compiled."""
     plain = unwrapped(model)
     flops: dict[str, int] = {}
@@ -177,7 +178,7 @@ def _counted(model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str
     }
 
 
-def _scale_groups(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def _scale_groups(model: nn.Module, inputs: Inputs) -> JsonObject:
     """The scale groups as plain data; empty where no site can be resized. A model that can't be followed: why."""
     from ccrewrite.passes.scales.scale_groups import scale_groups as find_scale_groups  # Dynamo, which only those pay who ask
     from ccrewrite.passes.scales.sizes import samplings_of
@@ -211,7 +212,7 @@ def _timed(
     compiled: Mapping[str, nn.Module] | None = None,
     *,
     training: bool = True,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, JsonObject]:
     """Variant -> mode -> ``Timing`` as plain data. Ratios are over the original in the same mode (kernels built: inference)."""
     cases: dict[str, Case] = {}
     owners: dict[str, tuple[str, str]] = {}
@@ -227,21 +228,21 @@ def _timed(
                     owners[key] = name, mode.name
                     cases[key] = Case(mode.run, mode.context, key if name == ORIGINAL else reference)
         timings = time_cases(cases, effort, seed=seed, cuda=device.type == "cuda", progress=progress)
-    found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    found: dict[str, JsonObject] = {name: {} for name in models}
     for key, (name, mode_name) in owners.items():
         found[name][mode_name] = timings[key].data()
     return found
 
 
-def _errors(original: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _errors(original: Mapping[str, object], other: Mapping[str, object]) -> list[JsonObject]:
     """One entry for each output; errors that are not finite (another shape, another type) are None."""
-    found: list[dict[str, Any]] = []
+    found: list[JsonObject] = []
     for check in compare_outputs(original, other):
         entry = asdict(check) | {"shape": list(check.shape), "mean_abs_error": None}
         if check.max_abs_error == float("inf"):
             entry |= {"max_abs_error": None, "max_rel_error": None}
-        elif isinstance(original[check.path], Tensor):
-            entry["mean_abs_error"] = mean_error(original[check.path], other[check.path])
+        elif isinstance(before := original[check.path], Tensor):
+            entry["mean_abs_error"] = mean_error(before, cast(Tensor, other[check.path]))
         found.append(entry)
     return found
 
@@ -253,7 +254,7 @@ def mean_error(before: Tensor, after: Tensor) -> float:
     return float(difference.mean()) if difference.numel() else 0.0
 
 
-def _device(inputs: Inputs, models: Any) -> torch.device:
+def _device(inputs: Inputs, models: Iterable[nn.Module]) -> torch.device:
     tensors = [*inputs.tensors(), *(t for m in models for t in (*m.parameters(), *m.buffers()))]
     if any(t.is_meta for t in tensors):
         raise InputError("models are compared by running them, which the meta device can't: load weights and inputs first")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.typed import fft, numbers
 
-Model = Callable[[Tensor], Any]
+Model = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def translation_equivariance(
     errors: list[float] = []
     for _ in range(pairs):
         by = (2 * torch.rand(2, generator=generator) - 1) * shift
-        moved = model(translate(images, by.tolist()))
+        moved = model(translate(images, numbers(by)))
         expected = translate(plain, [float(b) / s for b, s in zip(by, strides, strict=True)])
         errors.append(float((moved - expected)[(..., *middle)].square().mean()))
     error = sum(errors) / len(errors)
@@ -98,10 +98,10 @@ def translate(images: Tensor, by: Sequence[float]) -> Tensor:
     True
     """
     height, width = images.shape[-2:]
-    rows = torch.fft.fftfreq(height, device=images.device)[:, None] * by[0]
-    columns = torch.fft.rfftfreq(width, device=images.device) * by[1]
-    turned = torch.fft.rfft2(images.float()) * torch.polar(torch.ones(()), -2 * math.pi * (rows + columns)).to(images.device)
-    return torch.fft.irfft2(turned, s=(height, width)).to(images.dtype)
+    rows = fft.fftfreq(height, device=images.device)[:, None] * by[0]
+    columns = fft.rfftfreq(width, device=images.device) * by[1]
+    turned = fft.rfft2(images.float()) * torch.polar(torch.ones(()), -2 * math.pi * (rows + columns)).to(images.device)
+    return fft.irfft2(turned, s=(height, width)).to(images.dtype)
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def resolution_accuracy(
     >>> resolution_accuracy(lambda x: x.mean((2, 3)), batches, [4, 8, 16])
     {4: 1.0, 8: 1.0, 16: 1.0}
     """
-    found = {}
+    found: dict[int, float] = {}
     for size in sizes:
         small = ((resize_images(x, size), labels) for x, labels in batches)
         found[size] = accuracy(model, small if back is None else ((resize_images(x, back), y) for x, y in small))

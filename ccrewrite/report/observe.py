@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.observe import SeenCall, convolutions_seen, watched
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.typed import manual_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +52,24 @@ def convolutions_of(model: nn.Module, inputs: Inputs) -> list[ConvRun]:
         tensors = c.call.input.clone(), c.output.clone()
         runs.append(ConvRun(None, c.path, c.weight, c.call.weight, geometry, None, *tensors, c.again))
 
-    def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         mode.inside += 1
-        given.append(args[0].clone())
+        given.append(cast(Tensor, args[0]).clone())
 
-    def after(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def after(name: str, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         mode.inside -= 1
-        sampling, weight = samplings[name], args[1]
+        sampling, weight = samplings[name], cast(Tensor, args[1])
         known, again = mode.names.get(id(weight)), partial(_again, sampling, args[1:], kwargs)
         runs.append(ConvRun(name, paths.get(name, name), known, weight, None, sampling, given.pop(), output.clone(), again))
 
     with preserved(model, inputs.tensors()), torch.no_grad(), watched(samplings, before, after):
-        torch.manual_seed(0)
+        manual_seed(0)
         with convolutions_seen(model, seen) as mode:
             inputs.run(model)
     return runs
 
 
-def _again(sampling: Sampling, others: tuple[Any, ...], named: dict[str, Any], x: Tensor) -> Tensor:
+def _again(sampling: Sampling, others: tuple[object, ...], named: dict[str, object], x: Tensor) -> Tensor:
     return sampling(x, *others, **named)
 
 

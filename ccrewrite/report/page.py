@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.report import contents, document, tables
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, TRAINING, Comparison
 
@@ -85,9 +85,9 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
     return found
 
 
-def _sites(comparison: Comparison, variant: str) -> dict[str, Any]:
+def _sites(comparison: Comparison, variant: str) -> JsonObject:
     """Columns and rows of the sortable table; a cell's ``value`` is what it sorts by."""
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     listed = iter(contents.sites(comparison, variant))
     columns: list[str] = []
     for index, site in enumerate(comparison.data["sites"]):
@@ -101,7 +101,7 @@ def _sites(comparison: Comparison, variant: str) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
-def _value(column: str, text: str, entry: dict[str, Any]) -> str:
+def _value(column: str, text: str, entry: JsonObject) -> str:
     if column in tables.WORDS:
         return text
     if column.startswith("drift"):

@@ -4,8 +4,8 @@ field of the whole model."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from ccrewrite.families.learnable import rounded
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.verify import leaves
 
 PICTURED = ("positions", "profiles", "distance", "drift")
@@ -26,7 +28,7 @@ SUPPORT_FLOOR = 1e-3
 """A cell belongs to a kernel's extent where its magnitude is at least this share of the largest one's."""
 
 
-def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> dict[str, Any]:
+def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> JsonObject:
     """All that a report says of one sampling; ``weight`` is the tensor that its convolution uses.
 
     Lengths are in samples of the finer lattice (the input's, or a transposed convolution's output's).
@@ -41,7 +43,7 @@ def geometry_of(sampling: Sampling, weight: Tensor, geometry: ConvGeometry) -> d
     return found
 
 
-def _picture(sampling: Sampling) -> dict[str, Any]:
+def _picture(sampling: Sampling) -> JsonObject:
     found = sampling.picture()
     for name in found:
         if name not in PICTURED:
@@ -84,9 +86,9 @@ class _Kernels:
                 self.filter = [first + row, second + column]
                 self.singles = before[row, column].clone(), after[row, column].clone()
 
-    def pictures(self) -> dict[str, Any]:
+    def pictures(self) -> JsonObject:
         """Two of each kernel: the root mean square over its channels, and its most changed filter."""
-        found: dict[str, Any] = {"filter": self.filter, "projected": self.after.dim() > 2}
+        found: JsonObject = {"filter": self.filter, "projected": self.after.dim() > 2}
         for name, squares, single in zip(("before", "after"), (self.before, self.after), self.singles, strict=True):
             if squares is not None:
                 rms = (squares / self.channels).sqrt()
@@ -137,7 +139,7 @@ def _spreads(mass: Tensor) -> list[float]:
     return found
 
 
-def receptive_field(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
+def receptive_field(model: nn.Module, inputs: Inputs) -> JsonObject | None:
     """Input samples that the centre of the output depends on, measured by its gradient, with every kernel as it is now.
 
     ``extent`` is the box of the non-zero ones per spatial axis, ``rms`` the root mean square distance of the squared gradient
@@ -145,7 +147,7 @@ def receptive_field(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
     after the second); an output without any counts as a whole. None where there are none, or no gradient gets through.
     """
     with preserved(model, inputs.tensors()), torch.enable_grad():
-        torch.manual_seed(0)
+        manual_seed(0)
         chosen = next((t for t in inputs.tensors() if t.is_floating_point() and t.dim() > 2), None)
         if chosen is None:
             return None
@@ -159,8 +161,8 @@ def receptive_field(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
         middle: Ints = tuple(n // 2 for n in output.shape[2:])
         unit = output[(0, slice(None), *middle)] if output.dim() > 2 else output[:1]
         signs = torch.randn(unit.shape, generator=torch.Generator().manual_seed(0)).to(unit)
-        found: Any = torch.autograd.grad((unit * signs).sum(), probe, allow_unused=True)
-    gradient: Tensor | None = found[0]
+        found = cast("Sequence[Tensor | None]", torch.autograd.grad((unit * signs).sum(), probe, allow_unused=True))
+    gradient = found[0]
     if gradient is None or not gradient[0].any():
         return None
     mass = gradient[0].detach().double().square().sum(0)
@@ -173,7 +175,7 @@ def receptive_field(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
 
 
 def _replaced(inputs: Inputs, old: Tensor, new: Tensor) -> Inputs:
-    def other(value: Any) -> Any:
+    def other(value: object) -> object:
         return new if value is old else value
 
     return Inputs(tuple(map(other, inputs.args)), {k: other(v) for k, v in inputs.kwargs.items()})

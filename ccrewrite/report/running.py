@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ class Mode:
 
     name: str
     run: Callable[[], object]
-    context: Callable[[], AbstractContextManager[Any]]
+    context: Callable[[], AbstractContextManager[object]]
 
 
 def modes_of(model: nn.Module, inputs: Inputs) -> list[Mode]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ccrewrite.ir.documents import OpenDocument
+from ccrewrite.ir.json_types import JsonObject
 
 Number = Annotated[float, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
@@ -74,10 +75,10 @@ class Distance(OpenDocument):
 
 class Learnt(OpenDocument):
     window: Sizes
-    drift: list[dict[str, Number]] = Field(default_factory=list)
+    drift: list[dict[str, Number]] = Field(default_factory=list[dict[str, Number]])
     distance: Distance | None = None
-    kernel: dict[str, Any]
-    extent: dict[str, Any]
+    kernel: JsonObject
+    extent: JsonObject
 
 
 class SiteVariant(OpenDocument):
@@ -168,7 +169,7 @@ class Report(OpenDocument):
     inputs: list[Input]
     variants: Annotated[list[Variant], Field(min_length=2)]
     sites: list[Site]
-    batches: list[Batch] = Field(default_factory=list)
+    batches: list[Batch] = Field(default_factory=list[Batch])
     scale_groups: Groups | None = None
     trade: Trade | None = None
 

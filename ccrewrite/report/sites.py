@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ccrewrite.families.family import title_of
 from ccrewrite.ir.capture import Inputs, capture
-from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.timing import Case, Effort, time_cases
 from ccrewrite.passes.detect import detect
@@ -32,7 +33,7 @@ def sites_of(
     effort: Effort,
     seed: int,
     progress: Callable[[float], None],
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """One entry for each site of the original that runs, with one entry in its ``variants`` for each model.
 
     A site of another model is the one at the same place in the run, or where the runs differ, in the same module.
@@ -41,13 +42,13 @@ def sites_of(
     runs = {name: convolutions_of(model, inputs) for name, model in models.items()}
     first = runs[ORIGINAL]
     matched = {name: _matched(first, others) for name, others in runs.items()}
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     cases: dict[str, Case] = {}
     for site in sites:
         mine = [i for i, run in enumerate(first) if _belongs(run, site)]
         if not mine:
             continue
-        found: dict[str, Any] = {}
+        found: JsonObject = {}
         for name, model in models.items():
             pairs = [(first[i], other) for i in mine if (other := matched[name].get(i)) is not None]
             if not pairs:
@@ -65,14 +66,14 @@ def sites_of(
     return entries
 
 
-def _described(site: Site) -> dict[str, Any]:
-    g = asdict(site.geometry)
+def _described(site: Site) -> JsonObject:
+    g: JsonObject = asdict(site.geometry)
     return {
         "name": site.name,
         "layer": site.layer,
         "form": site.form,
         "kinds": list(site.kinds),
-        "geometry": {k: list(v) if isinstance(v, tuple) else v for k, v in g.items()},
+        "geometry": {k: list(cast("Ints", v)) if isinstance(v, tuple) else v for k, v in g.items()},
         "described": site.geometry.describe(),
         "calls": site.calls,
         "input_shapes": [list(s) for s in site.input_shapes],
@@ -102,14 +103,14 @@ def _matched(original: Sequence[ConvRun], other: Sequence[ConvRun]) -> dict[int,
     return found
 
 
-def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, model: nn.Module) -> dict[str, Any]:
+def _measured(pairs: Sequence[tuple[ConvRun, ConvRun]], geometry: ConvGeometry, model: nn.Module) -> JsonObject:
     """Of one site in one model: parameters, FLOPs, errors, learnt geometry. ``pairs`` are its calls, the original's first."""
     sampling = pairs[0][1].sampling
     run, before = _replay(pairs), [one.output for one, _ in pairs]
     alike = all(_feed(*pair) is pair[0].input for pair in pairs)
     with torch.no_grad():
         flops = {AS_IS: flops_of(run)}
-        entry: dict[str, Any] = {
+        entry: JsonObject = {
             "sampling": None if sampling is None else title_of(sampling),
             "weight_parameters": pairs[0][1].weight.numel(),
             "added_parameters": 0 if sampling is None else sum(p.numel() for p in sampling.parameters()),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tabulate import tabulate
+
+from ccrewrite.ir.json_types import JsonObject
 
 FORMATS = {"markdown": "github", "plain": "simple", "latex": "latex_booktabs", "html": "html"}
 Rows = list[dict[str, str]]
@@ -47,7 +48,7 @@ def delta(value: float, reference: float) -> str:
     return "0.0 %" if value == reference else f"{change:+.1f} %"
 
 
-def ratio(timing: dict[str, Any]) -> str:
+def ratio(timing: JsonObject) -> str:
     """A ratio with its interval."""
     return f"{timing['ratio']:.2f} ({timing['ratio_low']:.2f} to {timing['ratio_high']:.2f})"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +11,33 @@ from torch.utils._pytree import tree_map_only
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs, Model
+from ccrewrite.ir.typed import compiled
 from ccrewrite.report.comparison import ORIGINAL, REWRITTEN
 
 
-def _folded(model: nn.Module, inputs: Any) -> nn.Module:
+def _folded(model: nn.Module, inputs: object) -> nn.Module:
     from ccrewrite.passes.fold import fold
 
     return fold(model, inputs).model
 
 
-def _lowered(model: nn.Module, inputs: Any) -> nn.Module:
+def _lowered(model: nn.Module, inputs: object) -> nn.Module:
     from ccrewrite.lowering.lower import lower  # Inductor: a second, which only those pay who lower
 
     # For inference: no training step. Outputs are compared in the report.
     return lower(model, inputs, verify=False).model.requires_grad_(False)
 
 
-VARIANTS: dict[str, Callable[[nn.Module, Any], Any]] = {
+VARIANTS: dict[str, Callable[[nn.Module, object], Model]] = {
     "folded": _folded,
     "lowered": _lowered,
-    "compiled": lambda model, inputs: torch.compile(model),
+    "compiled": lambda model, inputs: compiled(model),
 }
 """Name -> the variant made of a rewritten model and its example inputs. Open: add your own."""
 
 
 def variants_of(
-    rewritten: nn.Module, example_inputs: Any, variants: Mapping[str, Model] | Sequence[str] | None
+    rewritten: nn.Module, example_inputs: object, variants: Mapping[str, Model] | Sequence[str] | None
 ) -> dict[str, Model]:
     """``variants`` as models: given ones as they are, names in ``VARIANTS`` made of ``rewritten``."""
     if variants is None:

@@ -7,7 +7,7 @@ Names are imported when they are first used: those of one family's layers alone 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ccrewrite.nn import WidthSchedule, nyquist_penalty, repulsive_loss
@@ -52,7 +52,7 @@ _HOME = {
 """Name -> the module of ``ccrewrite`` that has it."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"ccrewrite.{_HOME[name]}"), name)
