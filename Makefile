@@ -1,10 +1,11 @@
-# Every target makes what it needs; the first one to run creates the virtual environment.
+# Every target makes what it needs; the first one to run creates the virtual environment. `make help` lists them.
+UV := $(shell command -v uv 2>/dev/null)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence docs clean
+.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence docs release lock help clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -12,7 +13,7 @@ demo: $(READY)  ## rewrite the network that ships with the package, and show bef
 test: $(READY)  ## the tests, a few minutes
 	$(BIN)/python -m pytest -n auto
 
-lint: $(READY)
+lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -90,6 +91,22 @@ docs: .venv-docs/.ready  ## the site, built strictly: build/site/index.html
 	.venv-docs/bin/python docs/site/stage.py build/pages
 	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" .venv-docs/bin/zensical build --strict --clean
 
+release: .venv-release/.ready  ## dist/: sdist and wheel, checked, installed in an empty environment, and the demo run there
+	rm -rf build/lib build/bdist.* dist .venv-empty
+	.venv-release/bin/python -m build --outdir dist .
+	.venv-release/bin/twine check --strict dist/*
+	.venv-release/bin/python .ci/wheel.py dist
+	$(PYTHON) -m venv .venv-empty
+	.venv-empty/bin/pip install --quiet --disable-pip-version-check "$$(ls $(CURDIR)/dist/*.whl)[demo]"
+	cd dist && ../.venv-empty/bin/ccrewrite demo
+
+lock: pyproject.toml constraints.txt  ## dev.lock anew: every package that development installs; needs uv
+	uv pip compile pyproject.toml --extra dev -c constraints.txt --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --quiet --output-file dev.lock
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
 .venv-train/.ready: pyproject.toml constraints.txt tests/training/requirements.txt
 	$(PYTHON) -m venv .venv-train
 	.venv-train/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -121,15 +138,20 @@ docs: .venv-docs/.ready  ## the site, built strictly: build/site/index.html
 	.venv-docs/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r docs/site/requirements.txt
 	touch $@
 
+.venv-release/.ready:
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build twine
+	touch $@
+
 # Beside the environment, not in it: torch's build for the CPU comes without triton, and nothing else here wants it.
 .venv-triton/.ready: constraints.txt | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target .venv-triton triton
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton .venv-docs
+	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton .venv-docs .venv-release .venv-empty
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt dev.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check) --quiet -c dev.lock -e '.[dev]'
 	touch $@

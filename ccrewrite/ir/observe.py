@@ -157,10 +157,10 @@ class ConvolutionMode(TorchFunctionMode):
         Hooks tell only of modules that are called themselves, not of ``self.inner.encode(x)``; so the frames are asked.
         """
         path, function, other, frame = None, "", "", inspect.currentframe()
+        forwards = _autograd_forwards()
         while frame is not None:
             code = frame.f_code
-            if code is _APPLY and not function:
-                kind = frame.f_locals["cls"]
+            if not function and (kind := forwards.get(code)) is not None:
                 # A checkpoint runs what it was given again: a module's method sends its calls where they belong, a closure not.
                 function = "" if path is not None and kind.__module__.startswith("torch.") else kind.__name__
             elif path is None and code.co_argcount:
@@ -181,7 +181,18 @@ class ConvolutionMode(TorchFunctionMode):
         return any(reaches(value, self.held) for value in getattr(thing, "__dict__", {}).values())
 
 
-_APPLY: CodeType = vars(torch.autograd.Function)["apply"].__func__.__code__
+def _autograd_forwards() -> dict[CodeType, type]:
+    """The code of each autograd function's ``forward`` -> the function. ``apply`` is no Python from torch 2.14 on."""
+    found: dict[CodeType, type] = {}
+    kinds: list[type] = [torch.autograd.Function]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        forward = getattr(vars(kind).get("forward"), "__func__", None)
+        code = getattr(inspect.unwrap(forward), "__code__", None) if forward is not None else None
+        if isinstance(code, CodeType):
+            found[code] = kind
+    return found
 
 
 def _is_method(kind: type, code: CodeType) -> bool:

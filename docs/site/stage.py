@@ -15,7 +15,7 @@ from commands import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-ALWAYS = {ROOT / "CHANGELOG.md": "changelog.md"}
+ALWAYS = {ROOT / "CHANGELOG.md": "changelog.md", ROOT / "CONTRIBUTING.md": "contributing.md"}
 """Pages that lie outside docs/ -> their place in the site."""
 LISTINGS = {".py": "python", ".mjs": "javascript", ".txt": "text", ".toml": "toml"}
 """Files that are shown as they are -> the language of their listing."""
