@@ -200,11 +200,16 @@ def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
     return subclass(base.__name__, (Rerouted, base), names)
 
 
+ADAPTERS = (
+    "to be merged into the weight later, but its branch would not have this layer's geometry: put adapters on the original and "
+    "merge them before rewriting, or on what ccrewrite.fold returns"
+)
+
+
 def _refuse(self: RewrittenConv, *arguments: Any, **named: Any) -> None:
     raise InputError(
         f"{type(self).__name__} is what ccrewrite made of a {type(self).ccrewrite_replaced.__name__}, and can't be built from "
-        "its class. An adapter (LoRA) does that, to be merged into the weight later, but its branch would not have this "
-        "layer's geometry: put adapters on the original and merge them before rewriting, or on what ccrewrite.fold returns"
+        f"its class. An adapter (LoRA) does that, {ADAPTERS}"
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ccrewrite.ir.torch_private import transformed
+
 Tensors = Sequence[Tensor]
 
 
@@ -27,9 +29,12 @@ class Region(NamedTuple):
 REGIONS: dict[str, Region] = {}
 
 
-def called() -> bool:
-    """Whether a call is being traced by torch.compile for itself, not for an export."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+def called(opaque: bool) -> bool:
+    """Whether what is traced now is to call operators: by torch.compile for itself, not for an export, where ``opaque`` says so
+    or a transform (vmap) is around, inside which torch.compile takes no autograd function."""
+    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+        return False
+    return opaque or transformed()
 
 
 def region(name: str, tensors: Tensors, constants: str, numbers: Sequence[int] = ()) -> Tensor:
@@ -119,6 +124,26 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 _region.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+@_region.register_vmap
+def _(info: Any, dims: Any, tensors: Tensors, name: str, constants: str, numbers: Sequence[int]) -> tuple[Tensor, int]:
+    each = (_one(tensors, dims[0], i) for i in range(info.batch_size))
+    return torch.stack([torch.ops.ccrewrite.region(some, name, constants, numbers) for some in each]), 0
+
+
+@_region_backward.register_vmap
+def _(info: Any, dims: Any, gradient: Tensor, tensors: Tensors, *rest: Any) -> tuple[list[Tensor], list[int]]:
+    each = (_one([gradient, *tensors], [dims[0], *dims[1]], i) for i in range(info.batch_size))
+    found = [torch.ops.ccrewrite.region_backward(some[0], some[1:], *rest) for some in each]
+    gradients = [torch.stack(alike) for alike in zip(*found, strict=True)]
+    return gradients, [0] * len(gradients)
+
+
+def _one(tensors: Tensors, dims: Sequence[int | None], index: int) -> list[Tensor]:
+    """Those of the example at ``index`` of a batch that lies along ``dims``."""
+    return [t if dim is None else t.select(dim, index) for t, dim in zip(tensors, dims, strict=True)]
+
 
 EXPANSIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.ccrewrite.region.default: region_of,

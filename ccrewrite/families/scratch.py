@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, Self, cast
 
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import RewrittenConv, has_own_forward
+from ccrewrite.families.adopt import ADAPTERS, RewrittenConv, has_own_forward
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.subclass import change_class_, subclass
 from ccrewrite.ir.geometry import ConvGeometry
@@ -57,6 +58,16 @@ class ScratchConv(RewrittenConv):
         if replaced is cls.torch_class:
             return cls
         return subclass(f"{cls.__name__}_{replaced.__name__}", (replaced, cls), {"ccrewrite_replaced": replaced})
+
+
+def refuse_adapters(layer: nn.Module) -> None:
+    """Raise ``InputError`` where ``layer``'s constructor, which calls this, was called by an adapter of PEFT's: that builds its
+    branches of the layer's own class."""
+    frame = inspect.currentframe()
+    while frame is not None and (first := frame.f_code.co_varnames[:1]) and frame.f_locals.get(first[0]) is layer:
+        frame = frame.f_back
+    if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "peft":
+        raise InputError(f"PEFT builds a {type(layer).__name__} for an adapter, {ADAPTERS}")
 
 
 def _name(module: nn.Module) -> str:

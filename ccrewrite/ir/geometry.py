@@ -248,7 +248,7 @@ def require_channels(owner: str, weight: Tensor, made_for: Sequence[int], sets: 
             raise InputError(
                 f"this {owner} has geometry for {made_for[axis]} channels along the weight's {name} dimension, but the call's "
                 f"weight has {weight.shape[axis]}. Weights with other numbers of channels in other calls need a geometry that "
-                "all channels share"
+                "all channels share; channels are pruned before a model is rewritten, or after it is folded"
             )
 
 

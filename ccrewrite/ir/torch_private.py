@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import _C, Tensor, nn
+from torch._C._functorch import maybe_current_level as _maybe_current_level
 from torch._ops import OpOverload
 from torch.autograd import forward_ad as _forward_ad
 from torch.nn.modules import batchnorm, conv
@@ -52,6 +53,15 @@ class _Hooked(Protocol):
     _forward_hooks: Hooks
     _forward_pre_hooks: Hooks
     _load_state_dict_pre_hooks: Hooks
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func's (vmap, grad) runs now. torch.compile takes the answer for a constant of the code."""
+    return _maybe_current_level() is not None
+
+
+# As torch.compiler.assume_constant_result does, which imports all of dynamo.
+cast(Any, transformed)._dynamo_marked_constant = True
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:

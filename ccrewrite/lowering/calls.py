@@ -21,7 +21,7 @@ class SiteCall(NamedTuple):
     shapes: CallShapes
     inputs: frozenset[tuple[int, ...]]
     """The shapes of the inputs of all its calls."""
-    calls: int = 1
+    count: int = 1
     """How many calls there are."""
 
 

@@ -47,7 +47,7 @@ def test_operators_compute_what_the_functions_compute(name: str, monkeypatch: py
         return code(tensors, name, *others)
 
     monkeypatch.setattr(regions, "region_of", region_of)
-    monkeypatch.setattr(regions, "called", lambda: True)
+    monkeypatch.setattr(regions, "called", lambda opaque: opaque)
     monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
     layer.sampling.opaque = True
     for found, wanted in zip(_gradients(layer, x), eager, strict=True):
@@ -77,7 +77,7 @@ def test_operators_are_what_torch_expects_of_one(name: str, monkeypatch: pytest.
         given.append(([t.detach().clone().requires_grad_() for t in tensors], name, constants, list(numbers) or [0]))
         return call(name, tensors, constants, numbers)
 
-    monkeypatch.setattr(regions, "called", lambda: True)
+    monkeypatch.setattr(regions, "called", lambda opaque: opaque)
     monkeypatch.setattr(regions, "region", region)
     monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
     layer(x)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ccrewrite.families.cc.sampling import CCSampling, continuous_axes
 from ccrewrite.families.resizable import AsksForSizes, ResizableConv, ResizableConvTranspose
+from ccrewrite.families.scratch import refuse_adapters
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.torch_private import ConvNd
 
@@ -23,6 +24,7 @@ class CCLayer(AsksForSizes):
     sampling_class = CCSampling
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
+        refuse_adapters(cast(nn.Module, self))
         options = {name: named.pop(name) for name in OPTIONS if name in named}
         super().__init__(*arguments, **named)
         conv = cast(ConvNd, self)

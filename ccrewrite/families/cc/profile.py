@@ -100,7 +100,7 @@ def profile(distance: Tensor, taps: Tensor | None, along: Along) -> tuple[Tensor
 
 def factor(along: Along, taps: int, spacing: int, margin: int, device: torch.device) -> Tensor:
     """What each tap contributes to the window's cells, the first of them ``margin`` before the first tap: ``(taps, cells)``."""
-    if along.opaque and along.layers and regions.called():
+    if along.layers and regions.called(along.opaque):
         tensors = along.layers if along.shift is None else (*along.layers, along.shift)
         numbers = (
             along.shift_index,

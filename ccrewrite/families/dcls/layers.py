@@ -13,7 +13,7 @@ from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.sampling import DclsSampling
-from ccrewrite.families.scratch import ScratchConv
+from ccrewrite.families.scratch import ScratchConv, refuse_adapters
 from ccrewrite.ir.geometry import ConvGeometry, per_axis
 from ccrewrite.ir.options import check_options
 from ccrewrite.ir.torch_private import ConvNd
@@ -44,6 +44,7 @@ class DclsConv(ScratchConv):
         weight_init: Literal["kaiming", "trunc_normal"] = "kaiming",
         **options: Any,
     ) -> None:
+        refuse_adapters(self)
         ndim = int(self.torch_class.__name__[-2])
         check_options(type(self).__name__, DclsConv, {"weight_init": weight_init})
         self.weight_init = weight_init

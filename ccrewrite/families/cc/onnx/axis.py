@@ -27,7 +27,8 @@ class Profile:
 class Axis:
     """One axis of a convolution to be resampled: its geometry (``low`` and ``high`` are its pads), and how.
 
-    ``mode`` is torch's padding mode. ``dtype`` is ONNX's number of the type that is resampled.
+    ``long``: sample by sample; otherwise by a matrix, which for many outputs would be mostly zeros. ``mode`` is torch's
+    padding mode. ``dtype`` is ONNX's number of the type that is resampled.
     """
 
     taps: int
@@ -39,6 +40,7 @@ class Axis:
     transposed: bool
     centred: bool
     rescaled: bool
+    long: bool
     mode: str
     dtype: int
 

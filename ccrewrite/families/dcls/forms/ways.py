@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +24,6 @@ BLOCK_BYTES = 4 * 2**20
 class Way(ABC):
     """One call of the convolution: what is read, and in which order."""
 
-    phase: Literal["inference", "forward", "backward"] = "backward"
-    """What of the call is computed: a forward, with or without a backward that belongs to it, or that backward."""
-
     def __init__(self, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> None:
         self.input, self.weight, self.positions, self.layout = input, weight, positions, layout
         self.outputs = layout.outputs(input)
@@ -38,22 +35,18 @@ class Way(ABC):
         return Places.of(self.positions, self.layout.window, self.layout.stride)
 
     @abstractmethod
-    def forward(self, bias: Tensor | None) -> Tensor:
-        """The convolution."""
+    def forward(self) -> Tensor:
+        """The convolution, without a bias."""
 
     @abstractmethod
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         """The gradients of input, weight and positions, by name."""
 
-    def block_bytes(self) -> int:
-        """How much may be read together."""
-        return BLOCK_BYTES
-
     def blocks(self, channels: int, sizes: Ints) -> Iterator[range]:
         """The taps, as many at a time as may be read together."""
         bytes_each = self.batch * channels * math.prod(sizes) * self.input.element_size()
         taps = self.weight.shape[2]
-        count = max(1, self.block_bytes() // max(1, bytes_each))
+        count = max(1, BLOCK_BYTES // max(1, bytes_each))
         for first in range(0, taps, count):
             yield range(first, min(first + count, taps))
 
@@ -61,13 +54,13 @@ class Way(ABC):
 class Inputs(Way):
     """The input read at every tap, then mixed: ``(taps * in) -> out``."""
 
-    def forward(self, bias: Tensor | None) -> Tensor:
+    def forward(self) -> Tensor:
         data = padded(self.input, self.layout.pads)
         out: Tensor | None = None
         for block in self.blocks(self.input.shape[1], self.outputs):
             mixed = mix(self._read(data, block), self._mixing(block), self.layout.groups)
             out = mixed if out is None else out.add_(mixed)
-        return _biased(cast(Tensor, out).view(self.batch, self.out, *self.outputs), bias)
+        return cast(Tensor, out).view(self.batch, self.out, *self.outputs)
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         groups = self.layout.groups
@@ -90,7 +83,7 @@ class Inputs(Way):
                     slopes.append(self.places.slopes(data, tap, arrived))
                 if wants_input:
                     d_input += again.value(met_again(arrived, self.sizes, self.layout), tap, self.sizes)
-        return gradients(d_input, d_weight, slopes)
+        return _found(d_input, d_weight, slopes)
 
     def _read(self, data: Tensor, block: range) -> Tensor:
         """``(N, groups * taps * in/groups, prod(outputs))``"""
@@ -111,13 +104,13 @@ class Inputs(Way):
 class Products(Way):
     """Every tap's products with the input, ``in -> (taps * out)``, then read where the taps are and added up."""
 
-    def forward(self, bias: Tensor | None) -> Tensor:
+    def forward(self) -> Tensor:
         out = self.input.new_zeros(self.batch, self.out, *self.outputs)
         for block in self.blocks(self.out, self.sizes):
             products = self._products(block)
             for index, tap in enumerate(block):
                 out += self.places.value(padded(products[:, index], self.layout.pads), tap, self.outputs)
-        return _biased(out, bias)
+        return out
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         again, arrived = self.places.reversed(), met_again(gradient, self.sizes, self.layout)
@@ -135,7 +128,7 @@ class Products(Way):
                 products = self._products(block)
                 for index, tap in enumerate(block):
                     slopes.append(self.places.slopes(padded(products[:, index], self.layout.pads), tap, gradient))
-        return gradients(d_input.view(self.input.shape), d_weight, slopes)
+        return _found(d_input.view(self.input.shape), d_weight, slopes)
 
     def _products(self, block: range) -> Tensor:
         """``(N, taps, out, *sizes)``"""
@@ -149,12 +142,12 @@ class Products(Way):
 class Depthwise(Way):
     """Every channel by itself: read at a tap, times its weight, added up."""
 
-    def forward(self, bias: Tensor | None) -> Tensor:
+    def forward(self) -> Tensor:
         data = padded(self.input, self.layout.pads)
         out = self.input.new_zeros(self.batch, self.out, *self.outputs)
         for tap in range(self.weight.shape[2]):
             out.addcmul_(self.places.value(data, tap, self.outputs), self._factor(tap))
-        return _biased(out, bias)
+        return out
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         data, again = padded(self.input, self.layout.pads), self.places.reversed()
@@ -169,7 +162,7 @@ class Depthwise(Way):
                 slopes.append(self.places.slopes(data, tap, gradient * self._factor(tap)))
             if arrived is not None:
                 d_input.addcmul_(again.value(arrived, tap, self.sizes), self._factor(tap))
-        return gradients(d_input, d_weight, slopes)
+        return _found(d_input, d_weight, slopes)
 
     def _factor(self, tap: int) -> Tensor:
         return self.weight[:, 0, tap].view(-1, *(1,) * len(self.sizes))
@@ -183,8 +176,8 @@ class Indexed(Way):
         self.form = form or indexed_forms(weight, positions.shape[1], layout)[0]
         self.numbers = list(layout.window), [n for pair in layout.pads for n in pair]
 
-    def forward(self, bias: Tensor | None) -> Tensor:
-        return _biased(self._evaluated()[0], bias)
+    def forward(self) -> Tensor:
+        return self._evaluated()[0]
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         kept = self._evaluated()[1] if operators.FORMS[self.form].keeps_products else self.input.new_empty(0)
@@ -218,10 +211,6 @@ def indexed_forms(weight: Tensor, sets: int, layout: Layout) -> list[str]:
     return sorted(forms, key=lambda form: operators.FORMS[form].keeps_products)
 
 
-def _biased(out: Tensor, bias: Tensor | None) -> Tensor:
-    return out if bias is None else out.add_(bias.to(out.dtype).view(-1, *(1,) * (out.dim() - 2)))
-
-
-def gradients(d_input: Tensor, d_weight: Tensor, slopes: list[Tensor]) -> dict[str, Tensor]:
+def _found(d_input: Tensor, d_weight: Tensor, slopes: list[Tensor]) -> dict[str, Tensor]:
     found = {"input": d_input, "weight": d_weight}
     return {**found, "positions": torch.stack(slopes, -1)} if slopes else found
