@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence docs release lock help clean
+.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence docs gallery release lock help clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -91,6 +91,9 @@ docs: .venv-docs/.ready  ## the site, built strictly: build/site/index.html
 	.venv-docs/bin/python docs/site/stage.py build/pages
 	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" .venv-docs/bin/zensical build --strict --clean
 
+gallery: .venv-gallery/.ready  ## the six programs of the gallery, and the site's examples that need a compiler or other libraries
+	.venv-gallery/bin/python -m pytest -m slow tests/pages
+
 release: .venv-release/.ready  ## dist/: sdist and wheel, checked, installed in an empty environment, and the demo run there
 	rm -rf build/lib build/bdist.* dist .venv-empty
 	.venv-release/bin/python -m build --outdir dist .
@@ -117,6 +120,13 @@ help:  ## this list
 	$(PYTHON) -m venv .venv-corpus
 	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv-corpus/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r tests/corpus/requirements.txt
+	touch $@
+
+.venv-gallery/.ready: pyproject.toml constraints.txt examples/gallery/requirements.txt
+	$(PYTHON) -m venv .venv-gallery
+	.venv-gallery/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-gallery/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[demo,onnx,report,train]' -r examples/gallery/requirements.txt
 	touch $@
 
 .venv-cases/.ready: pyproject.toml constraints.txt
@@ -149,7 +159,7 @@ help:  ## this list
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton .venv-docs .venv-release .venv-empty
+	rm -rf $(VENV) .venv-cases .venv-train .venv-corpus .venv-deploy .venv-triton .venv-docs .venv-gallery .venv-release .venv-empty
 
 $(READY): pyproject.toml constraints.txt dev.lock
 	$(PYTHON) -m venv $(VENV)

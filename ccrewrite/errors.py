@@ -30,5 +30,9 @@ class SelectionWarning(UserWarning):
     """One glob of a selection that otherwise selects something hits no convolution."""
 
 
+class WeightsWarning(UserWarning):
+    """Geometry was loaded onto other weights than it was learned on."""
+
+
 class SizeWarning(UserWarning):
     """An ONNX file that was given run-time sizes holds numbers that may be right at its native sizes alone."""

@@ -1,5 +1,6 @@
-"""Rewritten models on disk: ``save``, and ``load`` onto a fresh original."""
+"""Rewritten models on disk: ``save``, and ``load`` onto a fresh original; several geometries for one model."""
 
+from ccrewrite.saving.geometries import Geometries
 from ccrewrite.saving.store import load, save
 
-__all__ = ["load", "save"]
+__all__ = ["Geometries", "load", "save"]

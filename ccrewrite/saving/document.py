@@ -97,4 +97,6 @@ class RecipeDocument(OpenDocument):
     samplings: tuple[SamplingDocument, ...]
     ties: tuple[tuple[str, ...], ...]
     resized: dict[str, dict[str, Data]]
+    weights: dict[str, str] = Field(default_factory=dict)
+    """With ``geometry_only``: digests of the original's tensors. Not in format 1."""
     sha256: str

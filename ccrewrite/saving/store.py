@@ -23,6 +23,7 @@ from ccrewrite.ir.own_state import OwnState
 from ccrewrite.ir.preserve import trainable_made
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.wrappers import require_bare, require_trainable, unwrapped
+from ccrewrite.saving.digests import digests_of, warn_of_other_weights
 from ccrewrite.saving.document import FORMAT
 from ccrewrite.saving.files import RECIPE, read, write
 from ccrewrite.saving.recipe import Recipe
@@ -35,7 +36,7 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
 
     ``rewritten`` is the model, or what ``rewrite`` returned: its plan and check are then kept in the recipe, to be read. What
     ``load`` does again is read off the model itself, as it is now. ``geometry_only`` leaves out every tensor that the original
-    has as well: kilobytes, for the original that they were learned on.
+    has as well: kilobytes, for the original that they were learned on; digests of its tensors are kept in their place.
 
     A save that is there stays whole until the new one is: if the process is killed, one of the two can be loaded. Raises
     ``InputError`` where nothing in the model is rewritten, where it holds what can't be written (tensors without values or
@@ -60,7 +61,8 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
     tensors = storable(tensors_of(model, geometry_only=geometry_only))
     about = {"format": FORMAT, "ccrewrite": version("ccrewrite"), "torch": torch.__version__, "geometry_only": geometry_only}
     record = json.loads(rewritten.to_json()) if isinstance(rewritten, Result) else None
-    write(Path(directory), {**about, **recipe.to_data(), "rewrite": record}, tensors)
+    weights = digests_of(model) if geometry_only else {}
+    write(Path(directory), {**about, **recipe.to_data(), "weights": weights, "rewrite": record}, tensors)
 
 
 @trainable_made()
@@ -71,7 +73,8 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     ``model`` is on. What ``save`` doesn't write is ``model``'s own: training flags, hooks, which parameters are frozen.
 
     Raises ``InputError`` where a file is missing, damaged or from a later version, and where ``model`` is not the model that
-    was rewritten; ``model`` is then as it was. Nothing is unpickled.
+    was rewritten; ``model`` is then as it was. Nothing is unpickled. A ``WeightsWarning`` says where geometry that was saved by
+    itself was learned on other weights than ``model`` has.
     """
     module = require_bare(as_module(model), "load")
     require_trainable(module, "load")
@@ -87,6 +90,8 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
         raise InputError(f"{directory}: {error}") from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{directory}: {RECIPE} is damaged, or load failed on it: {type(error).__name__}: {error}") from error
+    if document.geometry_only:
+        warn_of_other_weights(module, document.weights, Path(directory))
     return module
 
 

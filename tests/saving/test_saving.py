@@ -29,7 +29,7 @@ from zoo import ZOO, Functional, Normed, Tied, build, causal, plain, run
 
 import ccrewrite
 from ccrewrite import DilatedToDcls, LargeToDcls, StridedToCC, TransposedToCC
-from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.errors import InputError, SelectionError, WeightsWarning
 from ccrewrite.families.adopt import HOSTED, adopt_, unhost_
 from ccrewrite.families.dcls.sharing import share_positions
 from ccrewrite.ir.geometry import ConvGeometry
@@ -507,7 +507,8 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
     ccrewrite.save(with_state, tmp_path, geometry_only=True)
     fresh = plain()
     fresh[2] = Stateful()
-    assert samplings(ccrewrite.load(fresh, tmp_path))
+    with pytest.warns(WeightsWarning, match=r"\(0\.weight, 0\.bias, 1\.weight, 1\.bias and "):
+        assert samplings(ccrewrite.load(fresh, tmp_path))
 
 
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

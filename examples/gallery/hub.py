@@ -1,0 +1,50 @@
+"""A segmentation model of transformers: rewritten, trained a little, saved as its users save it, and loaded again. Seconds.
+
+The folder is an ordinary one of transformers, with the geometry beside it; it is what `push_to_hub` uploads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+
+import ccrewrite
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    config = MobileNetV2Config(depth_multiplier=0.35, output_stride=8, tf_padding=True, num_labels=5)
+    original = MobileNetV2ForSemanticSegmentation(config).eval()
+    pixels = {"pixel_values": torch.randn(2, 3, 65, 65)}
+
+    result = ccrewrite.rewrite(original, pixels, kinds=["dilated"])
+    print(result.summary())
+    model = result.model
+    optimizer = torch.optim.AdamW(ccrewrite.training.param_groups(model, lr=1e-3))
+    labels = torch.randint(5, (2, 65, 65))
+    for _ in range(5):
+        loss = model(**pixels, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        ccrewrite.save(model, folder, geometry_only=True)
+        print("saved:", ", ".join(f"{file.name} ({kilobytes(file)} KB)" for file in sorted(Path(folder).iterdir())))
+        again = MobileNetV2ForSemanticSegmentation.from_pretrained(folder)  # the plain architecture
+        again = ccrewrite.load(again, folder).eval()
+    model.eval()
+    with torch.no_grad():
+        print("outputs the same:", torch.equal(again(**pixels).logits, model(**pixels).logits))
+
+
+def kilobytes(file: Path) -> int:
+    return round(file.stat().st_size / 1000)
+
+
+if __name__ == "__main__":
+    main()
