@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ccrewrite.families.family import Family, register_family
     from ccrewrite.families.rule import Rule
     from ccrewrite.families.sampling import Sampling
+    from ccrewrite.forecasting.forecast import forecast
     from ccrewrite.lowering.aot import aot
     from ccrewrite.lowering.lower import lower
     from ccrewrite.passes.fold import fold
@@ -48,6 +49,7 @@ __all__ = [
     "export_onnx",
     "finetune",
     "fold",
+    "forecast",
     "load",
     "lower",
     "plan",
@@ -78,6 +80,7 @@ _HOME = {
     "export_onnx": "export.onnx",
     "finetune": "training.finetune",
     "fold": "passes.fold",
+    "forecast": "forecasting.forecast",
     "load": "saving.store",
     "lower": "lowering.lower",
     "plan": "api",

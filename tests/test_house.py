@@ -26,6 +26,7 @@ LEVELS = (
     ("passes",),
     ("api", "lowering"),
     ("training",),
+    ("forecasting",),
     ("export", "saving", "report"),
     ("demo",),
     ("cli",),

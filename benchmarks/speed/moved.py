@@ -29,8 +29,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import ccrewrite
+from ccrewrite.ir.spent import peak_memory
 from ccrewrite.ir.timing import Case, Effort, time_cases
-from ccrewrite.report.cost import peak_memory
 
 REPORT = ROOT / "reports" / "cpu"
 GROUPS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ccrewrite.cli import export, report, rewriting, training
+from ccrewrite.cli import export, forecasting, report, rewriting, training
 
 # Plain help: rich would take the brackets of "[[rules]]" or "[NAME=]SHAPE" for markup.
 app = typer.Typer(
@@ -13,6 +13,7 @@ app = typer.Typer(
 for command in (
     rewriting.plan,
     rewriting.rewrite,
+    forecasting.forecast,
     training.finetune,
     report.compare,
     report.report,

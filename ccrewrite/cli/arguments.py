@@ -54,6 +54,12 @@ def named(reference: str, expected: str) -> Any:
     return value
 
 
+def made(reference: str, key: str) -> Any:
+    """What ``reference`` refers to, or where that can be called, what it returns; ``key`` is that of a file."""
+    value = named(reference, f"{key} is named package.module:loader")
+    return value() if callable(value) else value
+
+
 def inputs_of(specs: list[str]) -> dict[str, torch.Tensor] | tuple[torch.Tensor, ...]:
     """What ``[NAME=]SHAPE[:dtype]`` stand for: tensors by name, or in order. Normally distributed, integers zero.
 

@@ -12,6 +12,7 @@ import ccrewrite
 from ccrewrite.cli.arguments import load, options
 from ccrewrite.cli.console import out, reported, say
 from ccrewrite.cli.parameters import Config, Exclude, Factory, Include, Input, Json, Kinds, RuleOption
+from ccrewrite.errors import InputError
 
 if TYPE_CHECKING:
     from ccrewrite.ir.sites import Plan
@@ -25,12 +26,19 @@ def plan(
     kinds: Kinds = None,
     rule: RuleOption = None,
     config: Config = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="time every site as it will be once moved and lowered; seconds a site")
+    ] = False,
+    estimated: Annotated[bool, typer.Option("--estimated", help="with --costs: from the shapes alone, timing nothing")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what would be rewritten, and why the rest would not. Touches nothing."""
     with reported():
         model, inputs = load(factory, input)
-        planned = ccrewrite.plan(model, inputs, **options(include, exclude, kinds, rule, config))
+        if estimated and not costs:
+            raise InputError("--estimated says how --costs are told: give both")
+        wanted = "estimated" if estimated else costs
+        planned = ccrewrite.plan(model, inputs, costs=wanted, **options(include, exclude, kinds, rule, config))
         if as_json:
             typer.echo(planned.to_json())
         else:
@@ -66,8 +74,9 @@ def _show(planned: Plan) -> None:
     if not out.is_terminal:
         typer.echo(str(planned))
         return
-    table = Table("site", "layer", "kinds", "geometry", "calls", "decision", "")
-    for site, row in zip(planned.sites, planned.rows(), strict=True):
+    rows = planned.rows()
+    table = Table(*(rows[0] if rows else ()))
+    for site, row in zip(planned.sites, rows, strict=True):
         table.add_row(*row.values(), style="green" if site.decision.rewritten else None)
     out.print(table)
-    say(planned.summary())
+    say("\n".join((planned.summary(), *planned.notes())))

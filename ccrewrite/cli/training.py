@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 import ccrewrite
-from ccrewrite.cli.arguments import load, named
+from ccrewrite.cli.arguments import load, made, named
 from ccrewrite.cli.console import out, reported
 from ccrewrite.cli.parameters import Json
 
@@ -54,8 +54,8 @@ def finetune_command(file: Path, *, resume: bool, console: Console) -> History |
     selection = selection_of(told.rewrite, f"{file}: rewrite")
     config = ccrewrite.FinetuneConfig.from_mapping(told.finetune)
     loss = named(told.loss, "the loss is named package.module:function")
-    data = _made(told.data, "data")
-    validation = None if told.validation is None else _made(told.validation, "validation")
+    data = made(told.data, "data")
+    validation = None if told.validation is None else made(told.validation, "validation")
     model, inputs = load(told.model, told.input)
     result = ccrewrite.rewrite(model, inputs, **selection)
     recorder = None if told.record_every is None else Recorder(result.model, every=told.record_every)
@@ -96,8 +96,3 @@ def _report(model: nn.Module, history: History, recorder: Recorder | None, folde
         animate(recorder, folder / "geometry.gif")
         said += [str(recorder), f"drawn {folder}/geometry.png and {folder}/geometry.gif"]
     console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
-
-
-def _made(reference: str, key: str) -> Any:
-    value = named(reference, f"{key} is named package.module:loader")
-    return value() if callable(value) else value

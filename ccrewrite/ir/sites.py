@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from ccrewrite.ir.costs import Cost
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.names import hits
@@ -107,13 +109,15 @@ class Site:
 class Plan(SiteTable[Site]):
     """Every convolution site of a run with its decision, in the order of the run. ``print`` it, or take ``to_json()``.
 
-    ``how`` says how the run was captured ("export", "observed" or "graph"), ``note`` why export was not used.
+    ``how`` says how the run was captured ("export", "observed" or "graph"), ``note`` why export was not used. ``costs`` has
+    what each rewritten site costs once it has moved, by name, where ``plan(..., costs=True)`` asked for it.
     """
 
     sites: tuple[Site, ...]
     rules: tuple[Any, ...]
     how: str
     note: str = ""
+    costs: Mapping[str, Cost] = field(default_factory=dict[str, Cost])
 
     @property
     def rewritten(self) -> tuple[Site, ...]:
@@ -134,12 +138,26 @@ class Plan(SiteTable[Site]):
                 "geometry": s.geometry.describe(),
                 "calls": str(s.calls),
                 "decision": s.code,
+                **self._cost(s),
                 "": s.message,
             }
             for s in self.sites
         ]
 
+    def notes(self) -> list[str]:
+        """What to do about sites that cost much."""
+        advice = [cost.advice(name) for name, cost in self.costs.items()]
+        where = "time and step: inference and a training step once moved, over the plain convolution's" if self.costs else ""
+        return [line for line in (where, *advice) if line]
+
+    def _cost(self, site: Site) -> dict[str, str]:
+        if not self.costs:
+            return {}
+        found = self.costs.get(site.name)
+        return dict.fromkeys(next(iter(self.costs.values())).cells(), "") if found is None else found.cells()
+
     def to_dict(self) -> JsonObject:
-        """As plain data: ``{"how", "note", "rules", "sites"}``."""
+        """As plain data: ``{"how", "note", "rules", "sites"}``, and ``"costs"`` by site where they were asked for."""
         rules = [{"rule": rule.name, **asdict(rule)} for rule in self.rules]
-        return {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}
+        found = {"how": self.how, "note": self.note, "rules": rules, "sites": [s.to_dict() for s in self.sites]}
+        return found | ({"costs": {name: cost.to_dict() for name, cost in self.costs.items()}} if self.costs else {})

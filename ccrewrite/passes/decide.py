@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -32,6 +32,11 @@ class Selection:
     exclude: Patterns = None
     kinds: str | Sequence[str] | None = None
 
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """By name of a site, why ``include`` leaves it out, where that says so (a forecast's ``choose``)."""
+        return getattr(self.include, "left_out", {})
+
     def __post_init__(self) -> None:
         for name, value in (("include", self.include), ("exclude", self.exclude)):
             if value is not None and not callable(value):
@@ -42,7 +47,7 @@ class Selection:
     def left_out_by(self, site: Site) -> str | None:
         """What leaves ``site`` out, in words; None where it is selected."""
         if self.include is not None and not _hit(self.include, site):
-            return f"not in include={_shown(self.include)}"
+            return self.reasons.get(site.name) or f"not in include={_shown(self.include)}"
         if self.exclude is not None and _hit(self.exclude, site):
             return f"in exclude={_shown(self.exclude)}"
         if self.kinds is not None and not set(self.kinds) & set(site.kinds):

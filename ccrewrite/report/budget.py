@@ -18,11 +18,11 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.spent import flops_of
 from ccrewrite.ir.timing import Case, Effort, time_cases
 from ccrewrite.ir.written import replacing
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.scales.scale_groups import Settings, require_sites
-from ccrewrite.report.cost import flops_of
 from ccrewrite.training.axes import Axes, Drawn
 
 NATIVE = "native"

@@ -89,6 +89,21 @@ def trade(comparison: Comparison) -> Rows:
     ]
 
 
+def forecast(comparison: Comparison) -> Rows:
+    """What each site was expected to gain and to cost."""
+    told = comparison.data.get("forecast", {})
+    return [
+        {
+            "site": site["name"],
+            "expected": site["code"],
+            "gain (loss)": "" if site["gain"] is None else "{mean:.3g} ({low:.3g} to {high:.3g})".format(**site["gain"]),
+            "added time": "" if site["added_seconds"] is None else f"{100 * site['added_seconds'] / told['seconds'][0]:+.1f} %",
+            "added parameters": "" if site["parameters"] is None else f"{site['parameters']:,}",
+        }
+        for site in told.get("sites", ())
+    ]
+
+
 def outputs(comparison: Comparison) -> Rows:
     return [
         {

@@ -24,6 +24,7 @@ def document(comparison: Comparison, form: str = "markdown") -> str:
         ("Cost", contents.costs(comparison)),
         ("Inference at other batch sizes", contents.batches(comparison)),
         ("Internal sizes: speed and score", contents.trade(comparison)),
+        (f"Forecast: {data.get('forecast', {}).get('verdict')}", contents.forecast(comparison)),
         ("Outputs against the original's", contents.outputs(comparison)),
         ("Scale groups of the rewritten model", contents.scale_groups(comparison)),
         ("Receptive field of the output's centre", contents.receptive_fields(comparison)),

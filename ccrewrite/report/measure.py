@@ -19,12 +19,13 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.spent import flops_of, peak_memory
 from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, SCHEMA, Comparison
 from ccrewrite.report.compiling import compile_all, room_for
-from ccrewrite.report.cost import flops_of, parameters_of, peak_memory
+from ccrewrite.report.cost import parameters_of
 from ccrewrite.report.environment import environment
 from ccrewrite.report.pictures import receptive_field
 from ccrewrite.report.running import inference, modes_of
@@ -32,6 +33,7 @@ from ccrewrite.report.sites import sites_of
 from ccrewrite.report.variants import batch_of, variants_of
 
 if TYPE_CHECKING:
+    from ccrewrite.forecasting.answer import Forecast
     from ccrewrite.report.budget import Trade
 
 FULL, QUICK = Effort(60, (MIN_ROUNDS, 201), 0.02), Effort(3, (MIN_ROUNDS, 21), 0.002)
@@ -49,6 +51,7 @@ def compare(
     batches: Sequence[int] = (),
     scale_groups: bool | None = None,
     trade: Trade | None = None,
+    forecast: Forecast | None = None,
     seed: int = 0,
     command: str = "ccrewrite.compare",
     progress: bool | None = None,
@@ -62,8 +65,8 @@ def compare(
     ``compiled``: time inference by ``torch.compile``, too, of every model or of those named; it takes minutes for large ones.
     ``batches``: time inference at these batch sizes, too. ``scale_groups``: find which sites of ``rewritten`` change size
     together. ``compiled`` and ``scale_groups`` are True by default unless ``quick``. ``trade``: what ``ccrewrite.trade`` gave,
-    to be shown. ``command`` is recorded as what made the report; ``progress`` shows a bar on stderr, None: where that is a
-    terminal.
+    to be shown; ``forecast``: what ``ccrewrite.forecast`` gave. ``command`` is recorded as what made the report; ``progress``
+    shows a bar on stderr, None: where that is a terminal.
 
     Raises ``InputError`` for models, names or inputs that can't be used, ``ModelRunError`` where a model raises on them.
 
@@ -111,6 +114,8 @@ def compare(
             extras |= _scale_groups(plain[REWRITTEN], inputs)
         if trade is not None:
             extras["trade"] = json.loads(trade.to_json())
+        if forecast is not None:
+            extras["forecast"] = forecast.shown()
         stage.next("timing the sites")
         # The sites of a compiled model don't run by themselves; those of the first two models say what was rewritten.
         apart = {n: m for n, m in plain.items() if m is models[n] or n in (ORIGINAL, REWRITTEN)}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ccrewrite.errors import InputError
+from ccrewrite.forecasting.picture import svg
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.report import contents, document, tables
 from ccrewrite.report.comparison import COMPILED, INFERENCE, MOVED, ORIGINAL, REWRITTEN, TRAINING, Comparison
@@ -36,6 +37,8 @@ def page(comparison: Comparison) -> str:
         parameters=contents.parameters(comparison),
         batches=contents.batches(comparison),
         trade=contents.trade(comparison),
+        forecast=contents.forecast(comparison),
+        forecast_picture=Markup(svg(data["forecast"])) if "forecast" in data else "",
         groups=contents.scale_groups(comparison),
         outputs=contents.outputs(comparison),
         fields=contents.receptive_fields(comparison),

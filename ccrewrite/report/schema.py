@@ -158,6 +158,29 @@ class Trade(OpenDocument):
     points: list[Point]
 
 
+class Expected(OpenDocument):
+    """An estimate with its interval."""
+
+    mean: Number
+    low: Number
+    high: Number
+
+
+class ForecastSite(OpenDocument):
+    name: str
+    code: str
+    gain: Expected | None
+    added_seconds: Number | None
+    parameters: Whole | None
+
+
+class Forecast(OpenDocument):
+    verdict: Literal["pays", "does not pay", "unclear"]
+    why: str
+    seconds: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    sites: list[ForecastSite]
+
+
 class Report(OpenDocument):
     """The whole."""
 
@@ -172,6 +195,7 @@ class Report(OpenDocument):
     batches: list[Batch] = Field(default_factory=list[Batch])
     scale_groups: Groups | None = None
     trade: Trade | None = None
+    forecast: Forecast | None = None
 
     @model_validator(mode="after")
     def _has_both_models(self) -> Self:

@@ -16,12 +16,12 @@ from ccrewrite.ir.capture import Inputs, capture
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.sites import Site
+from ccrewrite.ir.spent import flops_of
 from ccrewrite.ir.timing import Case, Effort, time_cases
 from ccrewrite.passes.detect import detect
 from ccrewrite.report.comparison import INFERENCE as AS_IS
 from ccrewrite.report.comparison import MOVED as BUILT
 from ccrewrite.report.comparison import ORIGINAL
-from ccrewrite.report.cost import flops_of
 from ccrewrite.report.observe import ConvRun, built, convolutions_of
 from ccrewrite.report.pictures import geometry_of
 

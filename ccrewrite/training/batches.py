@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -185,6 +186,17 @@ def inputs_and_target(batch: object) -> tuple[tuple[object, ...] | dict[str, obj
         *inputs, target = cast("Sequence[object]", batch)
         return tuple(inputs), target
     raise InputError(f"a batch must be (*inputs, target) or a mapping, found {found}")
+
+
+def task_loss(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: object) -> Tensor:
+    """The loss of one batch. Raises ``InputError`` where it is no scalar tensor."""
+    inputs, target = inputs_and_target(batch)
+    outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    value = cast(object, loss(outputs, target))
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"the loss must be a scalar tensor, the mean over the batch; found {found}")
+    return value.squeeze()
 
 
 def seed_all(*key: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ccrewrite import nn as layers
 from ccrewrite.errors import InputError
 from ccrewrite.training.accelerating import Accelerated, prepared, sent, size_of, summed
-from ccrewrite.training.batches import Share, inputs_and_target
+from ccrewrite.training.batches import Share, task_loss
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation
 from ccrewrite.training.positions import clamp_positions
@@ -117,13 +117,7 @@ class Steps:
         return {"task": task, "distillation": weights[0] * outputs, "features": weights[1] * features}
 
     def _task(self, batch: object) -> Tensor:
-        inputs, target = inputs_and_target(sent(batch, self.accelerator))
-        outputs = self.wrapped(**inputs) if isinstance(inputs, dict) else self.wrapped(*inputs)
-        value = cast(object, self.loss(outputs, target))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"the loss must be a scalar tensor, the mean over the batch; found {found}")
-        return value.squeeze()
+        return task_loss(self.wrapped, self.loss, sent(batch, self.accelerator))
 
     def _of_geometry(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -15,7 +15,8 @@ import ccrewrite
 from ccrewrite.families.cc.native import cheapest
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.report.cost import flops_of, parameters_of, peak_memory, training_step
+from ccrewrite.ir.spent import flops_of, peak_memory
+from ccrewrite.report.cost import parameters_of, training_step
 from ccrewrite.report.observe import built
 
 

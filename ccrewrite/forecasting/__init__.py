@@ -1,0 +1,1 @@
+"""What learned geometry would gain, and cost, before anything is rewritten: ``ccrewrite.forecast``."""

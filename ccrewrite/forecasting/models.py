@@ -1,0 +1,85 @@
+"""The two models of a forecast: the original, which only shows its values, and a copy, rewritten and later plain again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.families.sites import rewritten_sites
+from ccrewrite.ir.torch_private import parameters_of
+from ccrewrite.passes.substitute import revert_
+
+
+class Models:
+    """``copy`` is a rewritten copy of ``original``; it is put into evaluation mode."""
+
+    def __init__(self, original: nn.Module, copy: nn.Module) -> None:
+        self.original, self.copy = original, copy.eval()
+        self.device = next((p.device for p in original.parameters()), torch.device("cpu"))
+        samplings = [m for m in copy.modules() if isinstance(m, Sampling)]
+        every = dict.fromkeys(p for sampling in samplings for p in sampling.parameters())
+        self.geometry = [p for p in every if p.requires_grad]
+        self._starts = [p.detach().clone() for p in every]
+        self._every = list(every)
+
+    def sites(self) -> dict[str, list[nn.Parameter]]:
+        """The geometry that trains, by the name of its site; of a frozen site nothing."""
+        trained = set(self.geometry)
+        found = rewritten_sites(self.copy)
+        return {name: [p for p in site.sampling.parameters() if p in trained] for name, site in found.items()}
+
+    def own_weights_by_site(self) -> dict[str, list[Tensor]]:
+        """Of each site the weight that its calls use, where it is a parameter that trains in the original."""
+        trained = {name for name, p in self.original.named_parameters(remove_duplicate=False) if p.requires_grad}
+        found: dict[str, list[Tensor]] = {}
+        for name, site in rewritten_sites(self.copy).items():
+            within = "weight" if site.key is None else site.weight
+            weight = None
+            if within is not None:
+                path, _, last = f"{site.path}.{within}".removeprefix(".").rpartition(".")
+                owner = self.copy.get_submodule(path)
+                weight = parameters_of(owner).get(last) if f"{path}.{last}".removeprefix(".") in trained else None
+            found[name] = [] if weight is None else [weight]
+        return found
+
+    def own_weights(self) -> list[nn.Parameter]:
+        return [p for tensors in self.own_weights_by_site().values() for p in tensors if isinstance(p, nn.Parameter)]
+
+    def weights_of(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """What trains besides geometry, of either model: what does in the original."""
+        trained = {name for name, p in self.original.named_parameters() if p.requires_grad}
+        return (p for name, p in model.named_parameters() if name in trained)
+
+    def train(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let those of the copy train, and no others."""
+        chosen = set(parameters)
+        for parameter in self.copy.parameters():
+            parameter.requires_grad_(parameter in chosen)
+
+    @torch.no_grad()
+    def reset_geometry(self) -> None:
+        for parameter, start in zip(self._every, self._starts, strict=True):
+            parameter.copy_(start)
+        self._reset_buffers()
+
+    def revert(self) -> None:
+        """Make the copy plain again, with the original's values."""
+        revert_(self.copy)
+        self.reset_weights()
+
+    @torch.no_grad()
+    def reset_weights(self) -> None:
+        start = dict(self.original.named_parameters())
+        for name, parameter in self.copy.named_parameters():
+            parameter.copy_(start[name])
+        self._reset_buffers()
+
+    @torch.no_grad()
+    def _reset_buffers(self) -> None:
+        start = dict(self.original.named_buffers())
+        for name, buffer in self.copy.named_buffers():
+            if name in start:
+                buffer.copy_(start[name])

@@ -1,0 +1,88 @@
+"""How long things take that a forecast counts with: steps of both arms, inference; and the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ccrewrite.families.sampling import Sampling
+from ccrewrite.forecasting.data import Data
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.timing import Case, Effort, time_cases
+
+EFFORT = Effort(0, (5, 5), 0.0)
+"""Eight runs of each case."""
+SPARE = 0.8
+"""Of the time that is left, what may be planned for: a machine is not always as fast."""
+FEWEST_STEPS = 4
+"""Probes of fewer steps say nothing."""
+
+
+class Clock:
+    """Seconds since it was made, of the ``most`` that there are."""
+
+    def __init__(self, most: float | None) -> None:
+        self.most, self.begin = most, time.perf_counter()
+
+    def left(self) -> float:
+        return float("inf") if self.most is None else self.most - (time.perf_counter() - self.begin)
+
+
+def step_seconds(
+    original: nn.Module, rewritten: nn.Module, data: Data, geometry: Sequence[nn.Parameter], weights: Sequence[nn.Parameter]
+) -> tuple[float, float]:
+    """Of a forward and backward of the geometry alone in ``rewritten``, and of the weights alone in ``original``, which stays
+    as it is. The optimizer's own time is not counted."""
+    batch = data.training[0]
+
+    def step(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Callable[[], object]:
+        def run() -> None:
+            with torch.enable_grad():
+                loss = data.loss_of(model, batch)
+                if wanted and loss.requires_grad:
+                    torch.autograd.grad(loss, wanted, allow_unused=True)
+
+        return run
+
+    runs = {"geometry": step(rewritten, geometry), "weights": step(original, weights)}
+    with unwatched([original, rewritten], ()):
+        seconds = _times(runs, data.device)
+    return seconds["geometry"], seconds["weights"]
+
+
+def inference_seconds(original: nn.Module, rewritten: nn.Module, inputs: Inputs) -> tuple[float, float]:
+    """Of a run on the example inputs: the original's, and that of ``rewritten`` with its geometry off its start, where it is
+    afterwards."""
+    for module in rewritten.modules():
+        if isinstance(module, Sampling):
+            module.nudge_()
+
+    def run(model: nn.Module) -> Callable[[], object]:
+        return torch.no_grad()(lambda: inputs.run(model))
+
+    device = next((p.device for p in original.parameters()), torch.device("cpu"))
+    with unwatched([original, rewritten], inputs.tensors()):
+        seconds = _times({"plain": run(original), "moved": run(rewritten)}, device)
+    return seconds["plain"], seconds["moved"]
+
+
+def _times(runs: dict[str, Any], device: torch.device) -> dict[str, float]:
+    cases = {name: Case(run, nullcontext, name) for name, run in runs.items()}
+    return {name: timing.median_s for name, timing in time_cases(cases, EFFORT, cuda=device.type == "cuda").items()}
+
+
+def fitting(steps: tuple[int, int], seconds: tuple[float, float], rates: int, judged: int, left: float) -> tuple[int, int]:
+    """``steps`` of geometry and weights, lowered alike so that both arms at all ``rates``, judged on ``judged`` batches after
+    each, take no more than what is ``left``; (0, 0) where that would be too few to say anything."""
+    forward = (seconds[0] + seconds[1]) / 3  # of both models, about
+    each = steps[0] * seconds[0] + steps[1] * seconds[1]
+    room = SPARE * left - (rates + 1) * judged * forward
+    share = min(1.0, room / (rates * each)) if each else 1.0
+    lowered = int(share * steps[0]), max(1, int(share * steps[1]))
+    return steps if share == 1 else lowered if lowered[0] >= FEWEST_STEPS else (0, 0)

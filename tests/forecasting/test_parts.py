@@ -1,0 +1,174 @@
+"""The parts of a forecast: signals, estimates, choices, pictures."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+
+import pytest
+import torch
+from forecast_tasks import displaced, signals, student
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import ccrewrite
+from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.forecasting.answer import Forecast
+from ccrewrite.forecasting.choose import Limit, most_worth
+from ccrewrite.forecasting.probes import Estimate
+from ccrewrite.forecasting.signals import Moments, Signal
+from ccrewrite.forecasting.timing import fitting
+from ccrewrite.forecasting.verdict import judged, stands_out
+
+X = signals(8 * 40)
+
+
+@pytest.fixture(scope="module")
+def pays() -> Forecast:
+    data = displaced(student(), X)
+    return ccrewrite.forecast(student(), X[:8], data, nn.functional.mse_loss, steps=(16, 24), progress=False)
+
+
+def moments(gradients: torch.Tensor) -> Moments:
+    found = Moments([gradients[0]])
+    for gradient in gradients:
+        found.add([gradient])
+    return found
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1e-6, 1.0, 1e4]), st.integers(12, 40))
+def test_noise_is_not_clear_whatever_its_scale(seed: int, scale: float, batches: int) -> None:
+    noise = torch.randn(batches, 2000, generator=torch.Generator().manual_seed(seed))
+    clear, scaled = moments(noise).clearness(), moments(scale * noise).clearness()
+    assert clear is not None
+    assert clear == pytest.approx(1, abs=0.25)
+    assert scaled == pytest.approx(clear, rel=1e-2)
+    assert abs(moments(noise).decrease()) < 0.1 * moments(noise + 1).decrease()
+
+
+def test_what_always_points_the_same_way_is_clear() -> None:
+    noise = torch.randn(24, 100)
+    found = [moments(noise + shift).clearness() for shift in (0.0, 0.5, 2.0)]
+    assert None not in found
+    assert found == sorted(found, key=lambda value: value or 0.0)
+    assert (found[-1] or 0) > 50
+
+
+def test_tensors_without_a_gradient() -> None:
+    none = Moments([torch.zeros(3)])
+    for _ in range(5):
+        none.add([None])
+    assert (none.clearness(), none.decrease(), none.seen) == (None, 0.0, False)
+
+
+def test_intervals() -> None:
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0)).tolist()
+    found = Estimate.of(values, seed=0)
+    assert found.low < found.mean < found.high
+    assert found == Estimate.of(values, seed=0)
+    assert found.high - found.low == pytest.approx(4 * statistics.stdev(values) / 40**0.5, rel=0.15)
+    smooth, rough = Estimate.of_course([4.0, 3.0, 2.0, 1.0]), Estimate.of_course([4.0, 1.0, 4.0, 1.0])
+    assert smooth.mean == rough.mean == 10
+    assert smooth.high - smooth.low < rough.high - rough.low
+
+
+numbers = st.integers(-8, 8).map(float)
+costs = st.lists(st.tuples(numbers, numbers, st.integers(0, 8).map(float)), min_size=1, max_size=6)
+
+
+@given(costs, st.integers(0, 20), st.integers(0, 4))
+def test_the_choice_is_the_best_of_all(sites: list[tuple[float, float, float]], most: int, count: int) -> None:
+    names = "abcdef"[: len(sites)]
+    gains = dict(zip(names, (gain for gain, _, _ in sites), strict=True))
+    limits = [
+        Limit(dict(zip(names, (cost for _, cost, _ in sites), strict=True)), most, "time"),
+        Limit(dict.fromkeys(names, 1.0), count, "sites"),
+    ]
+
+    def allowed(subset: tuple[str, ...]) -> bool:
+        return all(sum(limit.spent[name] for name in subset) <= limit.most for limit in limits)
+
+    every = [s for n in range(len(names) + 1) for s in itertools.combinations(names, n) if allowed(s)]
+    best = max(sum(gains[name] for name in subset) for subset in every)
+    found = most_worth(gains, limits)
+    assert allowed(tuple(found))
+    assert sum(gains[name] for name in found) == pytest.approx(best)
+
+
+def test_choose(pays: Forecast) -> None:
+    assert pays.choose(sites=5) == ("first", "second")
+    one = pays.choose(sites=1)
+    assert len(one) == 1
+    dear = {name: seconds / pays.seconds[0] for name, seconds in pays.added_seconds.items()}
+    enough = 1 + 1.001 * dear[one[0]]
+    assert sum(dear[name] for name in pays.choose(latency=enough)) <= enough - 1 + 1e-6
+    assert pays.choose(latency=1.0) == ()
+    assert pays.choose(parameters=0) == ()
+    with pytest.raises(InputError, match="needs a limit"):
+        pays.choose()
+    with pytest.raises(InputError, match=r"at least 1; found 0\.9"):
+        pays.choose(latency=0.9)
+    with pytest.raises(InputError, match="sites must be at least 0"):
+        pays.choose(sites=-1)
+
+
+def test_a_rewrite_says_why_sites_were_not_chosen(pays: Forecast) -> None:
+    chosen = pays.choose(sites=1)
+    left = next(name for name in ("first", "second") if name not in chosen)
+    plan = ccrewrite.rewrite(student(), X[:8], include=chosen).plan
+    assert [site.name for site in plan.rewritten] == list(chosen)
+    assert plan[left].code == "not-selected"
+    assert plan[left].message.startswith("left out by the forecast: sites=1 leaves no room for its gain of ")
+    assert plan["idle"].message == "left out by the forecast: the loss doesn't depend on it"
+    with pytest.raises(SelectionError):
+        ccrewrite.rewrite(student(), X[:8], include=pays.choose(sites=0))
+
+
+def test_added_times_add_up_to_the_models(pays: Forecast) -> None:
+    plain, moved = pays.seconds
+    if moved > plain:
+        assert sum(pays.added_seconds.values()) == pytest.approx(moved - plain)
+
+
+def test_choose_without_scipy(pays: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(InputError, match=r"pip install 'ccrewrite\[forecast\]'"):
+        pays.choose(sites=1)
+
+
+@given(st.tuples(st.integers(1, 500), st.integers(1, 500)), st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.floats(-5, 5000))
+def test_time_only_lowers_steps(steps: tuple[int, int], slow: float, fast: float, left: float) -> None:
+    found = fitting(steps, (slow, fast), rates=3, judged=24, left=left)
+    assert found[0] <= steps[0]
+    assert found[1] <= steps[1]
+    if found != steps and found[0]:
+        assert 3 * (found[0] * slow + found[1] * fast) <= left + 3 * fast
+
+
+def test_unclear_where_the_geometry_stands_out_though_the_weights_lead(pays: Forecast) -> None:
+    assert pays.comparison is not None
+    behind = type(pays.comparison)(
+        1.0, pays.comparison.geometry, pays.comparison.weights, Estimate(0.1, 0.05, 0.2), Estimate(-0.3, -0.4, -0.2)
+    )
+    assert judged(behind, Signal(2.0, 1.5, 0.0, True), slower=2.0)[0] == "does not pay"
+    verdict, why = judged(behind, Signal(9.0, 1.5, 0.0, True), slower=2.0)
+    assert verdict == "unclear"
+    assert "3.0 times as clear" in why
+    assert stands_out(Signal(1.0, None, 0.0, True), 1.0) is None
+    holds = type(behind)(1.0, behind.geometry, behind.weights, behind.gain, Estimate(0.1, -0.1, 0.2))
+    assert judged(holds, Signal(9.0, 1.5, 0.0, True), 1.0)[0] == "unclear"
+
+
+def test_page_and_notebook(pays: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = pays.page()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<svg") == 1
+    assert ">first<" in page
+    assert "<svg" in pays._repr_html_()
+    assert page == pays.page()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "<table>" in pays._repr_html_()
+    with pytest.raises(InputError, match="needs matplotlib"):
+        pays.draw()
