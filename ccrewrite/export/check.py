@@ -107,11 +107,12 @@ def runtime() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def session_of(path: Path) -> Any:
-    """The file in onnxruntime on the CPU, quietly."""
+def session_of(path: Path, level: str = "ORT_ENABLE_ALL") -> Any:
+    """The file in onnxruntime on the CPU, quietly; ``level``: how much of it is optimized."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     with _runtime_errors():
@@ -137,7 +138,7 @@ def _run_both(
     outputs = compared(expected, found, tolerance)
     if tolerance is None:
         precision = torch.float32 if copied else None
-        outputs, _ = with_noise(outputs, lambda i: _numbered(tree_leaves(_run(model, i))), inputs, precision)
+        outputs, _ = with_noise(outputs, lambda i: numbered(tree_leaves(_run(model, i))), inputs, precision)
     return FileRun({name: tuple(t.shape) for name, t in tensors.items()}, outputs, dict(given), in_float32=copied)
 
 
@@ -146,10 +147,11 @@ def compared(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: flo
     tolerances = COMPILED | {torch.float64: COMPILED[torch.float32]}  # files in float64 run as copies in float32
     if tolerance is not None:
         tolerances = dict.fromkeys(tolerances, tolerance)
-    return compare_outputs(_numbered(expected), _numbered(found), tolerances)
+    return compare_outputs(numbered(expected), numbered(found), tolerances)
 
 
-def _numbered(outputs: Sequence[Any]) -> dict[str, Tensor]:
+def numbered(outputs: Sequence[Any]) -> dict[str, Tensor]:
+    """The tensors among them, by place."""
     return {f"output {i}": t for i, t in enumerate(t for t in outputs if isinstance(t, Tensor))}
 
 

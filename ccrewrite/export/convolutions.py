@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
-from ccrewrite.errors import InputError
 from ccrewrite.export.attributes import check_attributes
-from ccrewrite.export.metadata import MODULE, module_of
+from ccrewrite.export.metadata import MODULE, module_of, root_of
 from ccrewrite.families.onnx import OnnxCall
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.onnx_nodes import DTYPES
@@ -34,36 +33,25 @@ class Convolution:
         g = self.site.geometry
         first, second = (g.in_channels, g.out_channels) if g.transposed else (g.out_channels, g.in_channels)
         pads = tuple(zip(self.pads[: g.ndim], self.pads[g.ndim :], strict=True))
-        shapes = [s[2:] for s in (*self.site.input_shapes, *self.site.output_shapes) if len(s) > 2]
-        longest = tuple(max((shape[a] for shape in shapes), default=0) for a in range(g.ndim))
-        return OnnxCall(g, pads, (first, second // g.groups, *g.kernel_size), longest, self.site.dtype)
+        return OnnxCall(g, pads, (first, second // g.groups, *g.kernel_size), self.site.dtype)
 
 
 def convolutions(model: ir.Model) -> list[Convolution]:
-    """Every convolution of the main graph, in order. What can't be rewritten has its decision already.
+    """Every convolution of ``model``, in order, those of control flow last. What can't be rewritten has its decision already.
 
-    Raises ``InputError`` where there are some in the branches of ``If``, ``Loop`` or ``Scan``, or in functions, and where an
-    attribute can't be what it is.
+    Raises ``InputError`` where an attribute can't be what it is.
     """
-    for node in model.graph.all_nodes():
-        check_attributes(node)
-    top = {id(node) for node in model.graph}
-    inner = [n for n in model.graph.all_nodes() if id(n) not in top]
-    inner += [n for f in model.functions.values() for n in f.all_nodes()]
-    hidden = [n for n in inner if n.domain in PLAIN and n.op_type in ("Conv", "ConvTranspose")]
-    if hidden:
-        raise InputError(
-            f"the convolution {hidden[0].name!r} is in the branch of a control-flow node or in a function; only those of the "
-            "main graph can be rewritten. Inline functions (onnx.inliner), and export models with fixed control flow"
-        )
-    weights = {name.rpartition(".")[0] for name in model.graph.initializers}
+    top, weights = set(model.graph), {name.rpartition(".")[0] for name in model.graph.initializers}
     found: list[Convolution] = []
     taken: dict[str, int] = {}
-    for i, node in enumerate(model.graph):
+    nodes = list(model.graph.all_nodes())
+    for i, node in enumerate(sorted(nodes, key=lambda node: node not in top)):
+        check_attributes(node)
         if node.domain in PLAIN and node.op_type in ("Conv", "ConvTranspose", *QUANTIZED):
             name = _name(node, weights) or f"{node.op_type}_{i}"
             taken[name] = taken.get(name, 0) + 1
-            found.append(_convolution(node, name if taken[name] == 1 else f"{name}#{taken[name]}"))
+            name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+            found.append(_convolution(node, name, inside=node not in top))
     return found
 
 
@@ -72,13 +60,14 @@ def _name(node: ir.Node, weights: set[str]) -> str:
     return known or (node.name or "").strip("/").replace("/", ".")
 
 
-def _convolution(node: ir.Node, name: str) -> Convolution:
+def _convolution(node: ir.Node, name: str, *, inside: bool) -> Convolution:
+    """``inside``: in a branch or loop of another node."""
     data, weight = node.inputs[0], node.inputs[3 if node.op_type == "QLinearConv" else 1]
     assert data is not None
     assert weight is not None
     get = node.attributes.get_ints
     shape = ints(weight.shape)
-    kernel = tuple(get("kernel_shape", shape[2:]))
+    kernel = tuple(get("kernel_shape", shape[2:])) or (1,)  # one axis, where nothing says how many
     ndim = len(kernel)
     transposed = node.op_type == "ConvTranspose"
     strides, dilations = tuple(get("strides", [1] * ndim)), tuple(get("dilations", [1] * ndim))
@@ -91,15 +80,18 @@ def _convolution(node: ir.Node, name: str) -> Convolution:
     channels = (first, second) if transposed else (second, first)
     geometry = ConvGeometry(*channels, kernel, strides, pads[:ndim], dilations, groups, extra, transposed=transposed)
     decision = UNDECIDED
-    if node.op_type in QUANTIZED:
+    if inside:
+        decision = Decision(False, "control-flow", "inside a control-flow node; only the main graph is rewritten")
+    elif node.op_type in QUANTIZED:
         decision = Decision(False, "quantized", node.op_type)
     elif not shape or ndim not in (1, 2, 3):
         decision = Decision(False, "no-rule", "the file doesn't say the shape of its weight")
-    elif auto.startswith("SAME") or "output_shape" in node.attributes:
-        decision = Decision(False, "no-rule", "its pads depend on the size of its input (auto_pad or output_shape)")
+    elif auto != "NOTSET" or "output_shape" in node.attributes:
+        decision = Decision(False, "no-rule", "its crops can't be told from its auto_pad or output_shape")
     elif weight.dtype is not None and weight.dtype not in TORCH_DTYPES:
         decision = Decision(False, "no-rule", f"its weight is {weight.dtype.name}; float32 and float16 are taken")
-    weight_name = weight.name if ir.convenience.get_const_tensor(weight) is not None else None
+    root = root_of(weight)
+    weight_name = root.name if ir.convenience.get_const_tensor(root) is not None else None
     shapes = tuple((ints(v.shape),) if v.shape is not None else () for v in (data, node.outputs[0]))
     dtype = TORCH_DTYPES.get(weight.dtype or ir.DataType.FLOAT, torch.float32)
     aliases = (node.name,) if node.name and node.name != name else ()

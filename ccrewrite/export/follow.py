@@ -1,24 +1,19 @@
-"""Whether the rest of a file follows when one of its internal sizes changes: the file is run at another one, and numbers in it
+"""Whether the rest of a file follows when one of its internal sizes changes: a copy is run at another one, and numbers in it
 that may have been computed of the old one are named."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from ccrewrite.errors import ExportError
-from ccrewrite.export.check import run_file, session_of
 from ccrewrite.export.convolutions import Convolution
-from ccrewrite.export.files import write
 from ccrewrite.export.graph import END, constant_of
+from ccrewrite.export.probed import Probed
 from ccrewrite.export.report import SizeTrial
-from ccrewrite.export.sizes import SizeInput
 from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.passes.scales.trials import RATIOS
@@ -76,26 +71,15 @@ def _window(node: ir.Node, conv: Convolution | None) -> tuple[tuple[int, int, in
     return tuple(zip(extents, strides, pads[: len(kernel)], pads[len(kernel) :], strict=True))
 
 
-def unwatch_(model: ir.Model, watched: Sequence[Watched]) -> None:
-    """Take the ``Shape`` nodes out again."""
-    for one in watched:
-        probe = one.shape.producer()
-        assert probe is not None
-        model.graph.remove(probe, safe=True)
-
-
-def tried(
-    model: ir.Model, watched: Sequence[Watched], directory: Path, inputs: Mapping[str, np.ndarray], sizes: Sequence[SizeInput]
-) -> tuple[SizeTrial, ...]:
-    """A run for each of ``sizes``, with what others may need for it (``SizeTrial.others``). ``directory``: where the file that
-    is run may lie for the time being."""
+def tried(probed: Probed, watched: Sequence[Watched]) -> tuple[SizeTrial, ...]:
+    """A run for each size that ``probed`` asks for, with what others may need for it (``SizeTrial.others``). Its values are the
+    shapes of what is ``watched``."""
+    sizes, inputs = probed.asked, probed.inputs
     if not sizes:
         return ()
-    session = _session(model, watched, directory)
 
     def shapes(asked: Mapping[str, Ints]) -> list[Ints]:
-        given = {x.name: np.array(asked.get(x.name, (0,) * len(x.axes)), np.int64) for x in sizes}
-        return [tuple(int(n) for n in shape) for shape in run_file(session, {**inputs, **given})[-len(watched) :]]
+        return [tuple(int(n) for n in shape) for shape in probed.run(asked)[1]]
 
     before = shapes({})
     at_site = {one.name: shape[2:] for one, shape in zip(watched, before, strict=True) if one.node is None}
@@ -118,20 +102,6 @@ def tried(
         else:
             trials.append(SizeTrial(x.name, native[x.name], size, "free", failures[0]))
     return tuple(trials)
-
-
-def _session(model: ir.Model, watched: Sequence[Watched], directory: Path) -> object:
-    """The model in onnxruntime, what is watched as its last outputs."""
-    outputs = list(model.graph.outputs)
-    for i, one in enumerate(watched):
-        one.shape.name = f"ccrewrite.watched.{i}"
-    model.graph.outputs.extend(one.shape for one in watched)
-    try:
-        with tempfile.TemporaryDirectory(dir=directory) as inside:
-            write(model, Path(inside, "watched.onnx"))
-            return session_of(Path(inside, "watched.onnx"))
-    finally:
-        model.graph.outputs[:] = outputs
 
 
 def _doubt(watched: Watched, old: Ints, new: Ints, known: set[Ints]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -28,20 +29,25 @@ class Functions:
         """Make ``node`` a call of the function that is ``operator``. ``tensors``: what it takes after x, weight and bias."""
         names = (*ALWAYS, *tensors)
         given = tuple(n for n, v in zip(names, node.inputs, strict=False) if v is not None)
-        if (operator, given) not in self.known:
-            count = sum(name == operator.name for name in (o.name for o, _ in self.known))
-            self.known[operator, given] = f"{operator.name}_{count + 1}" if count else operator.name
-            self._define(operator, names, given)
-        node.op_type = self.known[operator, given]
+        key = operator, given
+        if key not in self.known:
+            self.known[key] = self._free(operator.name)
+            self._define(self.known[key], operator, names, given)
+        node.op_type = self.known[key]
         node.attributes.pop("key", None)
         self.model.opset_imports[DOMAIN] = 1
         self.model.ir_version = max(self.model.ir_version, FUNCTIONS_SINCE)
 
-    def _define(self, operator: OnnxOperator, names: Sequence[str], given: Sequence[str]) -> None:
+    def _free(self, name: str) -> str:
+        taken = {f.name for f in self.model.functions.values()}
+        others = (f"{name}_{i}" for i in itertools.count(2))
+        return next(n for n in itertools.chain([name], others) if n not in taken)
+
+    def _define(self, name: str, operator: OnnxOperator, names: Sequence[str], given: Sequence[str]) -> None:
         op, inputs = Nodes(), [ir.Value(name=n) for n in names]
         out = body(op, operator, [v if v.name in given else None for v in inputs], names[len(ALWAYS) :])
         graph = ir.Graph(inputs, [out], nodes=list(op.nodes), opset_imports={"": self.model.opset_imports[""]})
-        function = ir.Function(DOMAIN, self.known[operator, tuple(given)], graph=graph, attributes=[])
+        function = ir.Function(DOMAIN, name, graph=graph, attributes=[])
         self.model.functions[function.identifier()] = function
 
 

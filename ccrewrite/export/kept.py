@@ -19,7 +19,6 @@ from ccrewrite.families.onnx import DOMAIN, OnnxCall, OnnxForm, OnnxOperator
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
-from ccrewrite.passes.scales.whereabouts import hint_of
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,7 @@ class KeptSampling(Sampling):
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, sizes: Mapping[str, Ints], size: Ints
     ) -> Tensor:
         """The call as one operator, whose output has ``size``. ``sizes``: what it takes beside the form's tensors."""
-        seen = (input.shape[-self.ndim :], size, *sizes.values())
-        longest = tuple(max(map(hint_of, along)) for along in zip(*seen, strict=True))
-        call = OnnxCall(geometry, geometry.pads, tuple(int(n) for n in weight.shape), longest, input.dtype)
+        call = OnnxCall(geometry, geometry.pads, tuple(int(n) for n in weight.shape), input.dtype)
         form, calls, key = self.kept.form, self.kept.calls, str(len(self.kept.calls))
         calls[key] = Call(self.kept.site, form.operator(call), (*sizes, *form.tensors))
         learned = [getattr(self, _buffer(name)) for name in form.tensors]

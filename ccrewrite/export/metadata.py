@@ -18,6 +18,8 @@ MODULE = "ccrewrite.module"
 """Metadata key: the site that a node belongs to, or else the path of the module whose forward made it."""
 FROM = "ccrewrite.from"
 """Metadata key: what was there before."""
+THROUGH = ("Identity", "Cast", "DequantizeLinear", "Transpose", "Mul")
+"""Operators behind which a weight still is that weight."""
 TORCH_KEYS = ("pkg.torch.", "pkg.onnxscript.", "namespace")
 """Beginnings of the metadata keys that torch leaves: stack traces with local paths, mostly."""
 
@@ -55,11 +57,20 @@ def annotate_(model: ir.Model, origins: Mapping[str, Origin]) -> None:
     model.doc_string = model.graph.doc_string = None
 
 
+def root_of(weight: ir.Value) -> ir.Value:
+    """What a weight is made of, where a node or several change its values, type or order alone."""
+    while (node := weight.producer()) is not None and node.op_type in THROUGH:
+        if node.inputs[0] is None:
+            break
+        weight = node.inputs[0]
+    return weight
+
+
 def module_of(node: ir.Node, weights: set[str]) -> str | None:
     """The path of the module whose forward made the node: that of its weight, for a batch norm merged into a convolution
     gives its own."""
     if node.op_type in ("Conv", "ConvTranspose"):
-        weight = node.inputs[1]
+        weight = root_of(node.inputs[1]) if node.inputs[1] is not None else None
         owner, _, name = ((weight.name if weight else None) or "").rpartition(".")
         if name == "weight" and owner in weights:
             return owner

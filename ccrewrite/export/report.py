@@ -74,8 +74,9 @@ class FileCheck(Check):
     runs: tuple[FileRun, ...] = ()
 
     @classmethod
-    def of(cls, runs: Sequence[FileRun], runtime: str) -> FileCheck:
-        return cls(tuple(o for run in runs for o in run.outputs), ran=True, runtime=runtime, runs=tuple(runs))
+    def of(cls, runs: Sequence[FileRun], runtime: str, note: str = "") -> FileCheck:
+        outputs = tuple(o for run in runs for o in run.outputs)
+        return cls(outputs, ran=True, note=note, runtime=runtime, runs=tuple(runs))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, a summary for each run."""
@@ -87,12 +88,13 @@ class FileCheck(Check):
             for run in self.runs
         ]
         errors = {"max_abs_error": self.max_abs_error, "max_rel_error": self.max_rel_error}
-        return {"ok": self.ok, "ran": self.ran, "runtime": self.runtime, **errors, "runs": runs}
+        return {"ok": self.ok, "ran": self.ran, "note": self.note, "runtime": self.runtime, **errors, "runs": runs}
 
     def __str__(self) -> str:
         copy = ", as a copy in float32" if any(run.in_float32 for run in self.runs) else ""
         rows = [(run, f"{run.max_rel_error:.1e}", run.flips) for run in self.runs]
-        return tabulate(rows, headers=(f"run in {self.runtime}{copy}", "max rel error", "flips"), disable_numparse=True)
+        table = tabulate(rows, headers=(f"run in {self.runtime}{copy}", "max rel error", "flips"), disable_numparse=True)
+        return "\n".join(filter(None, (table, self.note)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccrewrite.errors import ExportError, InputError, SelectionError, SizeWarning
-from ccrewrite.export.check import compared, run_file, runtime, session_of
+from ccrewrite.errors import InputError, SelectionError, SizeWarning
 from ccrewrite.export.files import require_packages, save
-from ccrewrite.export.report import FileCheck, FileRun, OnnxSite, RewrittenFile, SizeTrial
-from ccrewrite.export.sizes import SizeInput
+from ccrewrite.export.report import OnnxSite, RewrittenFile, SizeTrial
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.rule import Rule
-from ccrewrite.ir.check import COMPILED, TOLERANCE
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Decision, Plan, Site
@@ -30,16 +28,12 @@ from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.rules import Rules, check_rules, rule_for
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir
-
-    from ccrewrite.export.convolutions import Convolution
-
-OLDEST = 13
-"""Operator set."""
 
 
 def rewrite_onnx(
-    path_in: str | os.PathLike[str],
+    model: str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model,
     path_out: str | os.PathLike[str],
     *,
     rules: Rules = None,
@@ -47,29 +41,32 @@ def rewrite_onnx(
     exclude: Patterns = None,
     kinds: str | Sequence[str] | None = None,
     example_inputs: Mapping[str, Any] | None = None,
-    tolerance: float = TOLERANCE[torch.float32],
+    tolerance: float | None = None,
 ) -> RewrittenFile:
-    """Write the ONNX file ``path_in``, of any producer and operator set 13 or later, to ``path_out`` with its convolutions
-    rewritten; what was done.
+    """Write an ONNX file with the convolutions of ``model``, a file or a model in memory, rewritten; what was done.
 
-    - Strided and transposed ones get a new input, ``"<site>.size"``: int64, the output size for each axis, where 0 is the
-      native one. ``result.trials`` say whether the rest of the file takes another size. What is right there the file can't
-      tell: where a number in it may have been computed of a size that changed, ``SizeWarning`` names it.
+    It may be of any producer and of operator set 7 or later; older ones than 13 are converted to that.
+
+    - Strided and transposed ones get a new input, ``"<site>.size"``: int64, the output size for each axis. It may be left out;
+      0 is the native one. Where all are native, the file computes the graph that it was (one ``If`` around it).
+      ``result.trials`` say whether the rest of the file takes another size. What is right there the file can't tell: where a
+      number in it may have been computed of a size that changed, ``SizeWarning`` names it.
     - Dilated ones become calls of a function in the file, ``ccrewrite::DclsConv``, whose taps are where the initializer
-      ``"<site>.positions"`` says (axes, filters or 1, channels or 1, taps; in samples from the window's first): to be edited,
-      and at the start exactly those of the dilated grid.
+      ``"<site>.positions"`` says (axes, filters or 1, channels or 1, taps; in samples from the window's first): to be edited.
+      At the start they are those of the dilated grid, and as long as they are, the function is the plain convolution.
     - What rules of other families take becomes what their samplings' ``onnx_form`` says, one or the other of these, and is left
       alone where they have none.
 
     ``rules``, ``include``, ``exclude`` and ``kinds`` as ``ccrewrite.plan``'s. A site is called after its weight, or after its
-    node. Both files are run in onnxruntime on ``example_inputs`` (arrays or tensors by name; None: drawn at random, where the
-    file says all sizes) and compared, ``tolerance`` relative to each output's largest magnitude. The new one has its name only
-    after that.
+    node. The original and the new file are run in onnxruntime on ``example_inputs`` (arrays or tensors by name; None: drawn at
+    random, where the file says all sizes) and compared, and so is a copy in which every site computes as it does once it moved.
+    ``tolerance``: the largest difference allowed, relative to each output's largest magnitude. None: 1e-5 (1e-2 in float16);
+    or, where each site by itself is as exact as that, what rounding changes in the original (``result.check.note``). The new
+    file has its name only after that.
 
-    Raises ``InputError`` for a file that can't be read (external data missing), of an older operator set, or with convolutions
-    in control flow, for rules that are not exact, options that can't be used and where ``path_out`` can't be written,
-    ``SelectionError`` where there is nothing to rewrite, ``ExportError`` where the new file differs. ``path_out`` is untouched
-    then.
+    Raises ``InputError`` for a file that can't be read or converted (external data missing), for rules that are not exact,
+    options that can't be used and where ``path_out`` can't be written, ``SelectionError`` where there is nothing to rewrite,
+    ``ExportError`` where the new file differs. ``path_out`` is untouched then.
 
     >>> import ccrewrite, tempfile
     >>> x = torch.randn(1, 2, 16)
@@ -81,14 +78,16 @@ def rewrite_onnx(
     """
     require_packages()
     from ccrewrite.export.convolutions import convolutions
-    from ccrewrite.export.follow import tried, unwatch_, watch_
-    from ccrewrite.export.surgery import free_group_norms_
+    from ccrewrite.export.pads import explicit_pads_
+    from ccrewrite.export.proof import Proof
+    from ccrewrite.export.source import read, unseed_
+    from ccrewrite.export.variants import Variants
 
-    source, target = Path(path_in), writable(Path(path_out))
-    model = _load(source)
-    found = convolutions(model)
+    target, source = writable(Path(path_out)), read(model)
+    explicit_pads_(source.model)
+    found = convolutions(source.model)
     if not found:
-        raise SelectionError(f"{source} has no convolution")
+        raise SelectionError(f"{source.name} has no convolution")
     checked_rules = check_rules(rules)
     for rule in checked_rules:
         if not rule.exact:
@@ -97,27 +96,34 @@ def rewrite_onnx(
     additions = _additions(sites, checked_rules)
     plan = Plan(tuple(_decided(s, additions.get(s.name)) for s in sites), checked_rules, "onnx")
     if not plan.rewritten:
-        raise SelectionError(f"nothing can be rewritten in {source}: {plan.summary()}")
-    inputs = _inputs(model, example_inputs)
-    free_group_norms_(model)
-    watched = watch_(model, found)
-    asked, learned = _rewrite_(model, [replace(c, site=s) for c, s in zip(found, plan.sites, strict=True)], additions)
-    with replacing(target) as temporary:
-        trials = tried(model, watched, temporary.parent, inputs, asked)
-        unwatch_(model, watched)
-        save(model, temporary, external=source.with_name(f"{source.name}.data").exists())
-        run = _compared(source, temporary, inputs, asked, tolerance)
-        if not run.ok:
-            raise ExportError(f"the rewritten file computes something else than {source}: {run.note}. Nothing was written")
-        size = sum(f.stat().st_size for f in temporary.parent.iterdir())
+        raise SelectionError(f"nothing can be rewritten in {source.name}: {plan.summary()}{_because(plan)}")
+    inputs = _inputs(source.given, example_inputs)
+    forms = {s.name: form for s in plan.rewritten if (form := additions[s.name].form) is not None}
+    variants = Variants(source.model, plan.sites, forms)
+    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
+        proof = Proof(source, variants, inputs, tolerance, Path(scratch))
+        trials = proof.trials()
+        file = variants.file()
+        native = {trial.input: trial.native for trial in trials}
+        asked = tuple(replace(x, native=native[x.name]) for x in file.asked)
+        save(file.model, temporary, external=source.external)
+        check = proof.check(temporary, asked, native)
+        if source.random:
+            unseed_(file.model)
+            save(file.model, temporary, external=source.external)
+        size = sum(f.stat().st_size for f in temporary.parent.iterdir() if f.is_file())
+    windows = {name: addition.window for name, addition in additions.items()}
     written = tuple(
-        OnnxSite(s.name, s.layer, s.code, s.message, a.window if (a := additions.get(s.name)) else (), learned.get(s.name, ()))
-        for s in plan
+        OnnxSite(s.name, s.layer, s.code, s.message, windows.get(s.name, ()), file.learned.get(s.name, ())) for s in plan
     )
-    opset = model.opset_imports[""]
-    check = FileCheck.of([run], runtime())
-    _warn_of_doubts(source, trials)
-    return RewrittenFile(str(target), opset, size, written, check, tuple(asked), plan, trials)
+    _warn_of_doubts(source.name, trials)
+    return RewrittenFile(str(target), source.model.opset_imports[""], size, written, check, asked, plan, trials)
+
+
+def _because(plan: Plan) -> str:
+    """Why sites were left alone that a rule might have taken."""
+    said = dict.fromkeys(f"; {s.name}: {s.message}" for s in plan if s.code in ("no-rule", "control-flow", "refused"))
+    return "".join(list(said)[:3])
 
 
 @dataclass(frozen=True)
@@ -150,30 +156,7 @@ def _decided(site: Site, addition: _Addition | None) -> Site:
     return replace(site, decision=Decision(False, "no-rule", message))
 
 
-def _rewrite_(
-    model: onnx_ir.Model, found: Sequence[Convolution], additions: Mapping[str, _Addition]
-) -> tuple[list[SizeInput], dict[str, tuple[str, ...]]]:
-    """Rewrite the sites whose decision says so, in place: the inputs that choose sizes, and by site what was learned."""
-    from ccrewrite.export.functions import Functions
-    from ccrewrite.export.surgery import call_, forget_sizes_, size_
-
-    functions = Functions(model)
-    asked: list[SizeInput] = []
-    learned: dict[str, tuple[str, ...]] = {}
-    for conv in found:
-        name = conv.site.name
-        form = additions[name].form if conv.site.decision.rewritten else None
-        if form is not None and form.sized:
-            asks, learned[name] = size_(model, conv, form)
-            asked.append(asks)
-        elif form is not None:
-            learned[name] = call_(model, conv, form, functions)
-    if asked:
-        forget_sizes_(model)
-    return asked, learned
-
-
-def _warn_of_doubts(source: Path, trials: Sequence[SizeTrial]) -> None:
+def _warn_of_doubts(source: str, trials: Sequence[SizeTrial]) -> None:
     doubts = dict.fromkeys(doubt for trial in trials for doubt in trial.doubts)
     if doubts:
         warnings.warn(
@@ -182,29 +165,6 @@ def _warn_of_doubts(source: Path, trials: Sequence[SizeTrial]) -> None:
             SizeWarning,
             stacklevel=3,
         )
-
-
-def _load(path: Path) -> onnx_ir.Model:
-    import onnx_ir
-
-    try:
-        model = onnx_ir.load(path)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise InputError(f"{path} can't be read as ONNX: {type(error).__name__}: {reason}") from error
-    opset = model.opset_imports.get("", 0)
-    if opset < OLDEST:
-        raise InputError(
-            f"{path} is of operator set {opset}, the oldest that is taken is {OLDEST}; onnx.version_converter makes it newer"
-        )
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, onnx_ir.ExternalTensor):
-            size = os.path.getsize(tensor.path) if os.path.exists(tensor.path) else -1
-            if size < (tensor.offset or 0) + (tensor.length or 0):
-                what = "is missing" if size < 0 else "is too short"
-                raise InputError(f"{path} keeps {value.name} in {Path(tensor.path).name}, which {what}")
-    return model
 
 
 def _inputs(model: onnx_ir.Model, given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -226,16 +186,3 @@ def _inputs(model: onnx_ir.Model, given: Mapping[str, Any] | None) -> dict[str, 
         floats = value.dtype.is_floating_point()
         drawn[str(value.name)] = (generator.standard_normal(known) if floats else np.zeros(known)).astype(dtype)
     return drawn
-
-
-def _compared(
-    source: Path, target: Path, inputs: Mapping[str, np.ndarray], sizes: Sequence[SizeInput], tolerance: float
-) -> FileRun:
-    """Both files at the native sizes."""
-    expected = run_file(session_of(source), inputs)
-    zeros = {s.name: np.zeros(len(s.axes), np.int64) for s in sizes}
-    found = run_file(session_of(target), {**inputs, **zeros})
-    if any(t.dtype == torch.float16 for t in expected):
-        tolerance = max(tolerance, COMPILED[torch.float16])
-    outputs = compared(expected, found, tolerance)
-    return FileRun({n: tuple(v.shape) for n, v in inputs.items()}, outputs, {s.name: (0,) * len(s.axes) for s in sizes})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ccrewrite.export.branch import open_shape
 from ccrewrite.export.convolutions import Convolution, ints
 from ccrewrite.export.functions import ALWAYS, Functions, body
 from ccrewrite.export.graph import constant_of, free_name, put_instead_
 from ccrewrite.export.metadata import FROM, MODULE
 from ccrewrite.export.sizes import SizeInput
 from ccrewrite.families.onnx import DOMAIN, OnnxForm
-from ccrewrite.ir.onnx_nodes import Nodes
+from ccrewrite.ir.onnx_nodes import DTYPES, Nodes
 
 
 def call_(model: ir.Model, conv: Convolution, form: OnnxForm, functions: Functions) -> tuple[str, ...]:
@@ -43,12 +44,24 @@ def size_(model: ir.Model, conv: Convolution, form: OnnxForm) -> tuple[SizeInput
     return asks, tuple(str(value.name) for value in learned)
 
 
+def beside_(conv: Convolution) -> tuple[ir.Value, ir.Value]:
+    """The same convolution once more, beside ``conv``, and what will be in ``conv``'s place: both on the same input."""
+    node = conv.node
+    again = ir.Node("", node.op_type, node.inputs, node.attributes.values())
+    found = ir.node("Identity", [node.outputs[0]])
+    for new in (again, found):
+        new.outputs[0].type = node.outputs[0].type or ir.TensorType(DTYPES[conv.site.dtype])
+    assert node.graph is not None
+    node.graph.insert_after(node, [again, found])
+    return again.outputs[0], found.outputs[0]
+
+
 def forget_sizes_(model: ir.Model) -> None:
     """Shapes that the file says, for those may change."""
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.is_graph_output() and value.shape is not None:
-                value.shape = ir.Shape([None] * len(value.shape))
+                value.shape = open_shape(value.shape)
             else:
                 value.shape = None
 

@@ -53,7 +53,7 @@ def few(numbers: Any) -> tuple[int, ...]:
 
 def moved(sampling: Sampling, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
     """``sampling.moved``, compiled."""
-    key = type(sampling), sampling.geometry, tuple(input.shape), input.dtype, torch.is_grad_enabled()
+    key = type(sampling), sampling.geometry, sampling.form, tuple(input.shape), input.dtype, torch.is_grad_enabled()
     return run(_moved, key, sampling, input, weight, bias, call)
 
 

@@ -34,14 +34,12 @@ class OnnxCall:
     """One call of a sampling, as its operator has to compute it.
 
     ``geometry`` is the call's, with the sampling's own ``kernel_size``. Its ``padding`` is that at the low ends; ``pads`` has
-    (low, high) of each axis. ``weight`` is the weight's shape. ``longest``: for each axis, the most samples that its input or
-    output has for the example inputs, 0 where that is unknown. ``dtype`` is float32 or float16.
+    (low, high) of each axis. ``weight`` is the weight's shape. ``dtype`` is float32 or float16.
     """
 
     geometry: ConvGeometry
     pads: tuple[tuple[int, int], ...]
     weight: Ints
-    longest: Ints
     dtype: torch.dtype
 
 

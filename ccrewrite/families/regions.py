@@ -37,6 +37,11 @@ def called(opaque: bool) -> bool:
     return opaque or transformed()
 
 
+def traced() -> bool:
+    """Whether torch.compile traces a call, outside of transforms: operators of whole convolutions don't know them."""
+    return called(opaque=True) and not transformed()
+
+
 def region(name: str, tensors: Tensors, constants: str, numbers: Sequence[int] = ()) -> Tensor:
     """``REGIONS[name]`` of ``tensors`` and of what else it takes. Differentiable once."""
     # Where autograd looks, torch.library takes an empty list for one of tensors.

@@ -7,6 +7,7 @@ along each axis.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -92,6 +93,18 @@ def read(data: Tensor, tap: Tap, outputs: Ints, stride: Ints, *, but: int = -1, 
     return data
 
 
+def give_(data: Tensor, tap: Tap, arrived: Tensor, stride: Ints) -> None:
+    """The adjoint of ``read``: adds ``arrived`` ``(N, C, *outputs)`` to ``padded`` ``data`` at a tap."""
+    outputs = arrived.shape[2:]
+    between = [range(1 + (f > 0)) for f in tap.fractions]
+    for corner in itertools.product(*between):
+        near, share = data, 1.0
+        for axis, (cell, f, side) in enumerate(zip(tap.cells, tap.fractions, corner, strict=True)):
+            near = every(near, axis, cell + 1 + side, outputs[axis], stride[axis])
+            share *= f if side else 1 - f
+        near.add_(arrived, alpha=share)
+
+
 class Places(ABC):
     """The places of a convolution's taps, read off ``positions`` ``(ndim, 1 or channels, taps)``, in cells of the window."""
 
@@ -117,6 +130,14 @@ class Places(ABC):
         return type(self)(last - self.positions, self.window, (1,) * len(self.window))
 
 
+def met(one: Tensor, other: Tensor) -> float:
+    """The sum of the products of all their elements."""
+    for order in (one.movedim(1, -1), other.movedim(1, -1)), (one, other):
+        if order[0].is_contiguous() and order[1].is_contiguous():
+            return float(torch.dot(order[0].view(-1), order[1].view(-1)))
+    return float((one * other).sum())
+
+
 class Shared(Places):
     def __init__(self, positions: Tensor, window: Ints, stride: Ints) -> None:
         super().__init__(positions, window, stride)
@@ -138,7 +159,7 @@ class Shared(Places):
         near = data.narrow(2 + axis, before + 1, (n - 1) * step + 1 + after - before)
         along = read(near, self.taps[tap], tuple(arrived.shape[2:]), self.stride, but=axis)
         change = every(along, axis, after - before, n, step) - every(along, axis, 0, n, step)
-        return (1.0 if between else 0.5) * float(torch.dot(arrived.reshape(-1), change.reshape(-1)))
+        return (1.0 if between else 0.5) * met(arrived, change)
 
 
 class Own(Places):

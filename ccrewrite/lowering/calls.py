@@ -21,7 +21,7 @@ class SiteCall(NamedTuple):
     shapes: CallShapes
     inputs: frozenset[tuple[int, ...]]
     """The shapes of the inputs of all its calls."""
-    count: int = 1
+    calls: int = 1
     """How many calls there are."""
 
 

@@ -82,7 +82,7 @@ def site_costs(model: GivenModel, example_inputs: Any, *, mode: Mode = "training
         if key not in known:
             known[key] = cost(site, training)
         each = known[key]
-        found[name] = SiteCost(each.form, each.how, site.count, site.count * each.seconds, site.count * each.plain_seconds)
+        found[name] = SiteCost(each.form, each.how, site.calls, site.calls * each.seconds, site.calls * each.plain_seconds)
     return found
 
 

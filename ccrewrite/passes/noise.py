@@ -77,6 +77,16 @@ class Noise:
             after = run(given)
         return cls({o.path: o for o in compare_outputs(before, after)})
 
+    @classmethod
+    def most(cls, runs: Iterable[Iterable[OutputCheck]]) -> Noise:
+        """The largest difference of each output in several comparisons."""
+        found: dict[str, OutputCheck] = {}
+        for output in (o for run in runs for o in run):
+            known = found.setdefault(output.path, output)
+            if (output.flips, output.max_rel_error) > (known.flips, known.max_rel_error):
+                found[output.path] = output
+        return cls(found)
+
     def explains(self, output: OutputCheck, roundings: float) -> bool:
         """Whether ``output`` differs by no more than so many roundings do."""
         own = self.outputs.get(output.path)
@@ -99,22 +109,30 @@ def with_noise(
     ``run`` is the model that they were compared with. It runs only where an output is wrong so far. ``precision``: the type
     that the other one computed in, where that is a coarser one.
     """
+    what = "nothing but its inputs and its convolutions' outputs is rounded"
+    return settled(outputs, lambda: Noise.of(run, inputs, precision), what, precision, roundings)
+
+
+def settled(
+    outputs: tuple[OutputCheck, ...],
+    measure: Callable[[], Noise],
+    what: str,
+    precision: torch.dtype | None = None,
+    roundings: float = ROUNDINGS,
+) -> tuple[tuple[OutputCheck, ...], str]:
+    """The same for a noise that is measured in another way, where ``what`` happens."""
     wrong = [o for o in outputs if not o.ok]
     if not wrong or any(o.max_rel_error == float("inf") for o in wrong):
         return outputs, ""
-    noise = Noise.of(run, inputs, precision)
+    noise = measure()
     if not all(noise.explains(o, roundings) for o in wrong):
         return outputs, ""
     worst = max(wrong, key=lambda o: o.max_rel_error)
     own = noise.outputs[worst.path].max_rel_error
     dtype = getattr(torch, worst.dtype)
     by = f" by {own / _unit(dtype, precision):.0e}" if dtype.is_floating_point else ""
-    note = (
-        f"this model amplifies rounding{by}: outputs differ by {worst.max_rel_error:.0e}, and by {own:.0e} where nothing "
-        "but its inputs and its convolutions' outputs is rounded"
-    )
-    settled = (o if o.ok else replace(o, ok=True, note="no more than rounding changes") for o in outputs)
-    return tuple(settled), note
+    note = f"this model amplifies rounding{by}: outputs differ by {worst.max_rel_error:.0e}, and by {own:.0e} where {what}"
+    return tuple(o if o.ok else replace(o, ok=True, note="no more than rounding changes") for o in outputs), note
 
 
 def judged(

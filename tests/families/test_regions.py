@@ -48,7 +48,8 @@ def test_operators_compute_what_the_functions_compute(name: str, monkeypatch: py
 
     monkeypatch.setattr(regions, "region_of", region_of)
     monkeypatch.setattr(regions, "called", lambda opaque: opaque)
-    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    for question in ("is_dynamo_compiling", "is_compiling"):
+        monkeypatch.setattr(torch.compiler, question, lambda: True)
     layer.sampling.opaque = True
     for found, wanted in zip(_gradients(layer, x), eager, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
@@ -79,7 +80,8 @@ def test_operators_are_what_torch_expects_of_one(name: str, monkeypatch: pytest.
 
     monkeypatch.setattr(regions, "called", lambda opaque: opaque)
     monkeypatch.setattr(regions, "region", region)
-    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    for question in ("is_dynamo_compiling", "is_compiling"):
+        monkeypatch.setattr(torch.compiler, question, lambda: True)
     layer(x)
     monkeypatch.undo()
     assert given

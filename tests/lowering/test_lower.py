@@ -56,7 +56,7 @@ def rewritten(moved: bool = True) -> nn.Module:
     return model
 
 
-FORCED = {"near": "products", "far": "shifts", "depthwise": "taps"}
+FORCED = {"near": "products", "far": "shifts", "depthwise": "taps", "down": "filtered", "up": "filtered"}
 
 
 def found(lowered: Lowered) -> dict[str, tuple[str, str]]:
@@ -76,7 +76,7 @@ def test_training_computes_what_eager_computes():
     model = rewritten()
     eager, expected = step(model, model)
     lowered = lower(model, X, mode="training", forms=FORCED, fullgraph=True)
-    assert {s.name: s.code for s in lowered} == {**FORCED, "down": "separable", "up": "separable"}
+    assert {s.name: s.code for s in lowered} == FORCED
     out, found = step(lowered.model, model)
     torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-5)
     assert found.keys() == expected.keys()
@@ -146,14 +146,15 @@ def test_choices_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
         "near": ("shifts", "measured"),
         "far": ("shifts", "measured"),
         "depthwise": ("taps", "measured"),
-        "down": ("separable", "only"),
-        "up": ("separable", "only"),
+        "down": ("filtered", "measured"),
+        "up": ("filtered", "measured"),
     }
-    assert asked == [("window", "bands", "products", "shifts")] * 2 + [("window", "taps")]
+    of_cc = [("separable", "filtered")] * 2
+    assert asked == [("window", "bands", "products", "shifts")] * 2 + [("window", "taps")] + of_cc
     again = lower(rewritten(), X, mode="training", verify=False)
-    assert [site.how for site in again] == ["cached"] * 3 + ["only"] * 2
+    assert [site.how for site in again] == ["cached"] * 5
     assert [site.code for site in again] == [site.code for site in first]
-    assert len(asked) == 3
+    assert len(asked) == 5
 
 
 def test_equal_sites_are_measured_once(monkeypatch: pytest.MonkeyPatch):
@@ -263,7 +264,7 @@ def test_keys_tell_sites_and_shapes_apart():
         ),
         (
             {"mode": "training", "forms": {"down": "taps"}},
-            "it has one form only, separable",
+            "site down can't take the form 'taps'; it has the forms separable, filtered",
         ),
         (
             {"forms": {"near": "bands"}},

@@ -174,7 +174,7 @@ def test_compiled() -> None:
     for layer in strided:
         nn.init.constant_(layer.sampling.shift, 0.2)
         eager = layer(x)
-        assert lower(layer, x, mode="training", scope="sites", verify=False)[0].code == "separable"
+        assert lower(layer, x, mode="training", scope="sites", verify=False)[0].code == "filtered"
         torch.testing.assert_close(layer(x), eager)
         layer(x).sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ccrewrite.families.cc.profile import factor
+from ccrewrite.families.cc.factors import factors
 from ccrewrite.folded import filtered
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.geometry import ConvGeometry
@@ -48,13 +48,9 @@ def alternatives(sampling: CCSampling, geometry: ConvGeometry) -> tuple[Alternat
 
 def factors_of(sampling: CCSampling) -> list[Tensor]:
     """For each axis what a tap contributes to the cells of the window, ``(taps, cells)``, as the sampling is now."""
-    found: list[Tensor] = []
-    device = next(sampling.parameters()).device
-    with full_precision(device):
-        axes = zip(sampling.along(), sampling.kernel_size, sampling.dilation, sampling.margin, strict=True)
-        for along, taps, spacing, margin in axes:
-            found.append(factor(along, taps, spacing, margin, device).detach())
-    return found
+    with full_precision(next(sampling.parameters()).device):
+        found = factors(sampling.along(), sampling.kernel_size, sampling.dilation, sampling.margin, range(sampling.ndim))
+    return [found[axis].detach() for axis in range(sampling.ndim)]
 
 
 def _cost(factors: list[Tensor], geometry: ConvGeometry) -> float:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ccrewrite.families.cc import toeplitz
+from ccrewrite.families.cc.factors import factors
 from ccrewrite.families.cc.padding import pad
 from ccrewrite.families.cc.profile import Along, continuous, factor
 from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
@@ -42,11 +43,12 @@ def cc_kernel(
 
     Coordinates in at least float32, autocast or not.
     """
+    axes = range(len(alongs)) if axes is None else axes
     with full_precision(weight.device):
         kernel = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        for axis in range(len(alongs)) if axes is None else axes:
-            values = factor(alongs[axis], weight.shape[2 + axis], dilation[axis], margin[axis], weight.device)
-            kernel = (kernel.movedim(2 + axis, -1) @ values.to(kernel.dtype)).movedim(-1, 2 + axis)
+        found = factors(alongs, tuple(weight.shape[2:]), dilation, margin, axes)
+        for axis in axes:
+            kernel = (kernel.movedim(2 + axis, -1) @ found[axis].to(kernel.dtype)).movedim(-1, 2 + axis)
     return kernel.to(weight.dtype)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.cc import curves, fold, native, resized
+from ccrewrite.families import regions
+from ccrewrite.families.cc import curves, estimate, fold, native, operators, resized
 from ccrewrite.families.cc.networks import FilterNetwork, Residual
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, Basis, profile
 from ccrewrite.families.learnable import Recording, clamp_between_
@@ -23,6 +24,7 @@ from ccrewrite.families.look import require_values
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.resizable import Alignment, ResizableSampling, Scales
 from ccrewrite.folded.alternative import Alternative
+from ccrewrite.ir.calls import CallShapes
 from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
 from ccrewrite.ir.options import check_options
@@ -63,9 +65,9 @@ class CCSampling(ResizableSampling):
     """
 
     attributes = ("output_size", "scale", "rescaled")  # the alignment is one of the options
-    forms = ("separable",)
     default_form = "separable"
-    """Along each axis the cheapest way: a window, or one product for all taps (``native.py``)."""
+    """Along each axis the cheapest way: a window, or one product for all taps (``native.py``). The other form, "filtered", is
+    for torch.compile alone: filters along each axis and one product (``operators.py``)."""
 
     shift: nn.Parameter | None
     axes: Ints
@@ -96,6 +98,7 @@ class CCSampling(ResizableSampling):
             raise InputError(f"{owner}: axes must be {wanted}, found {axes}")
         super().__init__(geometry, margin=tuple(reach if a in axes else 0 for a in every))
         self.axes, self.sharing, self.reach = axes, sharing, reach
+        self.forms = ("separable", "filtered") if operators.applicable(geometry) else ("separable",)
         self.basis = basis
         self.alignment = alignment
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -181,7 +184,14 @@ class CCSampling(ResizableSampling):
     def moved(self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return super().moved(input, weight, bias, call)  # with the window: the cheapest form goes by the input's size
-        return native.cc_native(input, weight, bias, self._moved_along(weight), self.margin, call)
+        evaluate = operators.cc_conv if self.form == "filtered" and regions.traced() else native.cc_native
+        return evaluate(input, weight, bias, self._moved_along(weight), self.margin, call)
+
+    def estimates(self, call: CallShapes, training: bool) -> dict[str, float]:
+        return estimate.estimates(self.forms, call, self.geometry, self.window, self.axes, training)
+
+    def form_alone(self, call: CallShapes, training: bool) -> str | None:
+        return min(guessed := self.estimates(call, training), key=lambda form: guessed[form])
 
     def at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments, asked: Ints | None, scale: Scales | None

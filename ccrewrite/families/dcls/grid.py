@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ccrewrite.families.interpolation import MIN_WIDTH, Interpolation, KeepInside
+from ccrewrite.families.look import readable
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 
 
@@ -38,9 +39,21 @@ class Axis(NamedTuple):
 
     def start(self, taps: Sequence[int], like: Tensor) -> Tensor:
         """Start of every tap, ``(prod(taps),)``, in cells, with the dtype and device of ``like``."""
-        count = taps[self.dim]
-        along = torch.linspace(self.origin, self.origin + self.step * (count - 1), count, dtype=like.dtype, device=like.device)
-        return along.view([-1 if d == self.dim else 1 for d in range(len(taps))]).expand(*taps).flatten()
+        start = _kept_start if readable([like]) else _start
+        return start(self, tuple(taps), like.dtype, like.device)
+
+
+def _start(axis: Axis, taps: Ints, dtype: torch.dtype, device: torch.device) -> Tensor:
+    count = taps[axis.dim]
+    along = torch.linspace(axis.origin, axis.origin + axis.step * (count - 1), count, dtype=dtype, device=device)
+    return along.view([-1 if d == axis.dim else 1 for d in range(len(taps))]).expand(*taps).flatten()
+
+
+@lru_cache(maxsize=1024)
+def _kept_start(axis: Axis, taps: Ints, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """It depends on nothing that is learned: kept from call to call."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _start(axis, taps, dtype, device)
 
 
 class Alike(NamedTuple):

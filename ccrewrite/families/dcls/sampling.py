@@ -185,12 +185,11 @@ class DclsSampling(TapPositions):
             return self.evaluated(input, weight, bias, call)
         if form == "bands":
             out = self._as_bands(input, weight, layout)
-        else:
-            evaluate = self._as_operator if torch.compiler.is_dynamo_compiling() else self._as_slices
-            batched = input if input.dim() == 2 + self.ndim else input[None]
-            out = evaluate(batched, weight, layout, form)
-            out = out if batched is input else out[0]
-        return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+            return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
+        evaluate = self._as_operator if torch.compiler.is_dynamo_compiling() else self._as_slices
+        batched = input if input.dim() == 2 + self.ndim else input[None]
+        out = evaluate(batched, weight, bias, layout, form)
+        return out if batched is input else out[0]
 
     def estimates(self, call: CallShapes, training: bool) -> dict[str, float]:
         return estimate.estimates(self.forms, call, self.taps, self.window, training)
@@ -228,8 +227,7 @@ class DclsSampling(TapPositions):
         return SLOWER * self.estimates(call, training)["taps"]
 
     def _compiles(self, form: str | None, input: Tensor, weight: Tensor, layout: Layout) -> bool:
-        traced = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-        if form is None or not (traced or self.runs_compiled(input)):
+        if form is None or not (regions.traced() or self.runs_compiled(input)):
             return False
         return form in operators.applicable(layout.groups, weight.shape, self.sets, layout.stride)
 
@@ -241,17 +239,18 @@ class DclsSampling(TapPositions):
         # By its module: symbolic_trace makes a leaf of the name there, not of one imported here.
         return bands.banded_conv(input, weight, self.offset, self.widening, self.grid, layout.stride, layout.pads)
 
-    def _as_slices(self, input: Tensor, weight: Tensor, layout: Layout, form: str) -> Tensor:
+    def _as_slices(self, input: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, form: str) -> Tensor:
         positions = torch.stack(self.grid.positions(self.taps, self._offset()))
         compiled = None if form == "slices" else form
-        return slices.dcls_conv(*autocast(input, weight.flatten(2)), positions, self.sharing, layout, compiled)
+        return slices.dcls_conv(*autocast(input, weight.flatten(2)), bias, positions, self.sharing, layout, compiled)
 
-    def _as_operator(self, input: Tensor, weight: Tensor, layout: Layout, form: str) -> Tensor:
+    def _as_operator(self, input: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, form: str) -> Tensor:
         if regions.called(self.opaque):
             positions = regions.region("dcls_positions", (self._offset(),), self.coded)[:, :, 0]
         else:
             positions = torch.stack([along[:, 0] for along in self.grid.positions(self.taps, self._offset())])
-        return operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
+        out = operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
+        return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
 
     def _offset(self) -> Tensor:
         return self.offset.to(torch.promote_types(self.offset.dtype, torch.float32))

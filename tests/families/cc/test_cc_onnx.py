@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite import nn as ccnn
-from ccrewrite.families.cc.bands import LONG
+from ccrewrite.families.cc.onnx import bands
+from ccrewrite.families.cc.onnx.bands import BLOCK
 from ccrewrite.families.cc.onnx.operator import CCConv
 from ccrewrite.families.onnx import OnnxCall
 from ccrewrite.ir.geometry import ConvGeometry
@@ -42,11 +43,10 @@ CASES: dict[str, Any] = {
 }
 
 
-def operator(layer: Any, *, long: bool) -> tuple[CCConv, dict[str, Tensor]]:
+def operator(layer: Any) -> tuple[CCConv, dict[str, Tensor]]:
     """What a float32 layer is in ONNX."""
     g, form = ConvGeometry.from_module(layer), layer.sampling.onnx_form()
-    longest = (LONG + 1 if long else LONG,) * g.ndim
-    call = OnnxCall(g, g.pads, tuple(layer.weight.shape), longest, torch.float32)
+    call = OnnxCall(g, g.pads, tuple(layer.weight.shape), torch.float32)
     return form.operator(call), form.tensors
 
 
@@ -74,10 +74,11 @@ def session_of(model: ir.Model) -> Any:
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["matrix", "band"])
+@pytest.mark.parametrize("block", [3, BLOCK])
 @pytest.mark.parametrize("moved", [False, True], ids=["still", "moved"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_size(name: str, moved: bool, long: bool) -> None:
+def test_every_size(name: str, moved: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "BLOCK", block)
     torch.manual_seed(0)
     layer = CASES[name]()
     geometry, cc = ConvGeometry.from_module(layer), layer.sampling
@@ -87,7 +88,7 @@ def test_every_size(name: str, moved: bool, long: bool) -> None:
     layer.requires_grad_(False)
     shape = (7, 9, 8)[: geometry.ndim]
     x = torch.randn(2, geometry.in_channels, *shape)
-    what, learned = operator(layer, long=long)
+    what, learned = operator(layer)
     assert bool(learned) == (moved or not cc.movers())
     native = np.array(geometry.output_size(shape))
     session = session_of(model_of(what, layer, native, learned))
@@ -100,13 +101,14 @@ def test_every_size(name: str, moved: bool, long: bool) -> None:
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["matrix", "band"])
-def test_long_signals_lose_no_phase(long: bool) -> None:
+@pytest.mark.parametrize("block", [3, BLOCK])
+def test_long_signals_lose_no_phase(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coordinates of 6000 -> 8001 samples times taps are beyond what float32 can count."""
+    monkeypatch.setattr(bands, "BLOCK", block)
     torch.manual_seed(0)
     layer = ccnn.CCConvTranspose1d(1, 1, 4, stride=2, padding=1).requires_grad_(False)
     x = torch.randn(1, 1, 3000)
-    what, learned = operator(layer, long=long)
+    what, learned = operator(layer)
     assert not learned
     session = session_of(model_of(what, layer, [6000], learned))
     (found,) = session.run(None, {"x": x.numpy(), "asked": np.array([8001])})
@@ -117,6 +119,6 @@ def test_long_signals_lose_no_phase(long: bool) -> None:
 
 def test_the_checker_takes_it(tmp_path: Any) -> None:
     layer = ccnn.CCConv2d(2, 3, 3, stride=2).requires_grad_(False)
-    what, learned = operator(layer, long=False)
+    what, learned = operator(layer)
     ir.save(model_of(what, layer, [3, 3], learned), tmp_path / "m.onnx")
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)

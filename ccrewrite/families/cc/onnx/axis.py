@@ -27,8 +27,7 @@ class Profile:
 class Axis:
     """One axis of a convolution to be resampled: its geometry (``low`` and ``high`` are its pads), and how.
 
-    ``long``: sample by sample; otherwise by a matrix, which for many outputs would be mostly zeros. ``mode`` is torch's
-    padding mode. ``dtype`` is ONNX's number of the type that is resampled.
+    ``mode`` is torch's padding mode. ``dtype`` is ONNX's number of the type that is resampled.
     """
 
     taps: int
@@ -40,7 +39,6 @@ class Axis:
     transposed: bool
     centred: bool
     rescaled: bool
-    long: bool
     mode: str
     dtype: int
 

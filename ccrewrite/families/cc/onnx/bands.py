@@ -1,4 +1,4 @@
-"""The sums of one axis: what each output reads (``Band``), applied by a matrix or sample by sample, as ONNX nodes."""
+"""The sums of one axis: what each output reads (``Band``), applied by banded matrices (``applied``), as ONNX nodes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ccrewrite.families.cc.onnx.kernel import Learned, weights
 from ccrewrite.families.cc.onnx.resampling import Resampling
 from ccrewrite.ir.onnx_nodes import Nodes
 
+BLOCK = 32
+"""Outputs that share a matrix."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -21,12 +24,12 @@ class Data:
     rank: int
     at: int
 
-    def last(self, op: Nodes, value: ir.Value) -> ir.Value:
-        """``value``, of as many axes, with that axis and the last one exchanged."""
-        if self.at == self.rank - 1:
+    def second_last(self, op: Nodes, value: ir.Value) -> ir.Value:
+        """``value``, of as many axes, with that axis and the last one but one exchanged."""
+        if self.at == self.rank - 2:
             return value
         order = list(range(self.rank))
-        order[self.at], order[-1] = self.rank - 1, self.at
+        order[self.at], order[-2] = self.rank - 2, self.at
         return op.Transpose(value, perm=order)
 
 
@@ -61,43 +64,63 @@ class Band:
         return cls(taps, start, op.size(near, 0), values)
 
 
-def by_matrix(op: Nodes, x: Data, axis: Axis, r: Resampling, band: Band) -> ir.Value:
-    """One product with a matrix of all outputs: for short axes."""
-    places: ir.Value = op.count(r.size)
-    if r.interleaved:
-        places = op.Add(op.Mul(axis.stride, places), axis.dilation * band.taps)
-    index = op.Sub(op.Sub(places, r.low), band.start)
-    inside = op.And(op.GreaterOrEqual(index, 0), op.Less(index, band.width))
-    index = op.Max(0, op.Min(index, op.Sub(band.width, 1)))
-    matrix = op.Where(inside, op.GatherElements(band.weights, index, axis=2), 0.0)
-    columns = r.size
-    if r.interleaved:
-        matrix, columns = op.Transpose(matrix, perm=[0, 2, 1]), op.Mul(columns, axis.taps)
-    # (outputs * taps, samples), or (outputs, samples * taps)
-    matrix = op.Cast(op.Reshape(matrix, op.Concat([-1], op.Unsqueeze(columns, [0]), axis=0)), to=axis.dtype)
-    if x.at == x.rank - 2:
-        return op.MatMul(matrix, x.value)
-    return x.last(op, op.MatMul(x.last(op, x.value), op.Transpose(matrix, perm=[1, 0])))
+def applied(op: Nodes, x: Data, axis: Axis, r: Resampling, band: Band) -> ir.Value:
+    """``x`` with its axis resampled, block by block: a small matrix for ``BLOCK`` outputs and the samples that they read. One
+    of all outputs and all samples would be mostly zeros, and gigabytes of them where the axis is long."""
+    columns, matrices = (_interleaved if r.interleaved else _side_by_side)(op, axis, r, band)
+    values = x.second_last(op, x.value)
+    at, shape = x.rank - 2, op.Shape(values)
+    found = op.MatMul(op.Cast(matrices, to=axis.dtype), op.Gather(values, columns, axis=at))
+    whole = op.Reshape(found, op.Concat(op.Slice(shape, [0], [at]), [-1], op.Slice(shape, [at + 1], [x.rank]), axis=0))
+    rows = r.asked if r.interleaved else op.Mul(r.asked, op.size(band.start, 1))
+    return x.second_last(op, op.Slice(whole, [0], op.Unsqueeze(rows, [0]), [at]))
 
 
-def by_samples(op: Nodes, x: Data, axis: Axis, r: Resampling, band: Band) -> ir.Value:
-    """Each output's own samples, gathered and summed: for long axes, where that matrix would be mostly zeros."""
-    lattice = op.Add(op.Add(band.start, op.count(band.width)), r.low)
-    if r.interleaved:
-        ahead = op.Sub(lattice, axis.dilation * band.taps)
-        index = op.floor_divide(ahead, axis.stride)
-        fits = op.Equal(op.Mul(index, axis.stride), ahead)
-    else:
-        index, fits = lattice, None
-    inside = op.And(op.GreaterOrEqual(index, 0), op.Less(index, r.size))
-    inside = inside if fits is None else op.And(inside, fits)
-    values = op.Where(inside, band.weights, 0.0)
-    columns = op.Max(0, op.Min(index, op.Sub(r.size, 1)))
-    if r.interleaved:
-        columns = op.Add(op.Mul(columns, axis.taps), band.taps)
-    read = op.Mul(band.width, axis.taps) if r.interleaved else band.width
-    shape = op.Concat([-1], op.Unsqueeze(read, [0]), axis=0)
-    values, columns = op.Reshape(values, shape), op.Reshape(columns, shape)
-    found = op.Gather(x.last(op, x.value), columns, axis=x.rank - 1)
-    found = op.Mul(found, op.Cast(values, to=axis.dtype))
-    return x.last(op, op.ReduceSum(found, [-1], keepdims=0))
+def _side_by_side(op: Nodes, axis: Axis, r: Resampling, band: Band) -> tuple[ir.Value, ir.Value]:
+    """For each block the samples that it reads, (blocks, samples), and its matrix, (blocks, outputs * taps, samples)."""
+    outputs = _blocks(op, r)
+    start = op.Reshape(op.Add(op.Gather(band.start, outputs, axis=0), r.low), [0, -1, 1])
+    weights = _rows(op, op.Gather(band.weights, outputs, axis=0), band.width, [0, -1])
+    first, last = (op.Gather(start, place, axis=1) for place in (0, -1))
+    read = op.Add(op.ReduceMax(op.Sub(last, first), keepdims=0), band.width)
+    samples = op.Add(first, op.count(read))
+    inside = op.And(op.GreaterOrEqual(samples, 0), op.Less(samples, r.size))
+    matrices = _spread(op, weights, op.Sub(op.Unsqueeze(samples, [1]), start), op.Unsqueeze(inside, [1]), band.width, 2)
+    return op.Max(0, op.Min(samples, op.Sub(r.size, 1))), matrices
+
+
+def _interleaved(op: Nodes, axis: Axis, r: Resampling, band: Band) -> tuple[ir.Value, ir.Value]:
+    """The same of samples that have a value for each tap: (blocks, samples * taps), (blocks, outputs, samples * taps)."""
+    outputs, taps, apart = _blocks(op, r), axis.taps, axis.dilation * band.taps
+    start = op.Add(op.Gather(band.start, outputs, axis=0), r.low)  # (blocks, outputs, taps, 1)
+    weights = _rows(op, op.Gather(band.weights, outputs, axis=0), band.width, [0, 0, taps])
+    lowest, highest = (op.Gather(op.Gather(start, place, axis=1), 0, axis=1) for place in (0, -1))
+    first = op.floor_divide(op.Sub(lowest, axis.span), axis.stride)
+    last = op.floor_divide(op.Add(highest, band.width), axis.stride)
+    samples = op.Add(first, op.count(op.Add(op.ReduceMax(op.Sub(last, first), keepdims=0), 1)))
+    inside = op.And(op.GreaterOrEqual(samples, 0), op.Less(samples, r.size))
+    places = op.Add(op.Mul(axis.stride, op.Unsqueeze(samples, [1, 2])), apart)
+    matrices = _spread(op, weights, op.Sub(places, start), op.Unsqueeze(inside, [1, 2]), band.width, 3)
+    samples = op.Max(0, op.Min(samples, op.Sub(r.size, 1)))
+    columns = op.Add(op.Mul(op.Unsqueeze(samples, [2]), taps), np.arange(taps))
+    flat = op.Concat(op.Slice(op.Shape(matrices), [0], [2]), [-1], axis=0)
+    return op.Reshape(columns, [0, -1]), op.Reshape(op.Transpose(matrices, perm=[0, 1, 3, 2]), flat)
+
+
+def _blocks(op: Nodes, r: Resampling) -> ir.Value:
+    """The outputs, (blocks, ``BLOCK``): beyond the last one it is there again."""
+    count = op.Div(op.Add(r.asked, BLOCK - 1), BLOCK)
+    every = op.Min(op.count(op.Mul(count, BLOCK)), op.Sub(r.asked, 1))
+    return op.Reshape(every, [-1, BLOCK])
+
+
+def _rows(op: Nodes, weights: ir.Value, width: ir.Value, others: list[int]) -> ir.Value:
+    """``weights`` as (blocks, rows, width)."""
+    return op.Reshape(weights, op.Concat(others, op.Unsqueeze(width, [0]), axis=0))
+
+
+def _spread(op: Nodes, weights: ir.Value, index: ir.Value, inside: ir.Value, width: ir.Value, axis: int) -> ir.Value:
+    """``weights`` at ``index`` of their last axis; 0 beyond its ends, and not ``inside``."""
+    inside = op.And(inside, op.And(op.GreaterOrEqual(index, 0), op.Less(index, width)))
+    index = op.Max(0, op.Min(index, op.Sub(width, 1)))
+    return op.Where(inside, op.GatherElements(weights, index, axis=axis), 0.0)

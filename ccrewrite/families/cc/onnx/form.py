@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ccrewrite.families.cc.bands import LONG
 from ccrewrite.families.cc.onnx.axis import Axis, Profile
 from ccrewrite.families.cc.onnx.operator import CCConv
 from ccrewrite.families.cc.profile import gain
@@ -36,7 +35,6 @@ class CCForm(OnnxForm):
                 transposed=g.transposed,
                 centred=layer.alignment == "centred",
                 rescaled=layer.rescaled,
-                long=call.longest[a] > LONG,
                 mode=g.padding_mode,
                 dtype=DTYPES[call.dtype].value,
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ccrewrite.families.cc.onnx.axis import Axis
-from ccrewrite.families.cc.onnx.bands import Band, Data, by_matrix, by_samples
+from ccrewrite.families.cc.onnx.bands import Band, Data, applied
 from ccrewrite.families.cc.onnx.kernel import Learned
 from ccrewrite.families.cc.onnx.padding import continued
 from ccrewrite.families.cc.onnx.resampling import Resampling
@@ -51,4 +51,4 @@ def resampled(op: Nodes, x: Data, axis: Axis, native: ir.Value, asked: ir.Value,
     if axis.mode != "zeros":
         x, resampling = continued(op, x, axis, resampling)
     band = Band.of(op, axis, resampling, learned)
-    return (by_samples if axis.long else by_matrix)(op, x, axis, resampling, band)
+    return applied(op, x, axis, resampling, band)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ccrewrite.families.dcls.forms.shared import SharedInputs, SharedProducts
 from ccrewrite.families.dcls.forms.ways import Compiled, Depthwise, Indexed, Inputs, Products, Way, indexed_forms
 from ccrewrite.families.dcls.place import place
 from ccrewrite.gathering.corners import pad
@@ -40,16 +41,22 @@ def takes(sharing: str, weight: Tensor, layout: Layout, device: torch.device) ->
 
 
 def dcls_conv(
-    input: Tensor, weight: Tensor, positions: Tensor, sharing: str, layout: Layout, compiled: str | None = None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    sharing: str,
+    layout: Layout,
+    compiled: str | None = None,
 ) -> Tensor:
     """The convolution whose taps ``weight`` ``(out, in/groups, taps)`` lie at ``positions`` ``(ndim, A, B, taps)``, in cells of
-    the window, which channels share as ``sharing`` says: linearly interpolated, no bias. ``input`` is ``(N, in, *size)``.
+    the window, which channels share as ``sharing`` says: linearly interpolated. ``input`` is ``(N, in, *size)``.
 
     ``compiled``: a compiled form, which may take calls that ``takes`` doesn't (``operators.applicable``). Else for calls that
     ``takes`` answers with yes. Differentiable, any number of times. Reads values of ``positions``.
 
     >>> x, weight, places = torch.ones(1, 2, 5), torch.ones(3, 2, 1), torch.tensor([[[[0.5]]]])
-    >>> dcls_conv(x, weight, places, "tap", Layout((2,), (1,), [(0, 0)], 1))[0, 0]
+    >>> dcls_conv(x, weight, None, places, "tap", Layout((2,), (1,), [(0, 0)], 1))[0, 0]
     tensor([2., 2., 2., 2.])
     """
     out, inner = weight.shape[:2]
@@ -68,7 +75,10 @@ def dcls_conv(
     way: Callable[..., Way] = way_of(input, weight, layout, own, of_outputs=of_outputs)
     if compiled is not None:
         way = functools.partial(Compiled, form=compiled)
-    return cast(Tensor, _Sliced.apply(input, weight, places, layout, way, of_outputs or way is Products))
+    return cast(
+        Tensor,
+        _Sliced.apply(input, weight, bias, places, layout, way, of_outputs or way is SharedProducts, torch.is_grad_enabled()),
+    )
 
 
 def way_of(input: Tensor, weight: Tensor, layout: Layout, own: bool, *, of_outputs: bool) -> type[Way]:
@@ -78,22 +88,35 @@ def way_of(input: Tensor, weight: Tensor, layout: Layout, own: bool, *, of_outpu
     if weight.shape[1] == 1 and weight.shape[0] == layout.groups:
         return Depthwise
     fewer = layout.groups == 1 and max(layout.stride) == 1 and FEWER * weight.shape[0] <= input.shape[1]
-    return Products if of_outputs or (fewer and not own) else Inputs
+    if not own:
+        return SharedProducts if fewer else SharedInputs
+    return Products if of_outputs else Inputs
 
 
 class _Sliced(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout, way: Callable[..., Way], of_outputs: bool
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        positions: Tensor,
+        layout: Layout,
+        way: Callable[..., Way],
+        of_outputs: bool,
+        trains: bool,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, positions)
         ctx.layout, ctx.way, ctx.of_outputs = layout, way, of_outputs
-        return way(input, weight, positions, layout).forward()
+        call = way(input, weight, positions, layout)
+        call.phase = "forward" if trains else "inference"
+        return call.forward(None if bias is None else bias.to(input.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors = dict(zip(("input", "weight", "positions"), ctx.saved_tensors, strict=True))
-        wants = dict(zip(tensors, ctx.needs_input_grad, strict=False))
+        wants_input, wants_weight, wants_bias, wants_positions = ctx.needs_input_grad[:4]
+        wants = dict(zip(tensors, (wants_input, wants_weight, wants_positions), strict=True))
         if torch.is_grad_enabled():  # a second derivative will be wanted: by operators that have one
             out = _differentiable(**tensors, layout=ctx.layout, of_outputs=ctx.of_outputs)
             wanted = {name: tensor for name, tensor in tensors.items() if wants[name]}
@@ -102,7 +125,8 @@ class _Sliced(torch.autograd.Function):
         else:
             found = ctx.way(**tensors, layout=ctx.layout).backward(gradient.contiguous(), wants["input"], wants["positions"])
         d_input, d_weight, d_positions = (found.get(name) if wants[name] else None for name in wants)
-        return d_input, d_weight, d_positions, None, None, None
+        d_bias = gradient.sum((0, *range(2, gradient.dim()))) if wants_bias else None
+        return d_input, d_weight, d_bias, d_positions, None, None, None, None
 
 
 def _differentiable(input: Tensor, weight: Tensor, positions: Tensor, layout: Layout, of_outputs: bool) -> Tensor:

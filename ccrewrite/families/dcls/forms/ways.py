@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ BLOCK_BYTES = 4 * 2**20
 class Way(ABC):
     """One call of the convolution: what is read, and in which order."""
 
+    phase: Literal["inference", "forward", "backward"] = "backward"
+    """What of the call is computed: a forward, with or without a backward that belongs to it, or that backward."""
+
     def __init__(self, input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> None:
         self.input, self.weight, self.positions, self.layout = input, weight, positions, layout
         self.outputs = layout.outputs(input)
@@ -35,18 +38,22 @@ class Way(ABC):
         return Places.of(self.positions, self.layout.window, self.layout.stride)
 
     @abstractmethod
-    def forward(self) -> Tensor:
-        """The convolution, without a bias."""
+    def forward(self, bias: Tensor | None) -> Tensor:
+        """The convolution."""
 
     @abstractmethod
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         """The gradients of input, weight and positions, by name."""
 
+    def block_bytes(self) -> int:
+        """How much may be read together."""
+        return BLOCK_BYTES
+
     def blocks(self, channels: int, sizes: Ints) -> Iterator[range]:
         """The taps, as many at a time as may be read together."""
         bytes_each = self.batch * channels * math.prod(sizes) * self.input.element_size()
         taps = self.weight.shape[2]
-        count = max(1, BLOCK_BYTES // max(1, bytes_each))
+        count = max(1, self.block_bytes() // max(1, bytes_each))
         for first in range(0, taps, count):
             yield range(first, min(first + count, taps))
 
@@ -54,13 +61,13 @@ class Way(ABC):
 class Inputs(Way):
     """The input read at every tap, then mixed: ``(taps * in) -> out``."""
 
-    def forward(self) -> Tensor:
+    def forward(self, bias: Tensor | None) -> Tensor:
         data = padded(self.input, self.layout.pads)
         out: Tensor | None = None
         for block in self.blocks(self.input.shape[1], self.outputs):
             mixed = mix(self._read(data, block), self._mixing(block), self.layout.groups)
             out = mixed if out is None else out.add_(mixed)
-        return cast(Tensor, out).view(self.batch, self.out, *self.outputs)
+        return _biased(cast(Tensor, out).view(self.batch, self.out, *self.outputs), bias)
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         groups = self.layout.groups
@@ -83,7 +90,7 @@ class Inputs(Way):
                     slopes.append(self.places.slopes(data, tap, arrived))
                 if wants_input:
                     d_input += again.value(met_again(arrived, self.sizes, self.layout), tap, self.sizes)
-        return _found(d_input, d_weight, slopes)
+        return gradients(d_input, d_weight, slopes)
 
     def _read(self, data: Tensor, block: range) -> Tensor:
         """``(N, groups * taps * in/groups, prod(outputs))``"""
@@ -104,13 +111,13 @@ class Inputs(Way):
 class Products(Way):
     """Every tap's products with the input, ``in -> (taps * out)``, then read where the taps are and added up."""
 
-    def forward(self) -> Tensor:
+    def forward(self, bias: Tensor | None) -> Tensor:
         out = self.input.new_zeros(self.batch, self.out, *self.outputs)
         for block in self.blocks(self.out, self.sizes):
             products = self._products(block)
             for index, tap in enumerate(block):
                 out += self.places.value(padded(products[:, index], self.layout.pads), tap, self.outputs)
-        return out
+        return _biased(out, bias)
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         again, arrived = self.places.reversed(), met_again(gradient, self.sizes, self.layout)
@@ -128,7 +135,7 @@ class Products(Way):
                 products = self._products(block)
                 for index, tap in enumerate(block):
                     slopes.append(self.places.slopes(padded(products[:, index], self.layout.pads), tap, gradient))
-        return _found(d_input.view(self.input.shape), d_weight, slopes)
+        return gradients(d_input.view(self.input.shape), d_weight, slopes)
 
     def _products(self, block: range) -> Tensor:
         """``(N, taps, out, *sizes)``"""
@@ -142,12 +149,12 @@ class Products(Way):
 class Depthwise(Way):
     """Every channel by itself: read at a tap, times its weight, added up."""
 
-    def forward(self) -> Tensor:
+    def forward(self, bias: Tensor | None) -> Tensor:
         data = padded(self.input, self.layout.pads)
         out = self.input.new_zeros(self.batch, self.out, *self.outputs)
         for tap in range(self.weight.shape[2]):
             out.addcmul_(self.places.value(data, tap, self.outputs), self._factor(tap))
-        return out
+        return _biased(out, bias)
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         data, again = padded(self.input, self.layout.pads), self.places.reversed()
@@ -162,7 +169,7 @@ class Depthwise(Way):
                 slopes.append(self.places.slopes(data, tap, gradient * self._factor(tap)))
             if arrived is not None:
                 d_input.addcmul_(again.value(arrived, tap, self.sizes), self._factor(tap))
-        return _found(d_input, d_weight, slopes)
+        return gradients(d_input, d_weight, slopes)
 
     def _factor(self, tap: int) -> Tensor:
         return self.weight[:, 0, tap].view(-1, *(1,) * len(self.sizes))
@@ -176,8 +183,8 @@ class Indexed(Way):
         self.form = form or indexed_forms(weight, positions.shape[1], layout)[0]
         self.numbers = list(layout.window), [n for pair in layout.pads for n in pair]
 
-    def forward(self) -> Tensor:
-        return self._evaluated()[0]
+    def forward(self, bias: Tensor | None) -> Tensor:
+        return _biased(self._evaluated()[0], bias)
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         kept = self._evaluated()[1] if operators.FORMS[self.form].keeps_products else self.input.new_empty(0)
@@ -211,6 +218,10 @@ def indexed_forms(weight: Tensor, sets: int, layout: Layout) -> list[str]:
     return sorted(forms, key=lambda form: operators.FORMS[form].keeps_products)
 
 
-def _found(d_input: Tensor, d_weight: Tensor, slopes: list[Tensor]) -> dict[str, Tensor]:
+def _biased(out: Tensor, bias: Tensor | None) -> Tensor:
+    return out if bias is None else out.add_(bias.to(out.dtype).view(-1, *(1,) * (out.dim() - 2)))
+
+
+def gradients(d_input: Tensor, d_weight: Tensor, slopes: list[Tensor]) -> dict[str, Tensor]:
     found = {"input": d_input, "weight": d_weight}
     return {**found, "positions": torch.stack(slopes, -1)} if slopes else found
