@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccrewrite.folded.fusing import Fusing
 from ccrewrite.gathering.mixing import mix
+from ccrewrite.gathering.strided import Strided, convolved, convolved_transposed
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
 from ccrewrite.ir.torch_private import ConvNd, ConvTransposeNd, output_padding_of
@@ -32,12 +34,14 @@ SMALL = 64
 """Filters of a window of so many cells are left as large as it is."""
 
 
-class FilteredConv(nn.Module):
-    """Mixin for ``nn.ConvNd``: ``weight`` is ``(out, in/groups * taps)``; ``filter_0`` and so on, one for each tap, are
-    ``(1, 1, *cells)``, and start at ``starts`` in a window that exceeds the original extent by ``margin``. ``kernel_size`` and
-    the rest are the original's."""
+class FilteredConv(Fusing):
+    """Mixin for ``nn.ConvNd``: ``weight`` is ``(out, taps * in/groups)``; ``filter_0`` and so on, one for each tap, are
+    ``(1, 1, *cells)``, and start at ``starts`` in a window that exceeds the original extent by ``margin``; ``factor_0`` and so
+    on, one for each axis, are the same along it, ``(taps, cells)``. ``kernel_size`` and the rest are the original's."""
 
     starts: tuple[Ints, ...]
+    near: tuple[tuple[tuple[int, int], ...], ...]
+    """For each axis and tap, the first cell of the window that isn't zero, and the one after the last."""
     window: Ints
     margin: Ints
 
@@ -49,13 +53,17 @@ class FilteredConv(nn.Module):
             data = F.pad(data, [n for pair in reversed(pads) for n in pair], mode=layer.padding_mode)
             pads = ((0, 0),) * ndim
         wide = [(low + m, high + m) for (low, high), m in zip(pads, self.margin, strict=True)]
+        if self.fused():
+            out = convolved(data, weight, _axes(self, tuple(data.shape[2:]), wide), layer.groups)
+            out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
+            return out if input.dim() == ndim + 2 else out[0]
         whole = not any(map(any, self.starts))
         if not whole or any(low != high for low, high in wide):
             data = F.pad(data, [n for pair in reversed(wide) for n in pair])
             wide = [(0, 0)] * ndim
         padding = tuple(low for low, _ in wide)
-        read = torch.stack([self._read(data, tap, padding, whole) for tap in range(len(self.starts))], 2)
-        out = _mixed(read.flatten(1, 2), weight, layer.groups)
+        each = [self._read(data, tap, padding, whole).unflatten(1, (layer.groups, -1)) for tap in range(len(self.starts))]
+        out = _mixed(torch.stack(each, 2).flatten(1, 3), weight, layer.groups)
         out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
         return out if input.dim() == ndim + 2 else out[0]
 
@@ -74,10 +82,11 @@ class FilteredConv(nn.Module):
         return f"{super().extra_repr()}, {len(self.starts)} filters in {self.window}"
 
 
-class FilteredConvTranspose(nn.Module):
+class FilteredConvTranspose(Fusing):
     """The same for ``nn.ConvTransposeNd`` of one group: ``weight`` is ``(out * taps, in)``; ``factor_0`` and so on, one for
     each axis, are ``(taps, cells)`` of the window."""
 
+    near: tuple[tuple[tuple[int, int], ...], ...]
     window: Ints
     margin: Ints
 
@@ -89,6 +98,12 @@ class FilteredConvTranspose(nn.Module):
             taps, dilation = list(layer.kernel_size), list(layer.dilation)
             extra = output_padding_of(layer, input, output_size, list(stride), list(padding), taps, ndim, dilation)
         batched = input if input.dim() == ndim + 2 else input[None]
+        if self.fused():
+            wide = [(p + m, p + m - e) for p, m, e in zip(padding, self.margin, extra, strict=True)]
+            taps = layer.weight.view(layer.out_channels, -1, layer.in_channels).transpose(0, 1).flatten(0, 1)
+            out = convolved_transposed(batched, taps, _axes(self, tuple(batched.shape[2:]), wide), 1)
+            out = out if layer.bias is None else out + layer.bias.view(-1, *(1,) * ndim)
+            return out if input.dim() == ndim + 2 else out[0]
         out = _mixed(batched, layer.weight, 1)
         # The last axis first: its taps are next to each other.
         for axis in reversed(range(ndim)):
@@ -106,6 +121,19 @@ class FilteredConvTranspose(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, filters in {self.window}"
+
+
+def _axes(layer: FilteredConv | FilteredConvTranspose, sizes: Ints, pads: Sequence[tuple[int, int]]) -> list[Strided]:
+    """How the axes are read, of data of these ``sizes`` and a window that is padded by ``pads``."""
+    conv, axes = cast(ConvNd, layer), list[Strided]()
+    for axis, (n, (low, high), stride) in enumerate(zip(sizes, pads, conv.stride, strict=True)):
+        factor: Tensor = getattr(layer, f"factor_{axis}")
+        cells = factor.shape[1]
+        fine, coarse = (
+            ((n - 1) * stride - low - high + cells, n) if conv.transposed else (n, (n + low + high - cells) // stride + 1)
+        )
+        axes.append(Strided(factor, stride, low, fine, coarse, [range(*ends) for ends in layer.near[axis]]))
+    return axes
 
 
 def _mixed(x: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -160,19 +188,21 @@ def make_(conv: ConvNd, factors: Factors, margin: Ints) -> str:
     conv.__class__ = cast(type[ConvNd], FILTERED[type(conv)])
     layer: Any = conv
     layer.window, layer.margin = window, margin
+    boxes = [_boxes(factor) for factor in factors]
+    layer.near = tuple(tuple((first, first + len(cells)) for first, cells in along) for along in boxes)
+    for axis, factor in enumerate(factors):
+        layer.register_buffer(f"factor_{axis}", factor.to(like))
     if isinstance(conv, FilteredConv):
         # Cutting out what a filter sees is a copy of it: worth it where the filter is clearly smaller than the window.
         whole = math.prod(window) <= SMALL
-        places = [[(0, cells) for cells in factor] if whole else _boxes(factor) for factor in factors]
+        places = [[(0, cells) for cells in factor] for factor in factors] if whole else boxes
         starts: list[Ints] = []
         for tap, taps in enumerate(itertools.product(*places)):
             starts.append(tuple(start for start, _ in taps))
             layer.register_buffer(f"filter_{tap}", _outer([cells for _, cells in taps]).to(like))
         layer.starts = tuple(starts)
-        mixing = weight.flatten(1)
+        mixing = weight.flatten(2).transpose(1, 2).flatten(1)
     else:
-        for axis, factor in enumerate(factors):
-            layer.register_buffer(f"factor_{axis}", factor.to(like))
         mixing = weight.flatten(1).T
     conv.weight = nn.Parameter(mixing.contiguous(), requires_grad=like.requires_grad)
     return f"{math.prod(len(factor) for factor in factors)} taps filtered in {'x'.join(map(str, window))}"

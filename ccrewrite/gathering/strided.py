@@ -94,9 +94,28 @@ def _factor_gradient(fine: Tensor, coarse: Tensor, dim: int, first: int, along: 
     return torch.stack(rows).view(along.factor.shape)
 
 
-def mix(data: Tensor, mixing: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+def convolved(input: Tensor, mixing: Tensor, axes: Sequence[Strided], groups: int) -> Tensor:
+    """The convolution with the weights ``mixing`` ``(out, taps * C/groups)``: ``(N, C, *fine)`` -> ``(N, out, *coarse)``, whose
+    channels are last in memory."""
+    read = at_taps(input.movedim(1, -1).unflatten(-1, (groups, -1)), axes)
+    return mix(read.flatten(1 + len(axes)), mixing, groups).movedim(-1, 1)
+
+
+def convolved_transposed(input: Tensor, mixing: Tensor, axes: Sequence[Strided], groups: int) -> Tensor:
+    """The transposed one with the weights ``mixing`` ``(groups * taps * out/groups, C/groups)``: ``(N, C, *coarse)`` ->
+    ``(N, out, *fine)``, whose channels are last in memory."""
+    products = mix(input.movedim(1, -1), mixing, groups)
+    return from_taps(tapwise(products, axes, groups), axes).flatten(1 + len(axes)).movedim(-1, 1)
+
+
+def tapwise(products: Tensor, axes: Sequence[Strided], groups: int) -> Tensor:
+    """``(N, *coarse, channels)`` -> ``(N, *coarse, groups, *taps, C)``"""
+    return products.unflatten(-1, (groups, *(len(axis.factor) for axis in axes), -1))
+
+
+def mix(data: Tensor, mixing: Tensor, groups: int) -> Tensor:
     """``(N, *size, in)`` and ``(out, in / groups)`` -> ``(N, *size, out)``."""
-    out = torch.ops.aten.convolution(_picture(data), mixing[:, :, None, None], bias, *_ONE_TAP, groups)
+    out = torch.ops.aten.convolution(_picture(data), mixing[:, :, None, None], None, *_ONE_TAP, groups)
     return out.permute(0, 2, 3, 1).reshape(*data.shape[:-1], len(mixing))
 
 

@@ -55,6 +55,15 @@ def test_same_outputs(case: str, basis: str) -> None:
     torch.testing.assert_close(folded.model(x), dense.model(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_what_is_compiled_computes_the_same(case: str) -> None:
+    model, x = rewritten(case)
+    folded = fold(model, x, forms={"(root)": "filtered"}).model
+    folded.fuses = True
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
+
+
 @torch.no_grad()
 def test_sharing_reach_and_shift_alone() -> None:
     for options in ({"sharing": "axis"}, {"reach": 0}, {"reach": 1}):

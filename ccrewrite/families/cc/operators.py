@@ -17,7 +17,17 @@ from torch import Tensor
 
 from ccrewrite.families.cc.profile import SUPPORT, Along, factor
 from ccrewrite.families.regions import EXPANSIONS
-from ccrewrite.gathering.strided import Strided, at_taps, from_taps, gradients, mix, mix_backward, near_taps, stages
+from ccrewrite.gathering.strided import (
+    Strided,
+    convolved,
+    convolved_transposed,
+    gradients,
+    mix,
+    mix_backward,
+    near_taps,
+    stages,
+    tapwise,
+)
 from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, full_precision
 
@@ -84,10 +94,6 @@ class Call(NamedTuple):
         """``(N, C, *size)`` -> ``(N, *size, groups, C / groups)``"""
         return data.movedim(1, -1).unflatten(-1, (self.groups, -1))
 
-    def at_taps(self, mixed: Tensor) -> Tensor:
-        """``(N, *coarse, channels)`` -> ``(N, *coarse, groups, *taps, C)``"""
-        return mixed.unflatten(-1, (self.groups, *(len(axis.factor) for axis in self.axes), -1))
-
     def flat(self, data: Tensor) -> Tensor:
         """``(N, *size, groups, ..., C)`` -> ``(N, *size, channels)``"""
         return data.flatten(1 + len(self.axes))
@@ -116,11 +122,7 @@ def forward_of(
     """What ``ccrewrite::cc_conv`` is made of."""
     call = Call.of(input.shape[2:], weight, factors, numbers, transposed, groups)
     mixing = call.mixing(weight, transposed)
-    if transposed:
-        out = call.flat(from_taps(call.at_taps(mix(input.movedim(1, -1), mixing, None, groups)), call.axes))
-    else:
-        out = mix(call.flat(at_taps(call.grouped(input), call.axes)), mixing, None, groups)
-    return out.movedim(-1, 1)
+    return (convolved_transposed if transposed else convolved)(input, mixing, call.axes, groups)
 
 
 def backward_of(
@@ -140,13 +142,13 @@ def backward_of(
     if transposed:
         passed, data = stages(call.grouped(gradient), call.axes), input.movedim(1, -1)
         d_data, d_mixing = mix_backward(call.flat(passed[-1]), data, mixing, groups, wants[:2])
-        coarse = call.at_taps(mix(data, mixing, None, groups)) if wants[2] else passed[-1]
+        coarse = tapwise(mix(data, mixing, groups), call.axes, groups) if wants[2] else passed[-1]
         _, d_factors = gradients(passed, coarse, call.axes, False, wants[2])
     else:
         passed = stages(call.grouped(input), call.axes)
         asked = [wants[0] or wants[2], wants[1]]
         d_coarse, d_mixing = mix_backward(gradient.movedim(1, -1), call.flat(passed[-1]), mixing, groups, asked)
-        d_fine, d_factors = gradients(passed, call.at_taps(d_coarse), call.axes, wants[0], wants[2])
+        d_fine, d_factors = gradients(passed, tapwise(d_coarse, call.axes, groups), call.axes, wants[0], wants[2])
         d_data = d_coarse if d_fine is None else call.flat(d_fine)
     nothing = input.new_empty(0)
     return [
