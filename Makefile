@@ -66,10 +66,12 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 	$(BIN)/python benchmarks/speed/dcls_construction.py
 	$(BIN)/python benchmarks/speed/cc_speed.py
 	$(BIN)/python benchmarks/speed/lowering_cpu.py
+	$(BIN)/python benchmarks/speed/moved.py $(if $(QUICK),--quick) $(if $(ONLY),--only '$(ONLY)')
 
 bench-corpus: .venv-corpus/.ready  ## whole models compiled, and steps of fine-tuning: reports/cpu
 	.venv-corpus/bin/python benchmarks/speed/lowered_models.py
 	.venv-corpus/bin/python benchmarks/speed/finetune_step.py
+	.venv-corpus/bin/python benchmarks/speed/moved.py --corpus $(if $(QUICK),--quick) $(if $(ONLY),--only '$(ONLY)')
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index; needs a C++ compiler
 	$(BIN)/python benchmarks/reports/make_reports.py demo $(if $(QUICK),--quick)
