@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ccrewrite.ir.lazy import lazy_names
+
 if TYPE_CHECKING:
     from ccrewrite.api import plan, revert, rewrite, rewrite_, verify
     from ccrewrite.errors import CcrewriteError
@@ -121,17 +123,12 @@ _MOVED = {
 """Name that version 0.1.0 had here -> the module that has it now."""
 
 
+_get, __dir__ = lazy_names(__name__, _HOME)
+
+
 def __getattr__(name: str) -> object:
-    if name in _HOME:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
     if name in ("families", "nn", "report", "training"):
         return import_module(f"{__name__}.{name}")
     if name in _MOVED:
         raise AttributeError(f"ccrewrite.{name} is now {name} of ccrewrite.{_MOVED[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return _get(name)

@@ -14,6 +14,7 @@ from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Plan, Site
 from ccrewrite.ir.wrappers import require_bare, require_trainable, unwrapped
 from ccrewrite.passes.carry_out import carry_out_
@@ -39,6 +40,9 @@ class Result(Outcome[Site]):
 
     def rows(self) -> list[dict[str, str]]:
         return self.plan.rows()
+
+    def shown(self) -> list[dict[str, str]]:
+        return self.plan.shown()
 
     def summary(self) -> str:
         return self.plan.summary()
@@ -159,6 +163,7 @@ def verify(original: Model, rewritten: Model, example_inputs: object) -> Check:
 
 def _plan(model: nn.Module, inputs: Inputs, rules: Rules, selection: Selection, how: How) -> Plan:
     checked = check_rules(rules)
+    step("plan", f"running the {type(model).__name__} to see its convolutions")
     program = capture(model, inputs, how)
     sites = detect(model, program)
     ready = prepare(model, sites, checked, selection)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ccrewrite
-from ccrewrite.cli.arguments import inputs_of, load, options
-from ccrewrite.cli.console import reported, warn
-from ccrewrite.cli.parameters import Config, Exclude, Factory, Include, Input, Json, Kinds, RuleOption, Saved
+from ccrewrite.cli.arguments import inputs_of, load
+from ccrewrite.cli.console import warn
+from ccrewrite.cli.parameters import Factory, Input, Json, Saved, Selection, selecting
 from ccrewrite.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,12 +28,11 @@ def fold(
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model into plain layers, verify and save it. Exits with 1 if the outputs differ."""
-    with reported():
-        model, inputs = _rewritten(factory, input, saved)
-        text, ok = fold_command(model, inputs, target, tol=tol, batch_norm=batch_norm, as_json=as_json)
-        typer.echo(text)
-        if not ok:
-            raise typer.Exit(1)
+    model, inputs = rewritten_model(factory, input, saved)
+    text, ok = fold_command(model, inputs, target, tol=tol, batch_norm=batch_norm, as_json=as_json)
+    typer.echo(text)
+    if not ok:
+        raise typer.Exit(1)
 
 
 def export(
@@ -48,30 +47,25 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
-    with reported():
-        model, inputs = _rewritten(factory, input, saved)
-        how = {"sizes": sizes, "functions": functions, "opset": opset}
-        typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
+    model, inputs = rewritten_model(factory, input, saved)
+    how = {"sizes": sizes, "functions": functions, "opset": opset}
+    typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
 
 
+@selecting
 def rewrite_onnx(
     source: Annotated[Path, typer.Argument(help="an .onnx file")],
     target: Annotated[Path, typer.Option("--out", help="the .onnx file to write")],
     input: Annotated[list[str] | None, typer.Option("--input", help="NAME=1x3x224x224[:dtype]; repeat it")] = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    kinds: Kinds = None,
-    rule: RuleOption = None,
-    config: Config = None,
+    *,
+    selection: Selection,
     as_json: Json = False,
 ) -> None:
     """Rewrite the convolutions of an ONNX file, verify and save it. Exits with 2 if the outputs differ."""
-    with reported():
-        selection = options(include, exclude, kinds, rule, config)
-        typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **selection))
+    typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **selection))
 
 
-def _rewritten(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, object]:
+def rewritten_model(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, object]:
     """The rewritten model that ``factory`` makes, or the one that was ``saved``, and its inputs. Warns of one as it was."""
     from ccrewrite.families.sites import rewritten_sites
 

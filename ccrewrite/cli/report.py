@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ccrewrite
-from ccrewrite.cli.arguments import integers, load, options
-from ccrewrite.cli.console import out, reported
-from ccrewrite.cli.parameters import Config, Exclude, Factory, Include, Input, Json, Kinds, RuleOption
+from ccrewrite.cli.arguments import integers, load
+from ccrewrite.cli.console import out
+from ccrewrite.cli.parameters import Factory, Input, Json, Selection, selecting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,15 +23,13 @@ if TYPE_CHECKING:
     from ccrewrite.report import Comparison, Regression
 
 
+@selecting
 def compare(
     factory: Factory,
     out_dir: Annotated[Path, typer.Option("--out", help="directory for report.json, report.md and report.html")],
     input: Input = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    kinds: Kinds = None,
-    rule: RuleOption = None,
-    config: Config = None,
+    *,
+    selection: Selection,
     variants: Annotated[
         str, typer.Option(help="comma-separated names of models to compare: rewritten,folded,...")
     ] = "rewritten",
@@ -44,26 +42,25 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Rewrite the model and report parameters, cost, error and geometry, before against after."""
-    with reported():
-        from ccrewrite.report.environment import without_folders
+    from ccrewrite.report.environment import without_folders
 
-        model, inputs = load(factory, input)
-        result = ccrewrite.rewrite(model, inputs, **options(include, exclude, kinds, rule, config))
-        found = compare_command(
-            model,
-            result.model,
-            inputs,
-            command=without_folders(shlex.join(["ccrewrite", *sys.argv[1:]])),
-            out=out_dir,
-            variants=tuple(variants.split(",")),
-            html=html,
-            console=None if as_json else out,
-            quick=quick,
-            compiled=compiled,
-            batches=integers("--batches", batches),
-        )
-        if as_json:
-            typer.echo(found.to_json())
+    model, inputs = load(factory, input)
+    result = ccrewrite.rewrite(model, inputs, **selection)
+    found = compare_command(
+        model,
+        result.model,
+        inputs,
+        command=without_folders(shlex.join(["ccrewrite", *sys.argv[1:]])),
+        out=out_dir,
+        variants=tuple(variants.split(",")),
+        html=html,
+        console=None if as_json else out,
+        quick=quick,
+        compiled=compiled,
+        batches=integers("--batches", batches),
+    )
+    if as_json:
+        typer.echo(found.to_json())
 
 
 def report(
@@ -72,12 +69,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Compare two reports. Exits with 1 if a quantity is worse."""
-    with reported():
-        found = report_command(before, after, console=None if as_json else out)
-        if as_json:
-            typer.echo(found.to_json())
-        if found.worse:
-            raise typer.Exit(1)
+    found = report_command(before, after, console=None if as_json else out)
+    if as_json:
+        typer.echo(found.to_json())
+    if found.worse:
+        raise typer.Exit(1)
 
 
 def compare_command(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import ccrewrite
 from ccrewrite.cli.arguments import load, made, named
-from ccrewrite.cli.console import out, reported
+from ccrewrite.cli.console import out
 from ccrewrite.cli.parameters import Json
 
 if TYPE_CHECKING:
@@ -28,20 +28,18 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Rewrite a model, fine-tune it and save it. Also under `torchrun -m ccrewrite finetune ...`."""
-    with reported():
-        history = finetune_command(config, resume=resume, console=Console(quiet=True) if as_json else out)
-        if as_json and history is not None:
-            typer.echo(json.dumps(asdict(history), indent=2))
+    history = finetune_command(config, resume=resume, console=Console(quiet=True) if as_json else out)
+    if as_json and history is not None:
+        typer.echo(json.dumps(asdict(history), indent=2))
 
 
 def demo(as_json: Json = False) -> None:
     """Rewrite the segmentation network that ships with the package, and show before and after."""
-    with reported():
-        from ccrewrite.demo.run import run  # scikit-learn, which only the demo needs
+    from ccrewrite.demo.run import run  # scikit-learn, which only the demo needs
 
-        scores = run(Console(quiet=True) if as_json else out)
-        if as_json:
-            typer.echo(json.dumps({name: score._asdict() for name, score in scores.items()}, indent=2))
+    scores = run(Console(quiet=True) if as_json else out)
+    if as_json:
+        typer.echo(json.dumps({name: score._asdict() for name, score in scores.items()}, indent=2))
 
 
 def finetune_command(file: Path, *, resume: bool, console: Console) -> History | None:

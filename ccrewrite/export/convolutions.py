@@ -96,7 +96,7 @@ def _convolution(node: ir.Node, name: str, *, inside: bool) -> Convolution:
     dtype = TORCH_DTYPES.get(weight.dtype or ir.DataType.FLOAT, torch.float32)
     aliases = (node.name,) if node.name and node.name != name else ()
     site = Site(
-        name, aliases, "functional", node.op_type, geometry, 1, shapes[0], shapes[1], name, weight_name, dtype,
+        name, aliases, True, node.op_type, geometry, 1, shapes[0], shapes[1], name, weight_name, dtype,
         torch.device("cpu"), decision,
     )  # fmt: skip
     return Convolution(node, site, pads)

@@ -20,6 +20,7 @@ from ccrewrite.export.sizes import Mode, plan_sizes
 from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet_exporter, traced
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.scales.resize import without_wrapper
 
@@ -97,15 +98,18 @@ def export_onnx(
     from ccrewrite.export.metadata import Origin, annotate_
 
     with quiet_exporter():
+        step("export_onnx", "tracing the model", 0.2)
         graph = traced(ready.model, inputs, shapes, opset, plan)
         expand_(graph, ready.calls, functions=functions)
         learned = name_tensors_(graph, ready.tensors)
         before = histogram(graph)
+        step("export_onnx", "optimising the graph", 0.6)
         file = optimised(graph, opset, learned=learned, gathered=any(s.code == "gathered" for s in ready.sites))
         origins = {site.name: Origin(site.name, _words(site)) for site in ready.sites}
         annotate_(file, {path: origins[name] for path, name in ready.modules.items()})
     with replacing(target) as temporary:
         save(file, temporary)
+        step("export_onnx", "running the file in onnxruntime, and comparing outputs", 0.8)
         check = checked(module, temporary, runs, plan, tolerance)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
     sites = _written(ready, {name: site for name, site in learned.items() if name in file.graph.initializers})

@@ -147,7 +147,8 @@ class OnnxFile(Outcome[OnnxSite]):
 
     def rows(self) -> list[dict[str, str]]:
         return [
-            {"site": s.name, "layer": s.layer, "window": times(s.window), "becomes": s.code, "": s.message} for s in self.sites
+            {"site": s.name, "layer": s.layer, "window": times(s.window), "becomes": s.code, "message": s.message}
+            for s in self.sites
         ]
 
     def notes(self) -> list[str]:
@@ -197,6 +198,9 @@ class RewrittenFile(OnnxFile):
 
     def rows(self) -> list[dict[str, str]]:
         return self.plan.rows()
+
+    def shown(self) -> list[dict[str, str]]:
+        return self.plan.shown()
 
     def summary(self) -> str:
         return self.plan.summary()

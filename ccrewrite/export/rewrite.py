@@ -21,6 +21,7 @@ from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.written import replacing, writable
@@ -97,16 +98,19 @@ def rewrite_onnx(
     plan = Plan(tuple(_decided(s, additions.get(s.name)) for s in sites), checked_rules, "onnx")
     if not plan.rewritten:
         raise SelectionError(f"nothing can be rewritten in {source.name}: {plan.summary()}{_because(plan)}")
+    step("rewrite_onnx", f"rewriting {len(plan.rewritten)} sites", 0.1)
     inputs = _inputs(source.given, example_inputs)
     forms = {s.name: form for s in plan.rewritten if (form := additions[s.name].form) is not None}
     variants = Variants(source.model, plan.sites, forms)
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
         proof = Proof(source, variants, inputs, tolerance, Path(scratch))
+        step("rewrite_onnx", "trying other sizes", 0.3)
         trials = proof.trials()
         file = variants.file()
         native = {trial.input: trial.native for trial in trials}
         asked = tuple(replace(x, native=native[x.name]) for x in file.asked)
         save(file.model, temporary, external=source.external)
+        step("rewrite_onnx", "running both files, and comparing outputs", 0.8)
         check = proof.check(temporary, asked, native)
         if source.random:
             unseed_(file.model)

@@ -5,8 +5,9 @@ docs/writing-a-family.md goes through it.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ccrewrite.ir.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ccrewrite.families.adopt import RewrittenConv
@@ -70,16 +71,6 @@ _HOME = {
     "register_family": "families.family",
     "scaled_size": "families.resizable",
 }
-"""Name -> the module that has it. Imported when it is first used."""
+"""Name -> the module of ``ccrewrite`` that has it."""
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"ccrewrite.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -73,7 +73,7 @@ class Check:
             (o.path, o.dtype, "x".join(map(str, o.shape)), f"{o.max_abs_error:.1e}", f"{o.max_rel_error:.1e}", o.flips, o.note)
             for o in self.outputs
         ]
-        table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", ""))
+        table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", "note"))
         verdict = "outputs are equal" if all(o.ok for o in self.outputs) else "outputs DIFFER"
         if self.gradients:
             worst = max(self.gradients, key=lambda g: g.max_rel_error)

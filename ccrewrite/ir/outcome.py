@@ -48,6 +48,10 @@ class SiteTable(ABC, Generic[S]):
     def to_dict(self) -> JsonObject:
         """All of it but the model, as plain data."""
 
+    def shown(self) -> list[dict[str, str]]:
+        """The rows that ``print`` shows: all, where a subclass doesn't leave some to the summary."""
+        return self.rows()
+
     def notes(self) -> list[str]:
         """Lines below the table and the summary."""
         return []
@@ -65,7 +69,8 @@ class SiteTable(ABC, Generic[S]):
         for site in self.sites:
             if name == site.name or name in getattr(site, "aliases", ()):
                 return site
-        raise KeyError(f"no site is called {name!r}; there are {', '.join(s.name for s in self.sites) or 'none'}")
+        names = ", ".join(repr(site.name) for site in self.sites) or "none"
+        raise KeyError(f"no site is called {name!r}; the sites are {names}")
 
     def summary(self) -> str:
         """One line: how many sites, by code."""
@@ -76,12 +81,16 @@ class SiteTable(ABC, Generic[S]):
         """``to_dict`` as a JSON document."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def __str__(self) -> str:
-        table = tabulate(self.rows(), headers="keys", disable_numparse=True) if self.sites else ""
+    def table(self, *, all: bool = False) -> str:
+        """What ``print`` shows; with ``all``, a row for every site."""
+        table = tabulate(self.rows() if all else self.shown(), headers="keys", disable_numparse=True) if self.sites else ""
         return "\n".join(filter(None, (table, self.summary(), *self.notes())))
 
+    def __str__(self) -> str:
+        return self.table()
+
     def _repr_html_(self) -> str:
-        table = tabulate(self.rows(), headers="keys", tablefmt="html", disable_numparse=True) if self.sites else ""
+        table = tabulate(self.shown(), headers="keys", tablefmt="html", disable_numparse=True) if self.sites else ""
         notes = html.escape("\n".join(filter(None, self.notes())))
         return f"<p>{html.escape(self.summary())}</p>{table}" + (f"<pre>{notes}</pre>" if notes else "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -63,13 +63,14 @@ class Site:
 
     ``name`` is the module's path, or for a functional call that of its weight (``"up.kernel"``) or of the module whose forward
     calls it and the function (``"up:conv1d"``); a second one is ``"up:conv1d#2"``. ``aliases`` are the names at other paths
-    under which the module is registered. ``calls`` counts the calls in one run; ``input_shapes`` and ``output_shapes`` are
-    theirs. ``module`` is the path of the calling module; ``weight`` the name of the parameter or buffer, None if computed.
+    under which the module is registered. ``functional``: its calls are of a torch function, not of a convolution module.
+    ``calls`` counts the calls in one run; ``input_shapes`` and ``output_shapes`` are theirs. ``module`` is the path of the
+    calling module; ``weight`` the name of the parameter or buffer, None if computed.
     """
 
     name: str
     aliases: tuple[str, ...]
-    form: Literal["module", "functional"]
+    functional: bool
     layer: str
     geometry: ConvGeometry
     calls: int
@@ -107,7 +108,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Plan(SiteTable[Site]):
-    """Every convolution site of a run with its decision, in the order of the run. ``print`` it, or take ``to_json()``.
+    """Every convolution site of a run with its decision, in the order of the run. ``print`` shows what is rewritten,
+    ``table(all=True)`` is the whole, ``to_json()`` has it as data.
 
     ``how`` says how the run was captured ("export", "observed" or "graph"), ``note`` why export was not used. ``costs`` has
     what each rewritten site costs once it has moved, by name, where ``plan(..., costs=True)`` asked for it.
@@ -139,7 +141,7 @@ class Plan(SiteTable[Site]):
                 "calls": str(s.calls),
                 "decision": s.code,
                 **self._cost(s),
-                "": s.message,
+                "message": s.message,
             }
             for s in self.sites
         ]
@@ -155,6 +157,15 @@ class Plan(SiteTable[Site]):
             return {}
         found = self.costs.get(site.name)
         return dict.fromkeys(next(iter(self.costs.values())).cells(), "") if found is None else found.cells()
+
+    def shown(self) -> list[dict[str, str]]:
+        """The rows of sites that are rewritten, or were put back; where there are none, all: they say why not."""
+        told = [
+            row
+            for site, row in zip(self.sites, self.rows(), strict=True)
+            if site.decision.rewritten or site.code == "verification-failed"
+        ]
+        return told or self.rows()
 
     def to_dict(self) -> JsonObject:
         """As plain data: ``{"how", "note", "rules", "sites"}``, and ``"costs"`` by site where they were asked for."""

@@ -18,6 +18,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.sites import FoldedSite
@@ -35,7 +36,7 @@ class Package(Outcome[FoldedSite]):
     check: Check
 
     def rows(self) -> list[dict[str, str]]:
-        return [{"site": site.name, "becomes": site.code, "": site.message} for site in self.sites]
+        return [{"site": site.name, "becomes": site.code, "message": site.message} for site in self.sites]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data: ``{"path", "sites", "check"}``."""
@@ -77,17 +78,20 @@ def aot(
             part.fuses = True
     name = type(given).__name__
     with torch.no_grad(), preserved(module, inputs.tensors()):
+        step("aot", "exporting the model")
         try:
             program = torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as error:
             raise ExportError(f"torch.export refuses this {name}: {error}") from error
         packaged = io.BytesIO()  # written here, for torch's writer may end the process where the disk is full
+        step("aot", "compiling the package")
         try:
             aoti_compile_and_package(program, package_path=packaged, inductor_configs=dict(inductor_configs or {}))
         except Exception as error:
             raise ExportError(f"AOTInductor can't compile this {name}: {error}") from error
         with replacing(path) as unchecked:
             unchecked.write_bytes(packaged.getbuffer())
+            step("aot", "running the package, and comparing outputs")
             try:
                 found = _leaves(aoti_load_package(str(unchecked))(*inputs.args, **inputs.kwargs))
             except Exception as error:

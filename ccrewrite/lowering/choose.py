@@ -14,6 +14,7 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.observe import Like, module_calls
+from ccrewrite.ir.progress import step
 from ccrewrite.lowering.calls import SiteCall
 from ccrewrite.lowering.measure import measure, measure_folded
 from ccrewrite.lowering.times import Seconds, Times, cache_key
@@ -48,7 +49,10 @@ def check_forced(forced: Mapping[str, str], samplings: Mapping[str, Sampling]) -
 def choose(calls: Mapping[str, SiteCall], forced: Mapping[str, str], measured: bool) -> dict[str, Choice]:
     """The form of each site in training. Where a site has several, those whose estimate comes near the best are measured."""
     times = Times() if measured else None
-    chosen = {name: _choice(site, forced.get(name), times) for name, site in calls.items()}
+    chosen: dict[str, Choice] = {}
+    for done, (name, site) in enumerate(calls.items()):
+        step("lower", f"choosing the form of {name}", done / len(calls))
+        chosen[name] = _choice(site, forced.get(name), times)
     if times is not None:
         times.keep()
     return chosen
@@ -89,7 +93,8 @@ def choose_folded(model: nn.Module, inputs: Inputs, forced: Mapping[str, str]) -
     layers = {name: cast(RewrittenConv, sites[name].module) for name in near}
     times = Times()
     chosen: dict[str, Choice] = {}
-    for name, calls in module_calls(model, inputs, layers).items():
+    for done, (name, calls) in enumerate(module_calls(model, inputs, layers).items()):
+        step("lower", f"choosing the form of {name}", done / len(layers))
         if not calls:
             continue
         layer, input = layers[name], cast(Like, calls[0].args[0])

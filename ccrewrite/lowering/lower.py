@@ -14,6 +14,7 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.check import checked
@@ -91,6 +92,7 @@ def lower(
         if dynamic is not None or fullgraph:
             raise InputError('dynamic and fullgraph are for scope="model"; with scope="sites" each layer is compiled by itself')
         samplings = {name: site.sampling for name, site in known.items()}
+        step("lower", f"compiling {len(known)} layers")
         sites = compile_sites_(given, inputs, samplings, forced, training=training)
         before = functools.partial(eager, samplings.values())
         try:
@@ -102,6 +104,7 @@ def lower(
     prepare = _for_training_ if mode == "training" else _for_inference
     prepared, sites = prepare(given, inputs, forced, measured)
     compiled = cast(nn.Module, torch.compile(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options()))
+    step("lower", "compiling the model, and comparing outputs")
     check = checked(compiled, given, inputs, training=training) if verify else skipped
     return Lowered(compiled, mode, sites, check)
 

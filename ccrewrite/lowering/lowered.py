@@ -61,7 +61,7 @@ class Lowered(Outcome[LoweredSite]):
             {
                 "site": site.name,
                 "form": site.code,
-                "": site.message,
+                "message": site.message,
                 "milliseconds": ", ".join(
                     f"{form} {ms:.3g}" for form, ms in sorted(site.milliseconds.items(), key=lambda i: i[1])
                 ),

@@ -3,8 +3,9 @@ the code."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ccrewrite.ir.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ccrewrite.families.adopt import RewrittenConv
@@ -47,35 +48,25 @@ __all__ = [
 ]
 
 _HOME = {
-    "CCConv1d": "cc.layers",
-    "CCConv2d": "cc.layers",
-    "CCConv3d": "cc.layers",
-    "CCConvTranspose1d": "cc.layers",
-    "CCConvTranspose2d": "cc.layers",
-    "CCConvTranspose3d": "cc.layers",
-    "CCSampling": "cc.sampling",
-    "DclsConv1d": "dcls.layers",
-    "DclsConv2d": "dcls.layers",
-    "DclsConv3d": "dcls.layers",
-    "DclsSampling": "dcls.sampling",
-    "ResizableSampling": "resizable",
-    "RewrittenConv": "adopt",
-    "Sampling": "sampling",
-    "WidthSchedule": "dcls.widths",
-    "nyquist_penalty": "cc.sampling",
-    "repulsive_loss": "dcls.losses",
-    "share_positions": "dcls.sharing",
+    "CCConv1d": "families.cc.layers",
+    "CCConv2d": "families.cc.layers",
+    "CCConv3d": "families.cc.layers",
+    "CCConvTranspose1d": "families.cc.layers",
+    "CCConvTranspose2d": "families.cc.layers",
+    "CCConvTranspose3d": "families.cc.layers",
+    "CCSampling": "families.cc.sampling",
+    "DclsConv1d": "families.dcls.layers",
+    "DclsConv2d": "families.dcls.layers",
+    "DclsConv3d": "families.dcls.layers",
+    "DclsSampling": "families.dcls.sampling",
+    "ResizableSampling": "families.resizable",
+    "RewrittenConv": "families.adopt",
+    "Sampling": "families.sampling",
+    "WidthSchedule": "families.dcls.widths",
+    "nyquist_penalty": "families.cc.sampling",
+    "repulsive_loss": "families.dcls.losses",
+    "share_positions": "families.dcls.sharing",
 }
-"""Name -> the module of ``ccrewrite.families`` that has it. Imported when it is first used: a family may be missing."""
+"""Name -> the module of ``ccrewrite`` that has it. A family may be missing."""
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"ccrewrite.families.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

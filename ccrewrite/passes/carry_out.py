@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -14,11 +15,14 @@ from ccrewrite.families.rule import Rule
 from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import TOLERANCE, Check
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.passes.gradients import Reference
 from ccrewrite.passes.rules import rule_for
 from ccrewrite.passes.substitute import Substitution, substitute_
 from ccrewrite.passes.verify import built_error, called, compare_outputs, culprits, outputs_of
+
+log = logging.getLogger(__name__)
 
 
 def carry_out_(
@@ -33,6 +37,7 @@ def carry_out_(
     rule_of = {site.name: cast(Rule, rule_for(site, planned.rules)) for site in planned.rewritten}
     exact = {site.name: site for site in planned.rewritten if rule_of[site.name].exact}
     approximate = [site for site in planned.rewritten if site.name not in exact]
+    step("rewrite", f"building the kernels of {len(exact)} sites")
     built = {name: built_error(site, rule_of[name]) for name, site in exact.items()}
     largest = max(built.values(), default=0.0)
     failures = {n: f"its kernel is off by {e:.1e} at the start" for n, e in built.items() if e > TOLERANCE[torch.float64]}
@@ -41,6 +46,7 @@ def carry_out_(
         substitute_(model, [*(exact[name] for name in good), *approximate], planned.rules)
         return _with_failures(planned, failures), Check((), False, "nothing to run on the meta device", largest)
 
+    step("rewrite", "comparing outputs with the original's")
     before = outputs_of(model if original is None else original, inputs)
     reference = Reference(model if original is None else original, inputs) if gradients and good else None
     rewriting = _Rewriting(model, exact, planned.rules)
@@ -97,6 +103,8 @@ def _search(names: Sequence[str], failure: Callable[[Sequence[str]], str]) -> tu
 
 
 def _with_failures(planned: Plan, failures: Mapping[str, str]) -> Plan:
+    for name, reason in failures.items():
+        log.info("put back %s: %s", name, reason)
     decided = (
         replace(s, decision=Decision(False, "verification-failed", failures[s.name])) if s.name in failures else s
         for s in planned.sites

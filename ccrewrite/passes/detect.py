@@ -82,7 +82,7 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
     """``there``: the rewritten sites by the ``id`` of their sampling."""
     first = calls[0]
     module = _submodule(model, first.module)
-    path, geometry, form, decision = first.module, first.geometry, "functional", UNDECIDED
+    path, geometry, functional, decision = first.module, first.geometry, True, UNDECIDED
     name, weight = None, first.weight
     if isinstance(module, Sampling):
         geometry = replace(geometry, kernel_size=module.kernel_size, dilation=module.dilation)
@@ -94,18 +94,18 @@ def _site(model: nn.Module, calls: list[ConvCall], there: Mapping[int, Rewritten
             elif site.weight is not None:
                 weight = f"{path}.{site.weight}".removeprefix(".")
     if _is_conv(module):
-        form = "module"
+        functional = False
         if not has_own_forward(module.ccrewrite_replaced if isinstance(module, RewrittenConv) else type(module)):
             geometry = ConvGeometry.from_module(module)  # pyright: ignore[reportArgumentType]
     elif first.obstacle in ("scripted", "quantized", "opaque"):
-        form = "module"
-    if name is None and form == "functional":
+        functional = False
+    if name is None and functional:
         host, below = host_of(model, path, weight_of(model, weight))
         name = site_name(host, call_suffix(below, geometry))
     return Site(
         name=name or path or ROOT,
         aliases=(),
-        form=form,
+        functional=functional,
         layer=type(module).__name__,
         geometry=geometry,
         calls=len(calls),
@@ -142,8 +142,8 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
     for other in others:
         if other.decision.code in ("control-flow", "autograd-function") and _same_weight(site, other):
             return Decision(False, other.decision.code, f"{other.decision.message}, of {other.name}, and shares its weight")
-    if site.form == "module":
-        twins = [s.geometry.describe() for s in others if s.module == site.module and s.form == "module"]
+    if not site.functional:
+        twins = [s.geometry.describe() for s in others if s.module == site.module and not s.functional]
         if twins:
             shown = ", ".join([site.geometry.describe(), *twins])
             return Decision(False, "several-calls", f"the forward of {site.layer} makes several convolutions: {shown}")
@@ -157,7 +157,7 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
     if isinstance(module, fx.GraphModule) and not nodes_of(module, site, weight_of(model, site.weight)):
         return Decision(False, "wrapped-function", "a function that the graph calls as a whole (torch.fx.wrap) makes this call")
     for other in others:
-        if site.weight and other.weight == site.weight and other.form == "module":
+        if site.weight and other.weight == site.weight and not other.functional:
             return Decision(False, "shared-weight", f"{site.weight} is also the weight of {other.name}, which is called itself")
     return _ambiguous(site, others) or _operator(model, host)
 
@@ -192,7 +192,7 @@ def _adapted(model: nn.Module, path: str) -> Decision | None:
 
 def _same_weight(site: Site, other: Site) -> bool:
     """Whether what is put in the place of ``site`` could take the calls of ``other`` too."""
-    if site.form == "module" and site.module == other.module:
+    if not site.functional and site.module == other.module:
         return True
     return site.weight == other.weight and (site.weight is not None or _route(site) == _route(other))
 
@@ -212,7 +212,7 @@ def _never_called(name: str, module: nn.Module, hidden: Sequence[str]) -> Site:
     return Site(
         name=name or ROOT,
         aliases=(),
-        form="module",
+        functional=False,
         layer=type(module).__name__,
         geometry=geometry,
         calls=0,
@@ -230,10 +230,10 @@ def _distinct(sites: Iterable[Site], there: Collection[str]) -> list[Site]:
     """Sites with one name each. Modules, and what is rewritten already (``there``), keep the name that they have; the second
     other site called ``up:conv1d`` is ``up:conv1d#2``."""
     sites = list(sites)
-    kept = {s.name for s in sites if s.form == "module"} | set(there)
+    kept = {s.name for s in sites if not s.functional} | set(there)
     named: dict[str, Site] = {}
     for site in sites:
-        keeps = site.form == "module" or site.decision.code == "already-rewritten"
+        keeps = not site.functional or site.decision.code == "already-rewritten"
         name = free_name(site.name, named if keeps else named.keys() | kept)
         named[name] = replace(site, name=name)
     return list(named.values())
@@ -248,6 +248,6 @@ def _with_aliases(model: nn.Module, sites: Iterable[Site], there: Mapping[str, R
         if site.name in there:
             yield replace(site, aliases=there[site.name].aliases)
             continue
-        path = site.module if site.form == "module" else host_of(model, site.module, weight_of(model, site.weight))[0]
+        path = site.module if not site.functional else host_of(model, site.module, weight_of(model, site.weight))[0]
         others = (p for p in paths[id(_submodule(model, path))] if p != path)
         yield replace(site, aliases=tuple(site_name(p, suffix_of(site.name, path)) for p in others))

@@ -117,7 +117,7 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
         sampling = rule.made(site, dtype=dtype, device=device)
     if isinstance(weight, nn.Parameter):
         sampling.requires_grad_(weight.requires_grad)
-    if site.form == "module":
+    if not site.functional:
         layer = adopt_(cast(ConvNd, module), sampling, "weight" if site.weight else None)
         restore = rule.install_(layer, site)
         return Substitution(sampling, lambda: (restore(), release_(layer)))
@@ -134,7 +134,7 @@ def _substitute_(model: nn.Module, site: Site, rule: Rule) -> Substitution:
 
 def _weight(model: nn.Module, site: Site) -> Tensor | None:
     """The tensor that decides dtype, device and whether the geometry is trained; None for a computed functional weight."""
-    if site.form == "module":
+    if not site.functional:
         return next(model.get_submodule(site.module).parameters(), None)
     return weight_of(model, site.weight)
 

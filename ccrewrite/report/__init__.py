@@ -5,8 +5,9 @@ Names are imported when they are first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ccrewrite.ir.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ccrewrite.report.changes import Regression, regression
@@ -15,17 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Regression", "compare", "regression"]
 
-_HOME = {"Comparison": "comparison", "Regression": "changes", "compare": "measure", "regression": "changes"}
-"""Name -> the module here that has it."""
+_HOME = {
+    "Comparison": "report.comparison",
+    "Regression": "report.changes",
+    "compare": "report.measure",
+    "regression": "report.changes",
+}
+"""Name -> the module of ``ccrewrite`` that has it."""
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

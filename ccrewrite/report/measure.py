@@ -19,6 +19,7 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.spent import flops_of, peak_memory
 from ccrewrite.ir.timing import CONFIDENCE, MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.ir.wrappers import unwrapped
@@ -141,12 +142,14 @@ class _Stages(ExitStack):
     def __init__(self, stages: int, shown: bool) -> None:
         super().__init__()
         bar = Progress(console=Console(stderr=True), transient=True, disable=not shown)
+        self.stages = stages
         self.bar, self.done = self.enter_context(bar), -1
         self.task = bar.add_task("", total=stages)
 
     def next(self, what: str) -> None:
         self.done += 1
         self.bar.update(self.task, completed=self.done, description=what)
+        step("compare", what, self.done / self.stages)
 
     def part(self, share: float) -> None:
         """How much of the stage is done."""

@@ -71,7 +71,7 @@ def _described(site: Site) -> JsonObject:
     return {
         "name": site.name,
         "layer": site.layer,
-        "form": site.form,
+        "form": "functional" if site.functional else "module",
         "kinds": list(site.kinds),
         "geometry": {k: list(cast("Ints", v)) if isinstance(v, tuple) else v for k, v in g.items()},
         "described": site.geometry.describe(),
@@ -84,7 +84,7 @@ def _described(site: Site) -> JsonObject:
 def _belongs(run: ConvRun, site: Site) -> bool:
     if run.site is not None:
         return run.site == site.name
-    if run.module != site.module or site.form == "module":
+    if run.module != site.module or not site.functional:
         return run.module == site.module
     return (run.weight_name, run.geometry) == (site.weight, site.geometry)
 

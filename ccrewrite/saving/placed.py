@@ -162,7 +162,7 @@ class Placed:
 
     def _site(self) -> Site:
         dtype, nothing = getattr(torch, self.dtype), torch.device("meta")
-        return Site(self.site, (), "functional", self.layer, self.geometry, 0, (), (), self.module, self.weight, dtype, nothing)
+        return Site(self.site, (), True, self.layer, self.geometry, 0, (), (), self.module, self.weight, dtype, nothing)
 
 
 def kinds_of(samplings: Iterable[Placed]) -> dict[str, type[Sampling]]:

@@ -6,8 +6,9 @@ Names are imported when they are first used: those of one family's layers alone 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ccrewrite.ir.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ccrewrite.nn import WidthSchedule, nyquist_penalty, repulsive_loss
@@ -51,14 +52,4 @@ _HOME = {
 }
 """Name -> the module of ``ccrewrite`` that has it."""
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"ccrewrite.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.typed import number_rows
 from ccrewrite.training.accelerating import summed
 from ccrewrite.training.batches import Batches, seed_all
@@ -99,6 +100,8 @@ class Loop:
             checkpoints = self.folder is not None and (ends or (every is not None and self.steps_done % every == 0))
             if ends or checkpoints or self.steps_done % self.config.log_every == 0:
                 self._flush()
+                if self.accelerator.is_main_process:
+                    step("finetune", f"epoch {number}, loss {self.rows[-1]['loss']:.4g}", self.steps_done / self.total)
             if checkpoints:
                 self._checkpoint(cast(RunFolder, self.folder))
             if self.bar and task is not None:

@@ -9,9 +9,13 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import ccrewrite
 from ccrewrite.cli.app import app
 
-COMMANDS = ("plan", "rewrite", "finetune", "compare", "report", "fold", "export", "rewrite-onnx", "demo")
+COMMANDS = (
+    *("plan", "rewrite", "finetune", "compare", "report", "fold", "export", "rewrite-onnx", "lower", "aot"),
+    *("rules", "doctor", "env", "demo"),
+)
 HEAVY = ("torch", "numpy", "onnx", "tabulate", "ccrewrite.api")
 
 
@@ -29,6 +33,18 @@ def test_every_command_is_listed() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     assert command in help_of(command)
+
+
+def test_short_help_and_version() -> None:
+    for arguments in (["-h"], ["plan", "-h"]):
+        assert "-h, --help" in CliRunner().invoke(app, arguments).stdout
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"ccrewrite {ccrewrite.__version__}\n"
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = {"_CCREWRITE_COMPLETE": "complete_bash", "COMP_WORDS": "ccrewrite re", "COMP_CWORD": "1"}
+    found = CliRunner().invoke(app, [], prog_name="ccrewrite", env=environment)
+    assert found.stdout.split() == ["rewrite", "report", "rewrite-onnx"]
 
 
 def test_brackets_are_shown_as_they_are() -> None:

@@ -273,23 +273,23 @@ def test_sites_say_where_they_are() -> None:
     planned = plan(model, inputs)
     site = planned["conv"]
     assert [s.name for s in planned] == ["conv", "stages.0"]
-    assert (site.calls, site.aliases, site.layer, site.form) == (3, ("again", "stages.1"), "Conv2d", "module")
+    assert (site.calls, site.aliases, site.layer, site.functional) == (3, ("again", "stages.1"), "Conv2d", False)
     assert planned["stages.1"] is planned["again"] is site
     assert site.input_shapes == ((2, 4, 17, 17), (2, 4, 17, 17), (2, 4, 8, 8))
     assert taken(plan(model, inputs, include="again")) == {"conv"}
     assert taken(plan(model, inputs, include="stages")) == {"conv", "stages.0"}
-    with pytest.raises(KeyError, match=r"no site is called 'conf'; there are conv, stages\.0"):
+    with pytest.raises(KeyError, match=r"no site is called 'conf'; the sites are 'conv', 'stages\.0'"):
         planned["conf"]
 
 
 def test_names_of_functional_sites() -> None:
     model, inputs = build("functional")
     planned = plan(model, inputs)
-    assert {s.name: (s.form, s.weight, s.module, s.layer) for s in planned} == {
-        "0": ("module", "0.weight", "0", "Conv1d"),
-        "1.kernel": ("functional", "1.kernel", "1", "Functional"),
-        "1.blur": ("functional", "1.blur", "1", "Functional"),
-        "1:conv1d": ("functional", None, "1", "Functional"),
+    assert {s.name: (s.functional, s.weight, s.module, s.layer) for s in planned} == {
+        "0": (False, "0.weight", "0", "Conv1d"),
+        "1.kernel": (True, "1.kernel", "1", "Functional"),
+        "1.blur": (True, "1.blur", "1", "Functional"),
+        "1:conv1d": (True, None, "1", "Functional"),
     }
     assert taken(planned) == {"1.kernel", "1.blur", "1:conv1d"}
 

@@ -28,6 +28,6 @@ class DilatedToDcls(Rule):
 
     def sampling(self, site: Site, **factory: Any) -> Sampling:
         sharing = self.sharing
-        if sharing == "auto" and site.form == "functional" and site.weight is None:
+        if sharing == "auto" and site.functional and site.weight is None:
             sharing = "tap"  # the channels of a computed weight may change from call to call
         return DclsSampling.of(site.geometry, sharing=sharing, reach=self.reach, **factory)

@@ -98,7 +98,7 @@ class LargeToDcls(Rule):
         return "large" in site.kinds and "transposed" not in site.kinds
 
     def refuses(self, site: Site) -> str | None:
-        if site.form != "module" or site.weight is None:
+        if site.functional or site.weight is None:
             return "its weight is not a parameter of a convolution module"
         if self.found is not None and site.name not in self.found:
             return f"its weight is parametrized, or {site.layer} has a forward of its own"

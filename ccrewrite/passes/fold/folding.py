@@ -18,6 +18,7 @@ from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.names import hits, patterns_of
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.passes.fold.attempts import Attempts, compared, fold_verified
 from ccrewrite.passes.fold.layers import DENSE, alternatives_of
 from ccrewrite.passes.fold.norms import fold_norms_
@@ -76,6 +77,7 @@ def fold(
     given, inputs, forms = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs), forms or {}
     chosen = _selected(_sites(given), include, exclude)
     _check_forms(given, forms)
+    step("fold", f"making {len(chosen)} sites plain, and comparing outputs")
     snapped = copied(given)
     losses = snap_(snapped, chosen, tol) if tol else {}
     settle_sizes_(snapped, inputs)

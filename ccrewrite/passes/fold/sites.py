@@ -106,7 +106,7 @@ class Folded(Outcome[FoldedSite]):
                 "layer": s.layer,
                 "window": "x".join(map(str, s.window)),
                 "becomes": s.code,
-                "": s.message,
+                "message": s.message,
                 "snapped by": f"{s.moved:.2g}" if s.moved else "",
                 "kernel error": f"{s.kernel_error:.1e}" if s.moved else "",
             }
