@@ -97,13 +97,19 @@ class Site:
         """The decision's."""
         return self.decision.message
 
+    @property
+    def written_form(self) -> str:
+        """``functional``, as files have it since version 0.1.0."""
+        return "functional" if self.functional else "module"
+
     def matches(self, pattern: str) -> bool:
         """Whether a name, glob or ``re:...`` hits this site under its name or an alias (``ccrewrite.ir.names``)."""
         return hits(pattern, (self.name, *self.aliases))
 
     def to_dict(self) -> JsonObject:
-        plain = {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
-        return asdict(self) | {"kinds": self.kinds} | plain
+        plain = {"form": self.written_form, "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
+        told = {name: value for name, value in asdict(self).items() if name != "functional"}
+        return told | {"kinds": self.kinds} | plain
 
 
 @dataclass(frozen=True)

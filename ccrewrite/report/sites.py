@@ -71,7 +71,7 @@ def _described(site: Site) -> JsonObject:
     return {
         "name": site.name,
         "layer": site.layer,
-        "form": "functional" if site.functional else "module",
+        "form": site.written_form,
         "kinds": list(site.kinds),
         "geometry": {k: list(cast("Ints", v)) if isinstance(v, tuple) else v for k, v in g.items()},
         "described": site.geometry.describe(),

@@ -328,9 +328,13 @@ def test_a_plan_is_a_sequence_a_table_and_data() -> None:
     planned = plan(Net(), X)
     assert len(planned) == len(planned.sites) == len(list(planned)) == 6
     assert planned.summary() == "6 sites: 4 rewritten; left alone: 1 plain, 1 large"
-    lines = str(planned).splitlines()
-    assert lines[0].split() == ["site", "layer", "kinds", "geometry", "calls", "decision"]
-    assert len(lines) == 2 + 6 + 1
+    every, lines = planned.table(all=True).splitlines(), str(planned).splitlines()
+    assert every[0].split() == ["site", "layer", "kinds", "geometry", "calls", "decision", "message"]
+    assert len(every) == 2 + 6 + 1
+    assert len(lines) == 2 + 4 + 1, "what is left alone is counted in the last line"
+    assert lines[-1] == planned.summary()
+    untouched = plan(Net(), X, rules=[])
+    assert len(str(untouched).splitlines()) == 2 + 6 + 1, "where nothing is rewritten, all say why"
     data = json.loads(planned.to_json())
     assert data["how"] == "export"
     assert [r["rule"] for r in data["rules"]] == ["dilated-to-dcls", "strided-to-cc", "transposed-to-cc"]
