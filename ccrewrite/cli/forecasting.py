@@ -10,7 +10,7 @@ import typer
 
 import ccrewrite
 from ccrewrite.cli.arguments import load, made, named
-from ccrewrite.cli.console import reported, say
+from ccrewrite.cli.console import say
 from ccrewrite.cli.parameters import Json
 
 if TYPE_CHECKING:
@@ -27,17 +27,16 @@ def forecast(
     as_json: Json = False,
 ) -> None:
     """Say whether fine-tuning with learned geometry would pay, where, and what it would cost. Rewrites nothing."""
-    with reported():
-        found = forecast_command(config)
-        chosen = None if latency is None else found.choose(latency=latency)
-        if as_json:
-            typer.echo(json.dumps(found.to_dict() | _data(chosen), indent=2))
-            return
-        typer.echo(str(found))
-        if chosen is not None:
-            say(f"within {latency:g} of the time: {', '.join(chosen) or 'none'}")
-            for name, why in chosen.left_out.items():
-                say(f"{name}: {why}")
+    found = forecast_command(config)
+    chosen = None if latency is None else found.choose(latency=latency)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict() | _data(chosen), indent=2))
+        return
+    typer.echo(str(found))
+    if chosen is not None:
+        say(f"within {latency:g} of the time: {', '.join(chosen) or 'none'}")
+        for name, why in chosen.left_out.items():
+            say(f"{name}: {why}")
 
 
 def forecast_command(file: Path) -> Forecast:

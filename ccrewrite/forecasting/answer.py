@@ -132,7 +132,7 @@ class Forecast(SiteTable[SiteForecast]):
             "of weight": _number(s.signal.weight),
             "parameters": "" if s.cost is None else str(s.cost.parameters),
             **{column: cells.get(column, "") for column in ("time", "step", "MFLOP", "step MB", "cost")},
-            "": s.code,
+            "code": s.code,
         }
 
     def summary(self) -> str:

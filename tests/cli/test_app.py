@@ -13,7 +13,7 @@ import ccrewrite
 from ccrewrite.cli.app import app
 
 COMMANDS = (
-    *("plan", "rewrite", "finetune", "compare", "report", "fold", "export", "rewrite-onnx", "lower", "aot"),
+    *("plan", "rewrite", "forecast", "finetune", "compare", "report", "fold", "export", "rewrite-onnx", "lower", "aot"),
     *("rules", "doctor", "env", "demo"),
 )
 HEAVY = ("torch", "numpy", "onnx", "tabulate", "ccrewrite.api")
