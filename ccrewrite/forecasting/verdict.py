@@ -45,16 +45,20 @@ def judged(found: Comparison | None, signal: Signal, slower: float) -> tuple[Ver
     told = f"{steps}: the loss of {found.start:.4g} falls by {_shown(found.gain)}, which is {_shown(found.lead)} more"
     if found.geometry.rate == 0:
         return "does not pay", f"{steps}: geometry alone lowers the loss at none of the learning rates"
+    if found.gain.high < 0:
+        return "does not pay", f"{told}: below where the original starts"
+    clearer = stands_out(signal, slower)
+    clear = (
+        ""
+        if clearer is None
+        else f"for the time that a step takes, its gradient is {clearer:.2g} times as clear as the weights'"
+    )
     if found.lead.low > 0 and found.gain.low > 0:
-        return "pays", told
+        return ("pays", told) if clearer is None or clearer > 1 else ("unclear", f"{told}; but {clear}")
     if found.lead.high >= 0:
         return "unclear", f"{told}, an interval that holds 0"
-    clearer = stands_out(signal, slower)
     if clearer is not None and clearer > 1:
-        return "unclear", (
-            f"{told}; but for the time that a step takes, the geometry's gradient is {clearer:.1f} times as clear as the "
-            "weights': it may pay once the weights are trained further"
-        )
+        return "unclear", f"{told}; but {clear}: it may pay once the weights are trained further"
     return "does not pay", told
 
 

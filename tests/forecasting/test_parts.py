@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,10 +156,26 @@ def test_unclear_where_the_geometry_stands_out_though_the_weights_lead(pays: For
     assert judged(behind, Signal(2.0, 1.5, 0.0, True), slower=2.0)[0] == "does not pay"
     verdict, why = judged(behind, Signal(9.0, 1.5, 0.0, True), slower=2.0)
     assert verdict == "unclear"
-    assert "3.0 times as clear" in why
+    assert "3 times as clear" in why
     assert stands_out(Signal(1.0, None, 0.0, True), 1.0) is None
     holds = type(behind)(1.0, behind.geometry, behind.weights, behind.gain, Estimate(0.1, -0.1, 0.2))
     assert judged(holds, Signal(9.0, 1.5, 0.0, True), 1.0)[0] == "unclear"
+
+
+def test_pays_only_where_both_signals_say_so(pays: Forecast) -> None:
+    found = pays.comparison
+    assert found is not None
+    assert judged(found, Signal(9.0, 1.5, 0.0, True), slower=2.0)[0] == "pays"
+    assert judged(found, Signal(9.0, None, 0.0, True), slower=2.0)[0] == "pays"
+    verdict, why = judged(found, Signal(2.0, 1.5, 0.0, True), slower=2.0)
+    assert verdict == "unclear"
+    assert "0.67 times as clear" in why
+
+
+def test_geometry_that_stays_above_the_start_does_not_pay(pays: Forecast) -> None:
+    assert pays.comparison is not None
+    worse = replace(pays.comparison, gain=Estimate(-0.2, -0.3, -0.1), lead=Estimate(0.1, -0.1, 0.2))
+    assert judged(worse, Signal(9.0, 1.5, 0.0, True), slower=2.0)[0] == "does not pay"
 
 
 def test_page_and_notebook(pays: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
