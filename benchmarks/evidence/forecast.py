@@ -35,7 +35,7 @@ from ccrewrite.forecasting.data import Data
 from ccrewrite.forecasting.models import Models
 from ccrewrite.ir.timing import Case, Effort, time_cases
 
-BATCHES, PROBE = 120, 32
+BATCHES, PROBE = 300, 24
 TIMING = Effort(0, (7, 7), 0.02)
 
 

@@ -17,7 +17,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.forecasting.answer import Forecast
 from ccrewrite.forecasting.data import CHOOSING, JUDGING, Data
 from ccrewrite.forecasting.models import Models
-from ccrewrite.forecasting.probes import Course, best_probe
+from ccrewrite.forecasting.probes import REPEATS, Course, best_arm
 from ccrewrite.forecasting.signals import signals
 from ccrewrite.forecasting.sites import sites_of
 from ccrewrite.forecasting.timing import Clock, fitting, inference_seconds, step_seconds
@@ -30,7 +30,7 @@ from ccrewrite.passes.decide import Patterns
 from ccrewrite.passes.rules import Rules
 
 RATES = (1e-3, 5e-3, 2.5e-2)
-STEPS = 32
+STEPS = 24
 """Of the probes of the geometry; those of the weights are as long in seconds."""
 SIGNALS = 24
 """Batches whose gradients are looked at."""
@@ -67,7 +67,7 @@ def forecast(
         train_data, loss: as ``finetune``'s: a ``DataLoader`` or another collection of at least 8 batches, and a function of
             the model's outputs and the target that gives the mean over the batch.
         rates: learning rates to try, of which each arm gets its best.
-        steps: of the probes, (geometry, weights); None: 32 of the geometry, and as many of the weights as take as long, by one
+        steps: of the probes, (geometry, weights); None: 24 of the geometry, and as many of the weights as take as long, by one
             timing. With given steps the answer but for its times depends on ``seed`` alone.
         seconds: the most it may take. Then steps are lowered, and ``said`` tells; what there is by then is returned.
         progress: a bar on stderr; None: where that is a terminal.
@@ -88,7 +88,7 @@ def forecast(
     original, inputs = unwrapped(as_module(model)), Inputs.of(example_inputs)
     with ExitStack() as stack:
         stack.enter_context(random_states_kept())
-        stages = 4 + 2 * len(rates)
+        stages = 4 + 2 * (len(rates) + REPEATS - 1)
         shown = sys.stderr.isatty() if progress is None else progress
         bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True, disable=not shown))
         task = bar.add_task("rewriting", total=stages)
@@ -124,20 +124,20 @@ def forecast(
         models.train(models.geometry + models.own_weights())
         data.fetch(SIGNALS)
         by_site, signal = signals(models.copy, data, sites, models.own_weights_by_site())
-        allowed = _lowered(wanted, taken, len(rates), clock, said)
+        allowed = _lowered(wanted, taken, len(rates) + REPEATS - 1, clock, said)
 
         comparison, along = None, cast("Mapping[str, tuple[float, ...]]", {})
         if allowed[0] and signal.connected:
-            data.fetch(max(allowed))
-            course = Course(rates, seed, lambda: clock.left() <= 0, lambda: stage("training"))
-            geometry = best_probe(models.copy, data, models.geometry, models.reset_geometry, allowed[0], course, sites)
+            data.fetch(REPEATS * max(allowed))
+            course = Course(rates, max(allowed), seed, lambda: clock.left() <= 0, lambda: stage("training"))
+            geometry = best_arm(models.copy, data, models.geometry, models.reset_geometry, allowed[0], course, sites)
             models.revert()
             start = tuple(data.losses(models.copy, data.judging))
             trained = list(models.weights_of(models.copy))
-            weights = best_probe(models.copy, data, trained, models.reset_weights, allowed[1], course)
-            comparison, along = Comparison.of(start, geometry, weights, seed), geometry.along
+            weights = best_arm(models.copy, data, trained, models.reset_weights, allowed[1], course)
+            comparison, along = Comparison.of(start, geometry, weights), geometry.along
             if clock.left() <= 0:
-                said.append(f"seconds={seconds:g} were over before every learning rate was tried")
+                said.append(f"seconds={seconds:g} were over before every probe was made")
     verdict, why = judged(comparison, signal, _ratio(taken) if steps is None else steps[1] / steps[0])
     return Forecast(
         verdict,
@@ -176,12 +176,12 @@ def _ratio(taken: tuple[float, float] | None) -> float:
 
 
 def _lowered(
-    wanted: tuple[int, int], taken: tuple[float, float] | None, rates: int, clock: Clock, said: list[str]
+    wanted: tuple[int, int], taken: tuple[float, float] | None, probes: int, clock: Clock, said: list[str]
 ) -> tuple[int, int]:
     """``wanted`` steps, or as many as there is time for."""
     if clock.most is None or taken is None:
         return wanted
-    allowed = fitting(wanted, taken, rates, CHOOSING + JUDGING, clock.left())
+    allowed = fitting(wanted, taken, probes, CHOOSING + JUDGING, clock.left())
     if allowed != wanted:
         few = f"lowered the probes' steps from {wanted} to {allowed}" if allowed[0] else "left no time for probes"
         said.append(f"seconds={clock.most:g} {few}")

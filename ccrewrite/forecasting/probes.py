@@ -17,33 +17,34 @@ from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.positions import clamp_positions
 
-CONFIDENCE, RESAMPLES = 0.95, 2000
 NORMAL = 1.96
-"""Standard deviations that hold as much of a normal distribution."""
+"""Standard errors to both sides of a mean that make an interval of 95 %."""
+REPEATS = 3
+"""Probes at the best learning rate, each on other batches."""
 SCHEDULE = FinetuneConfig(warmup=0.0)
 """Of the learning rate: from its highest down to 0, as in ``finetune``."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with an interval of ``CONFIDENCE``."""
+    """A number with an interval of 95 %."""
 
     mean: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], seed: int) -> Estimate:
-        """The mean of ``values``, which are drawn again.
+    def of(cls, values: Sequence[Sequence[float]]) -> Estimate:
+        """The mean of ``values``, one row for each probe, one number for each judging batch; both are samples.
 
-        >>> Estimate.of([1.0, 1.0, 1.0], seed=0)
+        >>> Estimate.of([[1.0, 1.0], [1.0, 1.0]])
         Estimate(mean=1.0, low=1.0, high=1.0)
         """
         array = np.asarray(values, dtype=np.float64)
-        draws = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(array[draws].mean(1), (tail, 1 - tail))
-        return cls(float(array.mean()), float(low), float(high))
+        means = (array.mean(axis) for axis in (0, 1))
+        half = NORMAL * float(np.sqrt(sum(m.var(ddof=1) / len(m) for m in means if len(m) > 1)))
+        mean = float(array.mean())
+        return cls(mean, mean - half, mean + half)
 
     @classmethod
     def of_course(cls, values: Sequence[float]) -> Estimate:
@@ -58,14 +59,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What one arm reached: ``losses`` on each judging batch, after ``steps`` at learning rate ``rate`` (0: no rate was better
-    than not to train). ``along``: by site, for each step but the first, how much the loss fell by the step before, told by the
-    gradient of this step's batch."""
+class Arm:
+    """What training one part alone reached at its best learning rate, ``rate`` (0: none was better than not to train), in
+    ``steps``. ``losses``: for each probe, on each judging batch. ``along``: by site, for each step but the first, how much the
+    loss fell by the step before, told by the gradient of this step's batch; the mean over the probes."""
 
     rate: float
     steps: int
-    losses: tuple[float, ...]
+    losses: tuple[tuple[float, ...], ...]
     along: Mapping[str, tuple[float, ...]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,16 +74,17 @@ class Probe:
 
 
 class Course(NamedTuple):
-    """What both arms have in common: the learning rates to try; ``stop`` is asked before each but the first, ``told`` is called
-    after each."""
+    """What both arms have in common: the learning rates to try, and by how many batches the next probe begins after the last.
+    ``stop`` is asked before each probe but the first, ``told`` is called after each."""
 
     rates: Sequence[float]
+    apart: int
     seed: int
     stop: Callable[[], bool]
     told: Callable[[], object]
 
 
-def best_probe(
+def best_arm(
     model: nn.Module,
     data: Data,
     trained: Sequence[nn.Parameter],
@@ -90,9 +92,10 @@ def best_probe(
     steps: int,
     course: Course,
     sites: Mapping[str, Sequence[nn.Parameter]] | None = None,
-) -> Probe:
-    """Train ``trained``, parameters of ``model``, for ``steps`` at each learning rate; ``reset`` brings the start back. The
-    best by the choosing batches. ``sites``: parameters by site, of which it is told how the loss fell along their way.
+) -> Arm:
+    """Train ``trained``, parameters of ``model``, for ``steps`` at each learning rate, and at the best, by the choosing
+    batches, on other batches again. ``reset`` brings the start back. ``sites``: parameters by site, of which it is told how the
+    loss fell along their way.
 
     Raises ``InputError`` where the loss at the start is not finite.
     """
@@ -101,26 +104,37 @@ def best_probe(
     for parameter in trained:
         parameter.requires_grad_(True)
     reset()
-    best, found = data.chosen_by(model), Probe(0.0, steps, tuple(data.losses(model, data.judging)), {})
-    if not math.isfinite(best + sum(found.losses)):
+    best, rate = data.chosen_by(model), 0.0
+    losses, along = [tuple(data.losses(model, data.judging))], list[dict[str, tuple[float, ...]]]()
+    if not math.isfinite(best + sum(losses[0])):
         raise InputError(f"the loss is {best} on fresh batches before any training; look at the model, the data and the loss")
-    for index, rate in enumerate(course.rates if trained else ()):
-        if index and course.stop():
-            break
+
+    def probe(lr: float, first: int) -> tuple[dict[str, tuple[float, ...]], float, tuple[float, ...]]:
         reset()
         torch.manual_seed(course.seed)  # a model may draw in evaluation mode too
-        along = _train(model, data, rate, steps, sites or {})
-        reached = data.chosen_by(model)
-        losses = tuple(data.losses(model, data.judging))
-        if reached < best and math.isfinite(sum(losses)):
-            best, found = reached, Probe(rate, steps, losses, along)
+        way = _train(model, data, lr, steps, first, sites or {})
         course.told()
+        return way, data.chosen_by(model), tuple(data.losses(model, data.judging))
+
+    for index, lr in enumerate(course.rates if trained else ()):
+        if index and course.stop():
+            break
+        way, reached, found = probe(lr, 0)
+        if reached < best and math.isfinite(sum(found)):
+            best, rate, losses, along = reached, lr, [found], [way]
+    for repeat in range(1, REPEATS if rate else 1):
+        if course.stop():
+            break
+        way, _, found = probe(rate, repeat * course.apart)
+        losses.append(found)
+        along.append(way)
     reset()
-    return found
+    mean = {name: tuple(np.mean([way[name] for way in along], axis=0).tolist()) for name in (along[0] if along else ())}
+    return Arm(rate, steps, tuple(losses), mean)
 
 
 def _train(
-    model: nn.Module, data: Data, rate: float, steps: int, sites: Mapping[str, Sequence[nn.Parameter]]
+    model: nn.Module, data: Data, rate: float, steps: int, first: int, sites: Mapping[str, Sequence[nn.Parameter]]
 ) -> dict[str, tuple[float, ...]]:
     groups = param_groups(model, rate)
     optimizer = torch.optim.Adam(groups)
@@ -132,7 +146,7 @@ def _train(
         for group, lr in zip(optimizer.param_groups, highest, strict=True):
             group["lr"] = lr * SCHEDULE.rate(step, steps)
         optimizer.zero_grad()
-        loss = data.loss_of(model, data.batch(step))
+        loss = data.loss_of(model, data.batch(first + step))
         if not loss.requires_grad:
             break  # it depends on nothing that trains
         loss.backward()

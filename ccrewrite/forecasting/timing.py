@@ -77,12 +77,12 @@ def _times(runs: dict[str, Any], device: torch.device) -> dict[str, float]:
     return {name: timing.median_s for name, timing in time_cases(cases, EFFORT, cuda=device.type == "cuda").items()}
 
 
-def fitting(steps: tuple[int, int], seconds: tuple[float, float], rates: int, judged: int, left: float) -> tuple[int, int]:
-    """``steps`` of geometry and weights, lowered alike so that both arms at all ``rates``, judged on ``judged`` batches after
+def fitting(steps: tuple[int, int], seconds: tuple[float, float], probes: int, judged: int, left: float) -> tuple[int, int]:
+    """``steps`` of geometry and weights, lowered alike so that as many ``probes`` of both, judged on ``judged`` batches after
     each, take no more than what is ``left``; (0, 0) where that would be too few to say anything."""
     forward = (seconds[0] + seconds[1]) / 3  # of both models, about
     each = steps[0] * seconds[0] + steps[1] * seconds[1]
-    room = SPARE * left - (rates + 1) * judged * forward
-    share = min(1.0, room / (rates * each)) if each else 1.0
+    room = SPARE * left - (probes + 1) * judged * forward
+    share = min(1.0, room / (probes * each)) if each else 1.0
     lowered = int(share * steps[0]), max(1, int(share * steps[1]))
     return steps if share == 1 else lowered if lowered[0] >= FEWEST_STEPS else (0, 0)

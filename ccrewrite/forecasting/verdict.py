@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ccrewrite.forecasting.probes import Estimate, Probe
+import numpy as np
+
+from ccrewrite.forecasting.probes import Arm, Estimate
 from ccrewrite.forecasting.signals import Signal
 
 Verdict = Literal["pays", "does not pay", "unclear"]
+MARGIN = 0.02
+"""What geometry must lead by, as a share of the loss: by less, which learning rate was tried decides who leads."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +22,19 @@ class Comparison:
     judging batches; ``lead``: by how much more than the weights do. ``start``: the mean loss before."""
 
     start: float
-    geometry: Probe
-    weights: Probe
+    geometry: Arm
+    weights: Arm
     gain: Estimate
     lead: Estimate
 
     @classmethod
-    def of(cls, start: tuple[float, ...], geometry: Probe, weights: Probe, seed: int) -> Comparison:
+    def of(cls, start: Sequence[float], geometry: Arm, weights: Arm) -> Comparison:
         """``start``: the original's losses on the judging batches."""
-        gain = [before - now for before, now in zip(start, geometry.losses, strict=True)]
-        lead = [theirs - ours for theirs, ours in zip(weights.losses, geometry.losses, strict=True)]
-        return cls(sum(start) / len(start), geometry, weights, Estimate.of(gain, seed), Estimate.of(lead, seed))
+        ours, theirs = (np.asarray(arm.losses) for arm in (geometry, weights))
+        probes = min(len(ours), len(theirs)) if geometry.rate and weights.rate else max(len(ours), len(theirs))
+        ours, theirs = (np.broadcast_to(a[:probes], (probes, a.shape[1])) for a in (ours, theirs))
+        gain, lead = Estimate.of((np.asarray(start) - ours).tolist()), Estimate.of((theirs - ours).tolist())
+        return cls(float(np.mean(start)), geometry, weights, gain, lead)
 
     def to_dict(self) -> dict[str, Any]:
         probes = {"geometry": self.geometry.to_dict(), "weights": self.weights.to_dict()}
@@ -47,18 +54,18 @@ def judged(found: Comparison | None, signal: Signal, slower: float) -> tuple[Ver
         return "does not pay", f"{steps}: geometry alone lowers the loss at none of the learning rates"
     if found.gain.high < 0:
         return "does not pay", f"{told}: below where the original starts"
-    clearer = stands_out(signal, slower)
-    clear = (
-        ""
-        if clearer is None
-        else f"for the time that a step takes, its gradient is {clearer:.2g} times as clear as the weights'"
-    )
-    if found.lead.low > 0 and found.gain.low > 0:
-        return ("pays", told) if clearer is None or clearer > 1 else ("unclear", f"{told}; but {clear}")
+    if found.gain.low > 0 and found.lead.low > MARGIN * abs(found.start):
+        return "pays", told
+    if found.lead.low > 0:
+        return "unclear", f"{told}: not {MARGIN:.0%} of the loss, too little to rely on"
     if found.lead.high >= 0:
         return "unclear", f"{told}, an interval that holds 0"
+    clearer = stands_out(signal, slower)
     if clearer is not None and clearer > 1:
-        return "unclear", f"{told}; but {clear}: it may pay once the weights are trained further"
+        return "unclear", (
+            f"{told}; but for the time of a step, the geometry's gradient is {clearer:.2g} times as clear as the weights': "
+            "it may pay once the weights are trained further"
+        )
     return "does not pay", told
 
 

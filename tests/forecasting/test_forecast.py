@@ -213,7 +213,7 @@ def test_a_timing_matches_the_arms() -> None:
     found = told(student(), displaced(student(), X), steps=None)
     assert found.step_seconds is not None
     ratio = found.step_seconds[0] / found.step_seconds[1]
-    assert found.steps == (32, max(1, round(32 * ratio)))
+    assert found.steps == (24, max(1, round(24 * ratio)))
 
 
 @pytest.mark.parametrize(
