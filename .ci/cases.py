@@ -14,6 +14,9 @@ from pathlib import Path
 SECONDS = 300
 """After which a program counts as failed."""
 
+OLD_NAMES = Path(__file__).parent.resolve() / "old_names"
+"""On the programs' path: some import modules by names of before 0.2.0."""
+
 
 def main(folder: Path, pattern: str = "**/*.py") -> int:
     files = sorted(folder.glob(pattern)) if folder.is_dir() else []
@@ -26,7 +29,7 @@ def main(folder: Path, pattern: str = "**/*.py") -> int:
 
 
 def passes(file: Path, name: str) -> bool:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(OLD_NAMES)}
     try:
         done = subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=SECONDS, env=environment)
     except subprocess.TimeoutExpired:
