@@ -1,5 +1,5 @@
-"""Old names of modules, for the programs that ``.ci/cases.py`` runs: they were written before 0.2.0 moved those. The package has
-none of them. Python imports this file by itself where its folder is on PYTHONPATH.
+"""Old names of modules, for the programs that ``.ci/cases.py`` runs: they were written before 0.2.0 moved those. The package
+has none of them. Python imports this file by itself where its folder is on PYTHONPATH.
 """
 
 from __future__ import annotations

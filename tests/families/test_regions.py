@@ -49,7 +49,7 @@ def test_operators_compute_what_the_functions_compute(name: str, monkeypatch: py
 
     monkeypatch.setattr(regions, "region_of", region_of)
     monkeypatch.setattr(regions, "called", lambda opaque: opaque)
-    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    monkeypatch.setattr(regions, "traced", lambda: True)
     monkeypatch.setattr(factors, "_takes", lambda along: False)  # nothing that is traced
     layer.sampling.opaque = True
     for found, wanted in zip(_gradients(layer, x), eager, strict=True):
@@ -81,7 +81,7 @@ def test_operators_are_what_torch_expects_of_one(name: str, monkeypatch: pytest.
 
     monkeypatch.setattr(regions, "called", lambda opaque: opaque)
     monkeypatch.setattr(regions, "region", region)
-    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    monkeypatch.setattr(regions, "traced", lambda: True)
     monkeypatch.setattr(factors, "_takes", lambda along: False)  # nothing that is traced
     layer(x)
     monkeypatch.undo()
