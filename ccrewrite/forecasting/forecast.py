@@ -29,7 +29,7 @@ from ccrewrite.lowering.expenses import costs_of
 from ccrewrite.passes.decide import Patterns
 from ccrewrite.passes.rules import Rules
 
-RATES = (1e-3, 5e-3, 2.5e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 STEPS = 24
 """Of the probes of the geometry; those of the weights are as long in seconds."""
 SIGNALS = 24
