@@ -91,7 +91,8 @@ evidence: $(READY)  ## what the learned geometry gains, on digits and photograph
 
 docs: .venv-docs/.ready  ## the site, built strictly: build/site/index.html
 	.venv-docs/bin/python docs/site/stage.py build/pages
-	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" .venv-docs/bin/zensical build --strict --clean
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" NO_COLOR=1 .venv-docs/bin/zensical build --strict --clean >build/site.log 2>&1; \
+		status=$$?; cat build/site.log; test $$status -eq 0 && ! grep -q '^griffe:' build/site.log
 
 gallery: .venv-gallery/.ready  ## the six programs of the gallery, and the site's examples that need a compiler or other libraries
 	.venv-gallery/bin/python -m pytest -m slow tests/pages

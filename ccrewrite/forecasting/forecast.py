@@ -59,13 +59,13 @@ def forecast(
 
     A copy is rewritten. On some batches its geometry alone is trained for a few steps, then its weights alone for as many
     seconds, from the same start and on the same batches; on fresh batches the two are compared. In evaluation mode, batch norm
-    included. docs/forecast.md says how far to trust it.
+    included. docs/forecast.md says how far to trust it. What is not described here is as ``rewrite``'s.
 
     Args:
         model: the original, in whatever state it is to be fine-tuned from.
-        example_inputs, rules, include, exclude, kinds, how: as ``rewrite``'s; costs are measured at these inputs.
-        train_data, loss: as ``finetune``'s: a ``DataLoader`` or another collection of at least 8 batches, and a function of
-            the model's outputs and the target that gives the mean over the batch.
+        example_inputs: as ``rewrite``'s; costs are measured at these.
+        train_data: as ``finetune``'s: a ``DataLoader`` or another collection of at least 8 batches.
+        loss: as ``finetune``'s: a function of the model's outputs and the target that gives the mean over the batch.
         rates: learning rates to try, of which each arm gets its best.
         steps: of the probes, (geometry, weights); None: 24 of the geometry, and as many of the weights as take as long, by one
             timing. With given steps the answer but for its times depends on ``seed`` alone.

@@ -19,7 +19,8 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_t
 
 
 def marked(page: Path) -> object:
-    marks = [pytest.mark.slow] if page.name in SLOW else []
+    torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+    marks = [pytest.mark.slow, torchs_own] if page.name in SLOW else []
     return pytest.param(page, id=page.relative_to(DOCS).as_posix(), marks=marks)
 
 

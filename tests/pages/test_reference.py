@@ -1,0 +1,50 @@
+"""Every public name is in the reference, once; and so is every command."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {page: page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")}
+SHOWN = [name for text in PAGES.values() for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
+PACKAGES = ("ccrewrite", "ccrewrite.families", "ccrewrite.nn", "ccrewrite.report", "ccrewrite.saving", "ccrewrite.training")
+
+
+def found(path: str) -> object:
+    """What a path in the reference stands for."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_shown_once(package: str) -> None:
+    shown = [found(path) for path in SHOWN]
+    module = importlib.import_module(package)
+    counts = {name: sum(one is getattr(module, name) for one in shown) for name in module.__all__}
+    assert {name: count for name, count in counts.items() if count != 1} == {}
+
+
+def test_what_is_shown_is_documented() -> None:
+    assert [path for path in SHOWN if not getattr(found(path), "__doc__", None)] == []
+
+
+def test_every_command_and_option_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "site")
+    from commands import reference  # pyright: ignore[reportMissingImports]
+
+    from ccrewrite.cli.app import app
+
+    text = reference()
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert command.help.splitlines()[0] in part
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        assert [option for option in options if f"`{option}`" not in part] == []
+    sys.modules.pop("commands", None)
