@@ -7,9 +7,8 @@ Medians of ratios of interleaved runs, one thread. Prints a Markdown table.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 import ccrewrite
+from ccrewrite.ir.timing import Case, Effort, time_cases
 
 ROUNDS = 21
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -36,14 +36,10 @@ def session(path: Path) -> Any:
 
 
 def ratio(plain: Any, other: Any, fed: dict[str, Any]) -> float:
-    def seconds(runs: Any, given: dict[str, Any]) -> float:
-        start = time.perf_counter()
-        runs.run(None, given)
-        return time.perf_counter() - start
-
     sizes = {v.name: np.zeros(v.shape, np.int64) for v in other.get_inputs() if v.name.endswith("size")}
-    ratios = [seconds(other, fed | sizes) / seconds(plain, fed) for _ in range(ROUNDS + 1)]
-    return statistics.median(ratios[1:])
+    runs = {"plain": lambda: plain.run(None, fed), "other": lambda: other.run(None, fed | sizes)}
+    cases = {name: Case(run, nullcontext, "plain") for name, run in runs.items()}
+    return time_cases(cases, Effort(0.0, (ROUNDS, ROUNDS), 0.0))["other"].ratio
 
 
 def main() -> None:

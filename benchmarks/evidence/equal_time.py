@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ import torch
 import unet
 from common import REPORTS, Claim, fit, original, tuned
 from torch import nn
+
+from ccrewrite.ir.timing import Case, Effort, time_cases
 
 CLAIMS = (*sequences.CLAIMS, classification.CLAIM, segmentation.CLAIM, denoising.CLAIM, unet.CLAIM)
 ROUNDS, STEPS = 7, 5
@@ -69,17 +71,8 @@ def slower(claim: Claim, trained: nn.Module) -> float:
     models = [claim.arms[arm](copy.deepcopy(trained)).train() for arm in list(claim.arms)[:2]]
     fit(claim, models[1], 0, 2, rates(claim)[arm_of(claim)], False)
     steps = [step_of(claim, model) for model in models]
-    ratios: list[float] = []
-    for number in range(ROUNDS + 1):
-        seconds: list[float] = []
-        for step in steps:
-            start = time.thread_time()
-            for _ in range(STEPS):
-                step()
-            seconds.append(time.thread_time() - start)
-        if number:  # the first warms up
-            ratios.append(seconds[1] / seconds[0])
-    return statistics.median(ratios)
+    cases = {str(n): Case(lambda s=s: [s() for _ in range(STEPS)], nullcontext, "0") for n, s in enumerate(steps)}
+    return time_cases(cases, Effort(0.0, (ROUNDS, ROUNDS), 0.0), clock=time.thread_time)["1"].ratio
 
 
 def trained_network(claim: Claim, seed: int, work: Path) -> nn.Module:

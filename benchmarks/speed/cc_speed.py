@@ -21,7 +21,6 @@ import itertools
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rounds import Rounds, ratios, timed
 from tabulate import tabulate
 from torch import nn
 
@@ -60,10 +60,19 @@ def cases() -> list[Case]:
     return found
 
 
-def milliseconds(function: Callable[[], object]) -> float:
-    start = time.thread_time()
-    function()
-    return 1e3 * (time.thread_time() - start)
+def summary(times: Rounds, reference: str) -> dict[str, Any]:
+    """Of "ours": milliseconds, those of the ``reference``, and the ratios' median and quartiles."""
+    found = sorted(ratios(times, "ours", reference))
+    return {
+        "ms": 1e3 * statistics.median(times["ours"]),
+        f"{reference} ms": 1e3 * statistics.median(times[reference]),
+        "ratio": statistics.median(found),
+        "quartiles": [found[len(found) // 4], found[3 * len(found) // 4]],
+    }
+
+
+def times_over(run: Callable[[], object], calls: int) -> Callable[[], object]:
+    return lambda: [run() for _ in range(calls)]
 
 
 def forms_of(layer: Any, x: Any) -> str:
@@ -107,20 +116,9 @@ def measure(plain: nn.Module, shape: tuple[int, ...], asked: int, basis: str, ro
         else:
             reference = lambda: plain(resize(x, 2 * asked))  # noqa: E731
     assert layer(x).shape == reference().shape
-    taken: list[tuple[float, float]] = []
-    for round_number in range(rounds + 2):
-        ours = milliseconds(lambda: [layer(x) for _ in range(calls)]) / calls
-        theirs = milliseconds(lambda: [reference() for _ in range(calls)]) / calls
-        if round_number >= 2:
-            taken.append((ours, theirs))
-    ratios = sorted(a / b for a, b in taken)
-    return {
-        "ms": statistics.median(a for a, _ in taken),
-        "reference ms": statistics.median(b for _, b in taken),
-        "ratio": statistics.median(ratios),
-        "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        "form": forms_of(layer, x) if asked else "plain",
-    }
+    times = timed({"ours": times_over(lambda: layer(x), calls), "reference": times_over(reference, calls)}, rounds)
+    of_one = {name: [seconds / calls for seconds in taken] for name, taken in times.items()}
+    return summary(of_one, "reference") | {"form": forms_of(layer, x) if asked else "plain"}
 
 
 def moved_cases() -> list[tuple[str, Any, tuple[int, ...]]]:
@@ -164,16 +162,8 @@ def measure_moved(plain: Any, shape: tuple[int, ...], training: bool, rounds: in
     axes = cheapest(ConvGeometry.from_module(plain), layer.sampling.margin, shape[2:])
     form = "window" if not axes else "resampled" if len(axes) == len(shape) - 2 else f"resampled along {axes}"
     calls = {"ours": run(layer, False), "plain": run(plain, False), "window": run(layer, True)}
-    taken = [{name: milliseconds(call) for name, call in calls.items()} for _ in range(rounds + 2)][2:]
-    ratios = sorted(t["ours"] / t["plain"] for t in taken)
-    return {
-        "ms": statistics.median(t["ours"] for t in taken),
-        "plain ms": statistics.median(t["plain"] for t in taken),
-        "ratio": statistics.median(ratios),
-        "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        "window ratio": statistics.median(t["window"] / t["plain"] for t in taken),
-        "form": form,
-    }
+    times = timed(calls, rounds)
+    return summary(times, "plain") | {"window ratio": statistics.median(ratios(times, "window", "plain")), "form": form}
 
 
 def measure_polyphase(rounds: int) -> dict[str, Any]:
@@ -182,9 +172,8 @@ def measure_polyphase(rounds: int) -> dict[str, Any]:
 
     def compare(name: str, ours: Callable[[], Any], phases: Callable[[], Any]) -> None:
         assert ours().shape == phases().shape
-        taken = [(milliseconds(ours), milliseconds(phases)) for _ in range(rounds + 2)][2:]
-        a, b = (statistics.median(t[i] for t in taken) for i in (0, 1))
-        found[name] = {"ms": a, "polyphase ms": b, "ratio": statistics.median(q / p for p, q in taken)}
+        said = summary(timed({"ours": ours, "polyphase": phases}, rounds), "polyphase")
+        found[name] = {key: said[key] for key in ("ms", "polyphase ms", "ratio")}
 
     for channels, size in ((64, 56), (128, 28), (256, 16)):
         layer: Any = CCConv2d(channels, channels, 3, 2, 1)

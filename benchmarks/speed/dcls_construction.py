@@ -15,8 +15,10 @@ import logging
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ccrewrite.families.dcls.checkpoints import INTERPOLATION_OF, convert_dcls_checkpoint
+from ccrewrite.ir.timing import Case, Effort, samples
 from ccrewrite.nn import DclsConv2d
 
 REPORT = Path(__file__).parents[2] / "reports" / "dcls"
@@ -72,10 +75,11 @@ def kept_for_backward(build: Build) -> int:
     return sum(found.values())
 
 
-def milliseconds(build: Build, parameters: list[Tensor], gradient: Tensor) -> float:
-    start = time.process_time()
-    torch.autograd.grad(build(), parameters, gradient)
-    return (time.process_time() - start) * 1e3
+@contextmanager
+def warmed(run: Callable[[], object]) -> Generator[None]:
+    """The first call of a turn pays for memory that the other side made the allocator give back."""
+    run()
+    yield
 
 
 def case(version: str, channels: int, rounds: int) -> dict[str, Any]:
@@ -83,13 +87,14 @@ def case(version: str, channels: int, rounds: int) -> dict[str, Any]:
     kernels = [build() for build, _ in sides]
     gradient = torch.randn_like(kernels[0])
     error = float((kernels[0] - kernels[1]).detach().abs().max() / kernels[0].detach().abs().max())
-    runs: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for side, (build, parameters) in enumerate(sides):
-            # The first call of a turn pays for memory that the other side made the allocator give back.
-            turn = [milliseconds(build, parameters, gradient) for _ in range(4)]
-            runs[side].extend(turn[1:])
-    theirs, ours = map(statistics.median, runs)
+
+    def run(build: Build, parameters: list[Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(build(), parameters, gradient)
+
+    runs = {name: run(*side) for name, side in zip(("theirs", "ours"), sides, strict=True)}
+    cases = {name: Case(run, partial(warmed, run), name) for name, run in runs.items()}
+    times = samples(cases, Effort(0.0, (3 * rounds, 3 * rounds), 0.0), clock=time.process_time)
+    theirs, ours = (1e3 * statistics.median(times[name]) for name in runs)
     kept = [kept_for_backward(build) for build, _ in sides]
     return {
         "version": version,

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lowered_models import REPORT, interleaved, ratios
+from lowered_models import REPORT, ROUNDS, table_of
 from moving import ROOT, move_
+from rounds import timed
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -67,9 +68,9 @@ def measured(name: str, batch: int, variants: tuple[str, ...]) -> dict[str, Any]
         if variant == "lowered":
             model = ccrewrite.lower(model, inputs, mode="training", measured=False).model
         steps[variant] = step(model, inputs)
-    times = interleaved(steps)
+    times = timed(steps, ROUNDS)
     firsts = [f for f in ("original", "original compiled") if f in variants]
-    return {"name": name, "batch": batch} | {f"to {first}": ratios(times, first) for first in firsts}
+    return {"name": name, "batch": batch} | {f"to {first}": table_of(times, first) for first in firsts}
 
 
 def written(results: list[dict[str, Any]], command: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from torch._inductor.utils import run_and_get_code
 import ccrewrite
 from ccrewrite.demo.network import segmenter
 from ccrewrite.families.dcls.kernel import dcls_kernel
+from ccrewrite.ir import timing
 
 Named = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
@@ -34,37 +35,21 @@ class Setting(NamedTuple):
     batch: int
 
 
+SAMPLE_S = 3e-3
+"""Faster calls are timed several at once."""
+
+
 class Clock:
-    """Milliseconds of calls in a row, by the device's own clock."""
+    """Milliseconds of calls, by the device's own clock; and their memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def milliseconds(self, function: Callable[[], Any], calls: int) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            return 1e3 * (time.perf_counter() - start) / calls
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
-        for _ in range(calls):
-            function()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / calls
-
     def in_turn(self, todo: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
         """Every variant's time in every round, after a warm-up."""
-        calls: dict[str, int] = {}
-        for name, function in todo.items():
-            self.milliseconds(function, 3)  # compiles
-            calls[name] = max(1, min(50, int(3 / self.milliseconds(function, 2))))
-        found: dict[str, list[float]] = {name: [] for name in todo}
-        for _ in range(rounds):
-            for name, function in todo.items():
-                found[name].append(self.milliseconds(function, calls[name]))
-        return found
+        cases = {name: timing.Case(run, nullcontext, name) for name, run in todo.items()}
+        found = timing.samples(cases, timing.Effort(0.0, (rounds, rounds), SAMPLE_S), cuda=self.device.type == "cuda")
+        return {name: [1e3 * seconds for seconds in times] for name, times in found.items()}
 
     def peak_megabytes(self, function: Callable[[], Any]) -> float | None:
         """Of memory above what is held before the call."""

@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from moving import ROOT, move_
+from rounds import Rounds, ratios, timed
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -42,24 +43,10 @@ SITES = 50
 KINDS = {"bare": "bare", "followed": "each with a batch norm and a ReLU"}
 
 
-def interleaved(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of thread time, per round."""
-    for run in runs.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.thread_time()
-            run()
-            times[name].append(time.thread_time() - start)
-    return times
-
-
-def ratios(times: dict[str, list[float]], over: str) -> dict[str, dict[str, float]]:
+def table_of(times: Rounds, over: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, values in times.items():
-        q1, median, q3 = statistics.quantiles([v / r for v, r in zip(values, times[over], strict=True)], n=4)
+        q1, median, q3 = statistics.quantiles(ratios(times, name, over), n=4)
         found[name] = {"ms": 1e3 * statistics.median(values), "ratio": median, "q1": q1, "q3": q3}
     return found
 
@@ -92,12 +79,12 @@ def measured(name: str) -> dict[str, Any]:
         "unmoved": run(ccrewrite.lower(rewritten, inputs).model, inputs),
         "moved": run(ccrewrite.lower(moved, inputs).model, inputs),
     }
-    found: dict[str, Any] = {"name": name, "inference": ratios(interleaved(runs), "original")}
+    found: dict[str, Any] = {"name": name, "inference": table_of(timed(runs, ROUNDS), "original")}
     if name in TRAINED:
         torch._dynamo.reset()
         lowered = ccrewrite.lower(moved, inputs, mode="training", measured=False)
         steps = {"original": step(torch.compile(model), inputs), "moved": step(lowered.model, inputs)}
-        found["training"] = ratios(interleaved(steps), "original")
+        found["training"] = table_of(timed(steps, ROUNDS), "original")
     return found
 
 

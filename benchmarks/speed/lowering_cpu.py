@@ -41,6 +41,7 @@ from lowering_cases import (
     steps,
     unshared,
 )
+from rounds import ratios, timed
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
@@ -197,29 +198,27 @@ def measure(spec: Spec, seconds: float) -> list[dict[str, Any]]:
             function()
             function()
         compiled_in = time.perf_counter() - started
-        rounds: list[dict[str, float]] = []
-        started = time.perf_counter()
-        while len(rounds) < 5 or (time.perf_counter() - started < seconds and len(rounds) < 50):
-            rounds.append({name: thread_seconds(function) for name, function in todo.items()})
+        times = timed(todo, (5, 50), seconds=seconds)
+        count = len(next(iter(times.values())))
         wrong = error(case, runs, set(runs) - set(BASELINES))
         assert wrong < 1e-4, f"{case.name}: outputs differ by {wrong}"
         measured = {
             name: {
-                "ms": spread([1e3 * r[name] for r in rounds]),
+                "ms": spread([1e3 * t for t in times[name]]),
                 "peak_mb": megabytes(function),
-                "ratios": {b: spread([r[name] / r[b] for r in rounds]) for b in todo if b != name},
+                "ratios": {b: spread(ratios(times, name, b)) for b in todo if b != name},
             }
             for name, function in todo.items()
         }
-        about = {"family": spec.family, "mode": mode, "arguments": spec.arguments, "case": case.name, "rounds": len(rounds)}
+        about = {
+            "family": spec.family,
+            "mode": mode,
+            "arguments": spec.arguments,
+            "case": case.name,
+            "rounds": count,
+        }
         rows.append({**about, "compile_s": compiled_in, "largest_relative_error": wrong, "variants": measured})
     return rows
-
-
-def thread_seconds(function: Callable[[], Any]) -> float:
-    start = time.thread_time()
-    function()
-    return time.thread_time() - start
 
 
 def ours_of(measured: dict[str, Any]) -> dict[str, Any]:

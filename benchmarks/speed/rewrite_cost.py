@@ -17,12 +17,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from rounds import ratios, timed
 from tabulate import tabulate
 from torch import nn
 
@@ -43,11 +45,11 @@ def network(convolutions: int, channels: int = 8) -> nn.Sequential:
     return nn.Sequential(*layers).eval()
 
 
-def seconds(function: Callable[[], object]) -> float:
-    gc.collect()  # an exported graph is full of cycles: nobody pays for the garbage of the case before
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+@contextmanager
+def collected() -> Generator[None]:
+    """An exported graph is full of cycles: nobody pays for the garbage of the case before."""
+    gc.collect()
+    yield
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -63,22 +65,10 @@ def times(rounds: int) -> dict[str, Any]:
     for n, model in models.items():
         cases[f"capture {n}"] = lambda m=model: capture(m, x)
         cases[f"rewrite {n}"] = lambda m=model: ccrewrite.rewrite(m, x, verify=False)
-    measured: dict[str, list[float]] = {name: [] for name in cases}
-    for round_number in range(rounds + 1):
-        for name, case in cases.items():
-            taken = seconds(case)
-            if round_number:  # the first round warms up
-                measured[name].append(taken)
-    ratios = {
-        f"rewrite / capture, {n} convolutions": [
-            r / c for r, c in zip(measured[f"rewrite {n}"], measured[f"capture {n}"], strict=True)
-        ]
-        for n in models
-    }
-    ratios["time per convolution, 1000 / 100"] = [
-        (large / 1000) / (small / 100) for large, small in zip(measured["rewrite 1000"], measured["rewrite 100"], strict=True)
-    ]
-    return {"seconds": {k: spread(v) for k, v in measured.items()}, "ratios": {k: spread(v) for k, v in ratios.items()}}
+    measured = timed(cases, rounds, clock=time.perf_counter, context=collected)
+    found = {f"rewrite / capture, {n} convolutions": ratios(measured, f"rewrite {n}", f"capture {n}") for n in models}
+    found["time per convolution, 1000 / 100"] = [r / 10 for r in ratios(measured, "rewrite 1000", "rewrite 100")]
+    return {"seconds": {k: spread(v) for k, v in measured.items()}, "ratios": {k: spread(v) for k, v in found.items()}}
 
 
 def peak_megabytes(what: str) -> float:

@@ -14,7 +14,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 import torch._inductor.config as inductor_config
 import torch.nn.functional as F
 from moving import move_
+from rounds import ratios, timed
 from torch import Tensor, nn
 
 import ccrewrite
@@ -119,10 +119,10 @@ def main() -> None:
         if with_lowered:
             whole, of_whole = first(lambda model=rewritten, x=x: _lowered(model, x), x)
             models, seconds = [*models, whole], [*seconds, of_whole]
-        ratios = [f"{ratio:.2f}" for ratio in _ratios([stepping(model, x) for model in models])]
+        told_ratios = [f"{ratio:.2f}" for ratio in _ratios([stepping(model, x) for model in models])]
         codes = [site.code for site in lowered]
         told = ", ".join(f"{codes.count(code)} {code}" for code in dict.fromkeys(codes))
-        cells = [name, told, *[*ratios, "-"][:3], *[*(f"{s:.0f}" for s in seconds), "-"][:3]]
+        cells = [name, told, *[*told_ratios, "-"][:3], *[*(f"{s:.0f}" for s in seconds), "-"][:3]]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -132,18 +132,8 @@ def _lowered(model: nn.Module, x: Tensor) -> nn.Module:
 
 def _ratios(steps: list[Callable[[], Any]]) -> list[float]:
     """Medians of each step's time over the first one's, in the same round."""
-    found: list[list[float]] = [[] for _ in steps[1:]]
-    for step in steps:
-        step()
-    for _ in range(ROUNDS):
-        times: list[float] = []
-        for step in steps:
-            begin = time.thread_time()
-            step()
-            times.append(time.thread_time() - begin)
-        for ratios, taken in zip(found, times[1:], strict=True):
-            ratios.append(taken / times[0])
-    return [statistics.median(ratios) for ratios in found]
+    found = timed({str(number): step for number, step in enumerate(steps)}, ROUNDS)
+    return [statistics.median(ratios(found, name, "0")) for name in list(found)[1:]]
 
 
 if __name__ == "__main__":

@@ -69,17 +69,31 @@ def time_cases(
     progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Timing]:
     """Time ``cases``, by name. On CUDA by events, else by ``clock``. ``progress`` is told the share that is done."""
+    found = samples(cases, effort, seed=seed, cuda=cuda, clock=clock, progress=progress)
+    return {name: _timing(found[name], found[case.reference], seed) for name, case in cases.items()}
+
+
+def samples(
+    cases: Mapping[str, Case],
+    effort: Effort,
+    *,
+    seed: int = 0,
+    cuda: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[float], object] = lambda share: None,
+) -> dict[str, list[float]]:
+    """What ``time_cases`` goes by: seconds of one run in each round, by name."""
     order = random.Random(seed)
     repeats = {name: _warmed_up(case, effort.sample_s, cuda, clock) for name, case in cases.items()}
     one_round = sum(repeat * seconds for repeat, seconds in repeats.values())
     low, high = effort.rounds
     rounds = min(max(math.ceil(effort.seconds / max(one_round, 1e-9)), low), high)
-    samples: dict[str, list[float]] = {name: [] for name in cases}
+    found: dict[str, list[float]] = {name: [] for name in cases}
     for done in range(rounds):
         progress(done / rounds)
         for name in order.sample(list(cases), len(cases)):
-            samples[name].append(_sample(cases[name], repeats[name][0], cuda, clock))
-    return {name: _timing(samples[name], samples[case.reference], seed) for name, case in cases.items()}
+            found[name].append(_sample(cases[name], repeats[name][0], cuda, clock))
+    return found
 
 
 def _warmed_up(case: Case, sample_s: float, cuda: bool, clock: Callable[[], float]) -> tuple[int, float]:
