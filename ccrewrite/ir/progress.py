@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-log = logging.getLogger("ccrewrite.progress")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=(
 
 
 def step(work: str, what: str, share: float | None = None) -> None:
-    """Say what ``work`` does from now on: to those who listen, and at level INFO to the logger ``ccrewrite.progress``."""
+    """Say what ``work`` does from now on: to those who listen, and at level INFO to this module's logger."""
     begun = Step(work, what, share)
     log.info("%s", begun)
     for listener in _listeners.get():

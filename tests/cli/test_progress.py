@@ -46,7 +46,7 @@ def test_steps_are_heard(tmp_path: Path) -> None:
 def test_steps_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="ccrewrite"):
         moved()
-    assert ("ccrewrite.progress", logging.INFO, "rewrite: comparing outputs with the original's") in caplog.record_tuples
+    assert ("ccrewrite.ir.progress", logging.INFO, "rewrite: comparing outputs with the original's") in caplog.record_tuples
 
 
 def test_what_is_put_back_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -86,7 +86,7 @@ def test_verbose_logs_to_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(tmp_path)
     try:
         found = CliRunner().invoke(app, ["-v", "plan", "verbose_models:small"])
-        assert "INFO ccrewrite.progress: plan: running the Conv1d to see its convolutions" in found.stderr
+        assert "INFO ccrewrite.ir.progress: plan: running the Conv1d to see its convolutions" in found.stderr
         assert "dilated-to-dcls" in found.stdout
         assert not CliRunner().invoke(app, ["plan", "verbose_models:small"]).stderr
     finally:
