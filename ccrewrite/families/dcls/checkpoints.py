@@ -19,7 +19,7 @@ Window = int | Sequence[int]
 def convert_dcls_checkpoint(
     state_dict: Mapping[str, Tensor], *, version: str, window: Window | Mapping[str, Window]
 ) -> dict[str, Tensor]:
-    """A state dict of a model with ``DclsNd`` layers as one for the same model with ``ccrewrite.nn.DclsConv2d`` layers.
+    """A state dict of a model with ``DclsNd`` layers as one for the same model with those of ``ccrewrite.nn``.
 
     Each layer of the new model is ``DclsConvNd(..., elements=kernel_count, window=dilated_kernel_size, sharing="full",
     interpolation=...)`` with the interpolation that ``INTERPOLATION_OF`` names. The reference's axis orders, its window centre
