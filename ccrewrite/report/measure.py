@@ -66,8 +66,8 @@ def compare(
     ``compiled``: time inference by ``torch.compile``, too, of every model or of those named; it takes minutes for large ones.
     ``batches``: time inference at these batch sizes, too. ``scale_groups``: find which sites of ``rewritten`` change size
     together. ``compiled`` and ``scale_groups`` are True by default unless ``quick``. ``trade``: what
-    ``ccrewrite.report.budget.trade`` gave, to be shown; ``forecast``: what ``ccrewrite.forecast`` gave. ``command`` is recorded as what made the report; ``progress``
-    shows a bar on stderr, None: where that is a terminal.
+    ``ccrewrite.report.budget.trade`` gave, to be shown; ``forecast``: what ``ccrewrite.forecast`` gave. ``command`` is kept as
+    what made the report; ``progress`` shows a bar on stderr, None: where that is a terminal.
 
     Raises ``InputError`` for models, names or inputs that can't be used, ``ModelRunError`` where a model raises on them.
 
