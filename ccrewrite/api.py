@@ -132,7 +132,16 @@ def rewrite_(
     verify: bool | Literal["outputs"] = True,
     how: How = "auto",
 ) -> Result:
-    """``rewrite`` in place: ``result.model`` is ``model``, which must not be wrapped. Where it raises, it is as it was."""
+    """``rewrite`` in place: ``result.model`` is ``model``, which must not be wrapped.
+
+    Arguments and errors as ``rewrite``'s, and ``InputError`` for a model that is wrapped, or an ``ExportedProgram``. Where it
+    raises, ``model`` is as it was.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2))
+    >>> rewrite_(model, torch.randn(1, 3, 16, 16)).model is model, type(model[0]).__name__
+    (True, 'DclsConv2d')
+    """
     if isinstance(model, ExportedProgram):
         raise InputError("rewrite_ changes a module in place, found an ExportedProgram; rewrite takes it")
     module, inputs = model_of(model, "what rewrite_ changes in place"), Inputs.of(example_inputs)
@@ -144,7 +153,13 @@ def rewrite_(
 def revert(model: GivenModel) -> nn.Module:
     """Put the original layers and calls back, in place, with the weights as they are now; returns the model.
 
-    What the added geometry had learnt is dropped. Raises ``InputError`` where nothing in ``model`` was rewritten.
+    ``model`` is a rewritten model, or what ``rewrite`` returned. What the added geometry had learnt is dropped. Raises
+    ``InputError`` where nothing in ``model`` was rewritten.
+
+    >>> import torch
+    >>> result = rewrite(nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16))
+    >>> type(result.model).__name__, type(revert(result)).__name__
+    ('DclsConv2d', 'Conv2d')
     """
     module = require_bare(model_of(model, "what revert changes back"), "revert")
     from ccrewrite.passes.scales.resize import resize_  # sympy, which only those pay who revert
@@ -156,7 +171,16 @@ def revert(model: GivenModel) -> nn.Module:
 
 
 def verify(original: Model, rewritten: Model, example_inputs: object) -> Check:
-    """Compare the outputs of two models, of any structure, on the same inputs and random state, in evaluation mode."""
+    """Compare the outputs of two models, of any structure, on the same inputs and random state, in evaluation mode.
+
+    ``example_inputs`` as ``rewrite``'s. The ``Check`` has a row for each output, in order: shapes, dtypes, the largest errors;
+    ``ok`` where all are within rounding. Raises ``ModelRunError`` where a model raises on the inputs.
+
+    >>> import torch
+    >>> model, x = nn.Conv2d(3, 8, 3), torch.randn(1, 3, 16, 16)
+    >>> verify(model, model, x).ok, verify(model, nn.Conv2d(3, 8, 3), x).ok
+    (True, False)
+    """
     before, after, inputs = as_module(original), as_module(rewritten), Inputs.of(example_inputs)
     return Check(compare_outputs(outputs_of(before, inputs), outputs_of(after, inputs)), ran=True)
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 
 class CcrewriteError(Exception):
-    """Base class: ``except ccrewrite.CcrewriteError`` catches all of them."""
+    """Base class: ``except ccrewrite.CcrewriteError`` catches all of them.
+
+    >>> import ccrewrite, torch
+    >>> try:
+    ...     ccrewrite.rewrite(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    ... except ccrewrite.CcrewriteError as error:
+    ...     print(type(error).__name__)
+    SelectionError
+    """
 
 
 class InputError(CcrewriteError, ValueError):

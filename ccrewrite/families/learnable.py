@@ -64,7 +64,15 @@ class Learnable(nn.Module):
 
 def clamp_between_(parameter: Tensor, low: Tensor, high: Tensor) -> None:
     """``parameter.clamp_(low, high)`` with bounds that broadcast, each process its share where it is sharded. What is inside
-    keeps its last bit."""
+    keeps its last bit.
+
+    >>> import torch
+    >>> angle = torch.nn.Parameter(torch.tensor([-2.0, 0.5]))
+    >>> with torch.no_grad():
+    ...     clamp_between_(angle, torch.tensor(-1.0), torch.tensor(1.0))
+    >>> angle.tolist()
+    [-1.0, 0.5]
+    """
     if hasattr(parameter, "to_local"):  # this process's part of the bounds, without asking the others
         from torch.distributed.tensor import DTensor, distribute_tensor
 

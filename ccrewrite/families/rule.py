@@ -20,7 +20,16 @@ from ccrewrite.ir.sites import Site
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """``include`` and ``exclude`` (names, globs or ``re:...`` of sites) narrow one rule, ``rewrite``'s own narrow them all."""
+    """Which sites are rewritten, into what: a frozen dataclass whose fields are its options, checked when it is made.
+
+    Subclasses give ``name``, ``takes`` and ``sampling``; docs/writing-a-family.md goes through the rest. ``include`` and
+    ``exclude`` (names, globs or ``re:...`` of sites) narrow one rule, ``rewrite``'s own narrow them all. Raises ``InputError``
+    for options of another type, and where a subclass has no name.
+
+    >>> import ccrewrite
+    >>> ccrewrite.DilatedToDcls(include="encoder.*").include
+    ('encoder.*',)
+    """
 
     name: ClassVar[str]
     include: tuple[str, ...] = ("*",)

@@ -66,6 +66,12 @@ def regression(before: Comparison, after: Comparison) -> Regression:
 
     Counts are compared exactly, errors by their order of magnitude, times by their ratios to the original: better or worse only
     where the two intervals have nothing in common.
+
+    >>> import ccrewrite, torch
+    >>> model, x = torch.nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)
+    >>> comparison = ccrewrite.compare(model, ccrewrite.rewrite(model, x), x, quick=True)
+    >>> [change.quantity for change in regression(comparison, comparison).changes if change.verdict != "same"]
+    []
     """
     changes: list[Change] = []
     old, new = ({v["name"]: v for v in c.data["variants"]} for c in (before, after))

@@ -75,6 +75,13 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     Raises ``InputError`` where a file is missing, damaged or from a later version, and where ``model`` is not the model that
     was rewritten; ``model`` is then as it was. Nothing is unpickled. A ``WeightsWarning`` says where geometry that was saved by
     itself was learned on other weights than ``model`` has.
+
+    >>> import ccrewrite, tempfile
+    >>> model, x = nn.Conv2d(3, 8, 3, stride=2), torch.randn(1, 3, 17, 17)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save(ccrewrite.rewrite(model, x), directory, geometry_only=True)
+    ...     type(load(model, directory)).__name__
+    'CCConv2d'
     """
     module = require_bare(as_module(model), "load")
     require_trainable(module, "load")

@@ -26,8 +26,8 @@ def reference() -> str:
 
 
 def usage(name: str, command: Any) -> str:
-    with typer.Context(command, info_name=f"ccrewrite {name}") as context:
-        return " ".join([f"ccrewrite {name}", *command.collect_usage_pieces(context)])
+    arguments = [p.name.upper() + ("..." if p.nargs == -1 else "") for p in command.params if p.param_type_name == "argument"]
+    return " ".join([f"ccrewrite {name}", *arguments, "[OPTIONS]"])
 
 
 def table(command: Any) -> str:

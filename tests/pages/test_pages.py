@@ -4,6 +4,7 @@ hide. A block marked ``text`` that follows shows what was printed, with ``...`` 
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -61,3 +62,48 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", text)
     made = DOCS / "reference" / "cli.md"
     assert [link for link in links if not (there := (page.parent / link).resolve()).exists() and there != made] == []
+
+
+ROOT = DOCS.parent
+FILES = {
+    file.relative_to(ROOT).as_posix()
+    for folder in ("ccrewrite", "tests", "benchmarks", "examples", ".ci")
+    for file in (ROOT / folder).rglob("*.py")
+}
+
+
+METADATA = ("ccrewrite.module", "ccrewrite.from")
+"""Keys in an ONNX file."""
+
+
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_and_names_of_a_page_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if page.name not in ELSEWHERE:  # that one shows the files of a package
+        files = re.findall(r"`(?:python )?((?:[\w.-]+/)*[\w-]+\.py)`", text)
+        assert [file for file in files if not any(f"/{known}".endswith(f"/{file}") for known in FILES)] == []
+    folders = re.findall(r"`((?:ccrewrite|tests|benchmarks|examples)/[\w/-]*)`", text)
+    assert [folder for folder in folders if not (ROOT / folder).exists()] == []
+    assert [name for name in re.findall(r"`(ccrewrite(?:\.\w+)+)\b", text) if name not in METADATA and not resolves(name)] == []
+
+
+def resolves(name: str) -> bool:
+    """Whether ``name`` is a module, or an attribute of one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            thing: object = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            for part in parts[count:]:
+                thing = getattr(thing, part)
+        except AttributeError:
+            continue
+        return True
+    return False
+
+
+def test_a_name_that_is_not_there_is_noticed() -> None:
+    assert resolves("ccrewrite.nn.DclsConv2d.from_conv")
+    assert not resolves("ccrewrite.ensemble.ScaleEnsemble")

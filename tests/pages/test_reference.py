@@ -16,6 +16,29 @@ SHOWN = [name for text in PAGES.values() for name in re.findall(r"^::: (\S+)$", 
 PACKAGES = ("ccrewrite", "ccrewrite.families", "ccrewrite.nn", "ccrewrite.report", "ccrewrite.saving", "ccrewrite.training")
 
 
+ELSEWHERE = {
+    "Alternative": "docs/writing-a-family.md",
+    "CCSampling": "CCConv2d",
+    "CallShapes": "docs/writing-a-family.md",
+    "Comparison": "compare",
+    "Movement": "Recorder",
+    "OnnxCall": "docs/writing-a-family.md",
+    "OnnxForm": "docs/writing-a-family.md",
+    "OnnxOperator": "docs/writing-a-family.md",
+    "Recording": "Recorder",
+    "Regression": "regression",
+    "ResizableSampling": "docs/writing-a-family.md",
+    "RewrittenConv": "rewrite",
+    "Sampling": "docs/writing-a-family.md",
+    "ScratchConv": "docs/writing-a-family.md",
+    "Site": "plan",
+    "Snapped": "snap",
+    "aot": "docs/lowering.md",
+    "nyquist_penalty": "docs/finetune.md",
+}
+"""Names without an example of their own -> where one is."""
+
+
 def found(path: str) -> object:
     """What a path in the reference stands for."""
     module, _, name = path.rpartition(".")
@@ -32,6 +55,22 @@ def test_every_public_name_is_shown_once(package: str) -> None:
 
 def test_what_is_shown_is_documented() -> None:
     assert [path for path in SHOWN if not getattr(found(path), "__doc__", None)] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_has_an_example(package: str) -> None:
+    module = importlib.import_module(package)
+    without = {name for name in module.__all__ if ">>> " not in getattr(module, name).__doc__}
+    assert without - set(ELSEWHERE) == set()
+
+
+@pytest.mark.parametrize(("name", "place"), ELSEWHERE.items())
+def test_an_example_that_is_elsewhere_is_there(name: str, place: str) -> None:
+    if place.startswith("docs/"):
+        assert name in (DOCS.parent / place).read_text(encoding="utf-8")
+    else:
+        packages = [importlib.import_module(package) for package in PACKAGES]
+        assert ">>> " in next(getattr(p, place) for p in packages if place in p.__all__).__doc__
 
 
 def test_every_command_and_option_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,12 @@ class CCConvTranspose(CCLayer, ResizableConvTranspose):
 
 
 class CCConv1d(CCConv, nn.Conv1d, replaces=nn.Conv1d):
-    """A strided convolution with a continuous kernel; see ``CCConv2d``."""
+    """A strided convolution with a continuous kernel; see ``CCConv2d``. Input ``(N, C_in, L)`` or ``(C_in, L)``.
+
+    >>> import torch
+    >>> CCConv1d(3, 8, 3, stride=2)(torch.randn(1, 3, 9), output_size=(6,)).shape
+    torch.Size([1, 8, 6])
+    """
 
 
 class CCConv2d(CCConv, nn.Conv2d, replaces=nn.Conv2d):
@@ -78,11 +83,21 @@ class CCConv2d(CCConv, nn.Conv2d, replaces=nn.Conv2d):
 
 
 class CCConv3d(CCConv, nn.Conv3d, replaces=nn.Conv3d):
-    """A strided convolution with a continuous kernel; see ``CCConv2d``."""
+    """A strided convolution with a continuous kernel; see ``CCConv2d``. Input ``(N, C_in, D, H, W)`` or ``(C_in, D, H, W)``.
+
+    >>> import torch
+    >>> CCConv3d(3, 8, 3, stride=2)(torch.randn(1, 3, 9, 9, 9), output_size=(4, 5, 6)).shape
+    torch.Size([1, 8, 4, 5, 6])
+    """
 
 
 class CCConvTranspose1d(CCConvTranspose, nn.ConvTranspose1d, replaces=nn.ConvTranspose1d):
-    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``."""
+    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``. Input ``(N, C_in, L)`` or ``(C_in, L)``.
+
+    >>> import torch
+    >>> CCConvTranspose1d(3, 8, 4, stride=2)(torch.randn(1, 3, 9), output_size=(20,)).shape
+    torch.Size([1, 8, 20])
+    """
 
 
 class CCConvTranspose2d(CCConvTranspose, nn.ConvTranspose2d, replaces=nn.ConvTranspose2d):
@@ -100,4 +115,11 @@ class CCConvTranspose2d(CCConvTranspose, nn.ConvTranspose2d, replaces=nn.ConvTra
 
 
 class CCConvTranspose3d(CCConvTranspose, nn.ConvTranspose3d, replaces=nn.ConvTranspose3d):
-    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``."""
+    """A transposed convolution with a continuous kernel; see ``CCConvTranspose2d``.
+
+    Input ``(N, C_in, D, H, W)`` or ``(C_in, D, H, W)``.
+
+    >>> import torch
+    >>> CCConvTranspose3d(3, 8, 4, stride=2)(torch.randn(1, 3, 9, 9, 9), output_size=(20, 18, 17)).shape
+    torch.Size([1, 8, 20, 18, 17])
+    """

@@ -15,8 +15,18 @@ from ccrewrite.ir.sites import Site
 
 @dataclass(frozen=True)
 class StridedToCC(Rule):
-    """strided Conv -> CC (``ccrewrite.nn.CCConv2d``): its taps become the nodes of a continuous kernel. Options as
-    ``CCSampling``'s; ``kernel="mlp"`` and ``alignment="centred"`` are not exact. Axes of one tap and stride 1 stay plain."""
+    """strided Conv -> CC (``ccrewrite.nn.CCConv2d``): its taps become the nodes of a continuous kernel.
+
+    ``kernel``, ``basis``, ``hidden``, ``reach``, ``alignment`` and ``sharing`` as ``CCSampling``'s; ``kernel="mlp"`` and
+    ``alignment="centred"`` are not exact. Axes of one tap and stride 1 stay plain. Raises ``InputError`` for options out of
+    their range.
+
+    >>> import ccrewrite, torch
+    >>> model, x = torch.nn.Conv1d(4, 8, 3, stride=2), torch.randn(1, 4, 33)
+    >>> layer = ccrewrite.rewrite(model, x, rules=StridedToCC(reach=0)).model  # a causal one stays causal
+    >>> layer.sampling.window, layer(x, output_size=12).shape
+    ((3,), torch.Size([1, 8, 12]))
+    """
 
     name: ClassVar[str] = "strided-to-cc"
     kernel: Kernel = "nodes"
@@ -47,7 +57,16 @@ class StridedToCC(Rule):
 
 @dataclass(frozen=True)
 class TransposedToCC(StridedToCC):
-    """ConvTranspose -> CC (``ccrewrite.nn.CCConvTranspose2d``): its taps become the nodes of a continuous kernel."""
+    """ConvTranspose -> CC (``ccrewrite.nn.CCConvTranspose2d``): its taps become the nodes of a continuous kernel.
+
+    Options and errors as ``StridedToCC``'s.
+
+    >>> import ccrewrite, torch
+    >>> model, x = torch.nn.ConvTranspose1d(4, 8, 4, stride=2, padding=1), torch.randn(1, 4, 16)
+    >>> layer = ccrewrite.rewrite(model, x, rules=TransposedToCC(basis="linear")).model
+    >>> layer(x).shape, layer(x, output_size=40).shape
+    (torch.Size([1, 8, 32]), torch.Size([1, 8, 40]))
+    """
 
     name: ClassVar[str] = "transposed-to-cc"
 

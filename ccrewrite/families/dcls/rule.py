@@ -13,7 +13,21 @@ from ccrewrite.ir.sites import Site
 
 @dataclass(frozen=True)
 class DilatedToDcls(Rule):
-    """dilated Conv -> DCLS (``ccrewrite.nn.DclsConv2d``): its taps get learnable positions. Options as ``DclsSampling``'s."""
+    """dilated Conv -> DCLS (``ccrewrite.nn.DclsConv2d``): its taps get learnable positions.
+
+    Args:
+        sharing: whose a tap's position is: "tap" (one for all channels), "group", "out" (each output channel's own), "in",
+            "full" (each kernel's own), or "auto": each channel's own for depthwise layers, "tap" for others.
+        reach: by how many samples taps may leave the original extent, on each side.
+
+    Raises ``InputError`` for options out of their range.
+
+    >>> import ccrewrite, torch
+    >>> model, x = torch.nn.Conv2d(4, 8, 3, dilation=2), torch.randn(1, 4, 16, 16)
+    >>> layer = ccrewrite.rewrite(model, x, rules=DilatedToDcls(sharing="out", reach=1)).model
+    >>> layer.sampling.offset.shape, layer.sampling.window  # (axes, output channels, 1, *taps)
+    (torch.Size([2, 8, 1, 3, 3]), (7, 7))
+    """
 
     name: ClassVar[str] = "dilated-to-dcls"
     sharing: Literal["auto", Sharing] = "auto"
