@@ -1,4 +1,4 @@
-"""Old names of modules, for the programs that ``.ci/cases.py`` runs: they were written before 0.2.0 moved those. The package
+"""Old names, for the programs that ``.ci/cases.py`` runs: they were written before 0.2.0 moved modules and errors. The package
 has none of them. Python imports this file by itself where its folder is on PYTHONPATH.
 """
 
@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
+    "ccrewrite": "ccrewrite.errors",
     "ccrewrite.arguments": "ccrewrite.cli.arguments",
     "ccrewrite.export.commands": "ccrewrite.cli.export",
     "ccrewrite.lowering.measure": "ccrewrite.lowering.times",
@@ -22,21 +22,29 @@ MOVED = {
 """Old module -> the one that has its names, or some of them, now."""
 
 
-class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules in ``MOVED``: those that still are, with the names that left them, and those that are no more."""
+class OldNames(importlib.abc.MetaPathFinder):
+    """Finds the modules in ``MOVED``."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self) if name in MOVED else None
+        if name not in MOVED:
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, others), None) or ModuleSpec(name, None)
+        spec.loader = WithNames(spec.loader)
+        return spec
+
+
+class WithNames(importlib.abc.Loader):
+    """A module as ``loader`` makes it (None: an empty one), with the names that are elsewhere now."""
+
+    def __init__(self, loader: importlib.abc.Loader | None) -> None:
+        self.loader = loader
 
     def exec_module(self, module: ModuleType) -> None:
-        name = module.__name__
-        package = sys.modules[name.rpartition(".")[0]]
-        still = PathFinder.find_spec(name, package.__path__)
-        if still is not None and still.loader is not None:
-            module.__file__ = still.origin
-            still.loader.exec_module(module)
-        for key, value in vars(importlib.import_module(MOVED[name])).items():
-            vars(module).setdefault(key, value)
+        if self.loader is not None:
+            self.loader.exec_module(module)
+        for name, value in vars(importlib.import_module(MOVED[module.__name__])).items():
+            vars(module).setdefault(name, value)
 
 
 sys.meta_path.insert(0, OldNames())

@@ -2,6 +2,6 @@
 
 from importlib.util import find_spec
 
-PACKAGES = ("transformers", "monai", "diffusers", "pytorchcv", "pytorch_tcn", "torchvision")
+PACKAGES = ("transformers", "monai", "diffusers", "pytorchcv", "pytorch_tcn", "torchvision", "timm")
 
 collect_ignore_glob = [] if all(map(find_spec, PACKAGES)) else ["*.py"]
