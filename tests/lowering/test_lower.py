@@ -56,7 +56,7 @@ def rewritten(moved: bool = True) -> nn.Module:
     return model
 
 
-FORCED = {"near": "products", "far": "shifts", "depthwise": "taps", "down": "filtered", "up": "filtered"}
+FORCED = {"near": "products", "far": "slices", "depthwise": "taps", "down": "filtered", "up": "filtered"}
 
 
 def found(lowered: Lowered) -> dict[str, tuple[str, str]]:
@@ -143,14 +143,14 @@ def test_choices_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(choose, "WORTH_MEASURING", 1e9)
     first = lower(rewritten(), X, mode="training", verify=False)
     assert found(first) == {
-        "near": ("shifts", "measured"),
-        "far": ("shifts", "measured"),
+        "near": ("slices", "measured"),
+        "far": ("slices", "measured"),
         "depthwise": ("taps", "measured"),
         "down": ("filtered", "measured"),
         "up": ("filtered", "measured"),
     }
     of_cc = [("separable", "filtered")] * 2
-    assert asked == [("window", "bands", "products", "shifts")] * 2 + [("window", "taps")] + of_cc
+    assert asked == [("window", "bands", "products", "shifts", "slices")] * 2 + [("window", "taps")] + of_cc
     again = lower(rewritten(), X, mode="training", verify=False)
     assert [site.how for site in again] == ["cached"] * 5
     assert [site.code for site in again] == [site.code for site in first]
@@ -174,7 +174,7 @@ def test_equal_sites_are_measured_once(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("form", ["products", "shifts", "taps"])
+@pytest.mark.parametrize("form", ["products", "slices", "taps"])
 def test_other_sizes_take_one_more_compilation_at_most(form: str):
     model = rewritten()
     name = next(n for n, f in FORCED.items() if f == form)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.interpolation import MIN_WIDTH
 from ccrewrite.families.learnable import Recording, clamp_between_, rounded
@@ -100,3 +101,9 @@ class TapPositions(Sampling):
                 "now": rounded(now),
             },
         }
+
+
+def check_reach(owner: str, reach: int) -> None:
+    """Raises ``InputError`` where ``reach`` is negative."""
+    if reach < 0:
+        raise InputError(f"{owner}: reach must be at least 0 samples, found {reach}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ccrewrite.families.dcls.sampling import DclsSampling, Sharing, check_reach
+from ccrewrite.families.dcls.positions import check_reach
+from ccrewrite.families.dcls.sampling import DclsSampling, Sharing
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.sites import Site

@@ -21,10 +21,9 @@ from ccrewrite.errors import InputError
 from ccrewrite.families import regions
 from ccrewrite.families.dcls import fold as folding
 from ccrewrite.families.dcls import kernel
-from ccrewrite.families.dcls.forms import bands, estimate, operators, slices
-from ccrewrite.families.dcls.forms.choice import cheapest
+from ccrewrite.families.dcls.forms import bands, estimate, opaque, operators, slices
 from ccrewrite.families.dcls.grid import Grid
-from ccrewrite.families.dcls.positions import TapPositions
+from ccrewrite.families.dcls.positions import TapPositions, check_reach
 from ccrewrite.families.interpolation import MIN_WIDTH, SCRATCH_WIDTH, Interpolation, sharp_width
 from ccrewrite.families.look import readable
 from ccrewrite.families.onnx import OnnxForm
@@ -133,7 +132,8 @@ class DclsSampling(TapPositions):
             return ()
         sets = {"tap": 1, "in": 1, "group": g.groups}.get(self.sharing, g.out_channels)
         own = 1 if self.sharing not in ("in", "full") else g.in_channels // g.groups
-        return operators.applicable(g.groups, (g.out_channels, g.in_channels // g.groups), (sets, own), g.stride)
+        found = operators.applicable(g.groups, (g.out_channels, g.in_channels // g.groups), (sets, own), g.stride)
+        return (*found, "slices") if self.sharing == "tap" and g.in_channels > g.groups else found
 
     @property
     def taps(self) -> Ints:
@@ -196,16 +196,17 @@ class DclsSampling(TapPositions):
 
     def form_of(self, input: Tensor, weight: Tensor, layout: Layout) -> str:
         """How a call is evaluated: ``form`` where it can be, else in eager mode the cheapest form at these sizes, else
-        ``default_form``. "window": build the effective kernel. "bands", "slices": ``forms/``. What else is there is for
-        torch.compile alone."""
-        if self.form in ("window", "bands", "slices"):
+        ``default_form``. "window" builds the effective kernel; the others: ``forms/``."""
+        if self.form in ("window", "bands"):
             form = self.form
+        elif self.form == "slices" and (regions.traced() or readable([self.offset, input])):
+            return "slices"
         elif self._compiles(self.form, input, weight, layout):
             return cast(str, self.form)
         else:
             form = self.default_form
             if self.interpolation == "linear" and readable([self.offset, input]):
-                form = cheapest(form, self.sharing, input, weight, layout, torch.is_grad_enabled())
+                form = estimate.cheapest(form, self.sharing, input, weight, layout, torch.is_grad_enabled())
         if form == "bands" and layout.groups > 1:
             return "window"
         return form
@@ -249,7 +250,10 @@ class DclsSampling(TapPositions):
             positions = regions.region("dcls_positions", (self._offset(),), self.coded)[:, :, 0]
         else:
             positions = torch.stack([along[:, 0] for along in self.grid.positions(self.taps, self._offset())])
-        out = operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
+        if form == "slices":
+            out = opaque.dcls_slices(input, weight.flatten(2), positions, layout)
+        else:
+            out = operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
         return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
 
     def _offset(self) -> Tensor:
@@ -291,9 +295,3 @@ def _start_width(interpolation: str, width: float | None, elements: int | None, 
     if not (math.isfinite(width) and width >= MIN_WIDTH[interpolation]):
         raise InputError(f"width of a {interpolation} must be at least {MIN_WIDTH[interpolation]} samples, found {width}")
     return float(width)
-
-
-def check_reach(owner: str, reach: int) -> None:
-    """Raises ``InputError`` where ``reach`` is negative."""
-    if reach < 0:
-        raise InputError(f"{owner}: reach must be at least 0 samples, found {reach}")

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ccrewrite.families.dcls.forms.opaque import dcls_slices
 from ccrewrite.families.dcls.forms.operators import FORMS, applicable, dcls_conv
 from ccrewrite.families.dcls.place import place
+from ccrewrite.gathering.places import Layout
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -107,3 +109,24 @@ def test_which_forms_apply():
     assert applicable(8, (8, 1, 3, 3), (1, 1), (1, 1)) == ("taps",)
     assert applicable(4, (8, 1, 3, 3), (8, 1), (1, 1)) == ()
     assert applicable(1, (8, 4, 3, 3), (8, 4), (1, 1)) == ()
+
+
+@pytest.mark.parametrize(("groups", "stride", "channels"), [(1, (1, 1), (4, 3)), (2, (2, 1), (4, 6)), (1, (1, 1), (8, 2))])
+def test_slices_as_an_operator(groups: int, stride: tuple[int, int], channels: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+
+    x, weight = drawn(2, channels[0], 9, 8), drawn(channels[1], channels[0] // groups, 3)
+    places = torch.tensor([[[0.0, 1.3, 4.0]], [[2.0, 0.4, 0.0]]], dtype=torch.float64, requires_grad=True)
+    layout = Layout((5, 3), stride, [(2, 1), (0, 1)], groups)
+    found = dcls_slices(x, weight, places, layout)
+    expected = reference(x, weight, places, (5, 3), list(layout.pads), groups)[..., :: stride[0], :: stride[1]]
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(out.sin().sum(), (x, weight, places)) for out in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    flat = [list(layout.window), list(layout.stride), [n for pair in layout.pads for n in pair], groups]
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.ccrewrite.dcls_slices.default, (x, weight, places, *flat), test_utils=tests)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ccrewrite.families.dcls.forms import shared, slices, ways
-from ccrewrite.families.dcls.forms.choice import cheapest
+from ccrewrite.families.dcls.forms.estimate import cheapest
 from ccrewrite.gathering.places import Layout
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
 

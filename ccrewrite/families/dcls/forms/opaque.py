@@ -1,0 +1,109 @@
+"""The operators ``ccrewrite::dcls_slices`` and ``ccrewrite::dcls_slices_backward``: the eager slices in a compiled model.
+
+Taps that all channels share are read as slices where a number says, which only eager code knows. Inductor calls these as they
+are: what they are made of is never compiled, so they cost no time to compile either, however many layers there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccrewrite.families.dcls.forms.slices import way_of
+from ccrewrite.families.dcls.forms.ways import Way
+from ccrewrite.gathering.places import Layout
+from ccrewrite.ir.operators import autocast
+
+
+def dcls_slices(input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """The convolution whose taps ``weight`` ``(out, in/groups, taps)`` lie at ``positions`` ``(ndim, 1, taps)``, in cells of
+    the window; without a bias. ``input`` is ``(N, in, *size)``. Differentiable once.
+
+    >>> x, weight, places = torch.ones(1, 2, 5), torch.ones(3, 2, 1), torch.tensor([[[0.5]]])
+    >>> dcls_slices(x, weight, places, Layout((2,), (1,), [(0, 0)], 1))[0, 0]
+    tensor([2., 2., 2., 2.])
+    """
+    pads = [n for pair in layout.pads for n in pair]
+    arguments = list(layout.window), list(layout.stride), pads, layout.groups
+    return torch.ops.ccrewrite.dcls_slices(*autocast(input, weight), positions, *arguments)
+
+
+@torch.library.custom_op("ccrewrite::dcls_slices", mutates_args=())
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    groups: int,
+) -> Tensor:
+    way = _way(input, weight, positions, _layout(window, stride, pads, groups))
+    way.phase = "forward"
+    return way.forward(None).contiguous()
+
+
+@torch.library.custom_op("ccrewrite::dcls_slices_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    groups: int,
+    wants: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    way = _way(input, weight, positions, _layout(window, stride, pads, groups))
+    found = way.backward(gradient.contiguous(), wants[0], wants[2])
+    nothing = input.new_empty(0)
+    first = found["input"].contiguous() if wants[0] else nothing
+    third = found["positions"].to(positions.dtype).contiguous() if wants[2] else nothing
+    return first, found["weight"].contiguous(), third
+
+
+def _way(input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> Way:
+    return way_of(input, weight, layout, False, of_outputs=False)(input.contiguous(), weight, positions, layout)
+
+
+def _layout(window: Sequence[int], stride: Sequence[int], pads: Sequence[int], groups: int) -> Layout:
+    return Layout(tuple(window), tuple(stride), list(zip(pads[::2], pads[1::2], strict=True)), groups)
+
+
+@_forward.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    groups: int,
+) -> Tensor:
+    outputs = _layout(window, stride, pads, groups).outputs(input)
+    return input.new_empty(input.shape[0], weight.shape[0], *outputs)
+
+
+@_backward.register_fake
+def _(gradient: Tensor, input: Tensor, weight: Tensor, positions: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    wants = arguments[-1]
+    first, third = (like.new_empty(like.shape if want else (0,)) for like, want in ((input, wants[0]), (positions, wants[2])))
+    return first, weight.new_empty(weight.shape), third
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, positions, *ctx.layout = inputs
+    ctx.save_for_backward(input, weight, positions)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    wants = list(ctx.needs_input_grad[:3])
+    found = torch.ops.ccrewrite.dcls_slices_backward(gradient, *ctx.saved_tensors, *ctx.layout, wants)
+    return *(g if wanted else None for g, wanted in zip(found, wants, strict=True)), None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
