@@ -125,7 +125,8 @@ class FilteredConvTranspose(Fusing):
 
 def _axes(layer: FilteredConv | FilteredConvTranspose, sizes: Ints, pads: Sequence[tuple[int, int]]) -> list[Strided]:
     """How the axes are read, of data of these ``sizes`` and a window that is padded by ``pads``."""
-    conv, axes = cast(ConvNd, layer), list[Strided]()
+    conv = cast(ConvNd, layer)
+    axes: list[Strided] = []  # not list[Strided](), which torch.compile can't trace
     for axis, (n, (low, high), stride) in enumerate(zip(sizes, pads, conv.stride, strict=True)):
         factor: Tensor = getattr(layer, f"factor_{axis}")
         cells = factor.shape[1]

@@ -246,14 +246,14 @@ class DclsSampling(TapPositions):
         return slices.dcls_conv(*autocast(input, weight.flatten(2)), bias, positions, self.sharing, layout, compiled)
 
     def _as_operator(self, input: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, form: str) -> Tensor:
+        if form == "slices":
+            out = opaque.dcls_slices(input, weight.flatten(2), self._offset(), self.coded, layout)
+            return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
         if regions.called(self.opaque):
             positions = regions.region("dcls_positions", (self._offset(),), self.coded)[:, :, 0]
         else:
             positions = torch.stack([along[:, 0] for along in self.grid.positions(self.taps, self._offset())])
-        if form == "slices":
-            out = opaque.dcls_slices(input, weight.flatten(2), positions, layout)
-        else:
-            out = operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
+        out = operators.dcls_conv(input, weight.flatten(2), positions, form, self.window, layout.pads)
         return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
 
     def _offset(self) -> Tensor:

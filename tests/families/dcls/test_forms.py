@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccrewrite.families.dcls.forms.opaque import dcls_slices
 from ccrewrite.families.dcls.forms.operators import FORMS, applicable, dcls_conv
 from ccrewrite.families.dcls.place import place
+from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.gathering.places import Layout
+from ccrewrite.ir.geometry import ConvGeometry
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -111,22 +113,34 @@ def test_which_forms_apply():
     assert applicable(1, (8, 4, 3, 3), (8, 4), (1, 1)) == ()
 
 
-@pytest.mark.parametrize(("groups", "stride", "channels"), [(1, (1, 1), (4, 3)), (2, (2, 1), (4, 6)), (1, (1, 1), (8, 2))])
-def test_slices_as_an_operator(groups: int, stride: tuple[int, int], channels: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
-
-    x, weight = drawn(2, channels[0], 9, 8), drawn(channels[1], channels[0] // groups, 3)
-    places = torch.tensor([[[0.0, 1.3, 4.0]], [[2.0, 0.4, 0.0]]], dtype=torch.float64, requires_grad=True)
-    layout = Layout((5, 3), stride, [(2, 1), (0, 1)], groups)
-    found = dcls_slices(x, weight, places, layout)
-    expected = reference(x, weight, places, (5, 3), list(layout.pads), groups)[..., :: stride[0], :: stride[1]]
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, dilation=3, padding=2, groups=2),
+        nn.Conv1d(3, 5, 3, stride=2, padding=2, dilation=2),
+        nn.Conv1d(8, 2, 3, dilation=2),
+        nn.Conv3d(2, 3, (2, 1, 3), dilation=2, padding=1),
+    ],
+)
+def test_slices_as_an_operator(conv: nn.Module) -> None:
+    torch.manual_seed(0)
+    conv = conv.double()
+    x = torch.randn(2, conv.in_channels, *(9, 8, 7)[: conv.weight.dim() - 2], dtype=torch.float64, requires_grad=True)
+    geometry = ConvGeometry.from_module(conv)
+    sampling = DclsSampling(geometry, dtype=torch.float64, sharing="tap")
+    assert "slices" in sampling.forms
+    nn.init.uniform_(sampling.offset, -0.6, 0.6)
+    with torch.no_grad():
+        sampling.offset[..., -1] = 0  # on a sample
+    layout = Layout(sampling.window, geometry.stride, geometry.pads, geometry.groups)
+    found = dcls_slices(x, conv.weight.flatten(2), sampling.offset, sampling.coded, layout)
+    expected = CONV[geometry.ndim](x, sampling.kernel(conv.weight), None, conv.stride, conv.padding, 1, conv.groups)
     torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad(out.sin().sum(), (x, weight, places)) for out in (found, expected)]
+    tensors = (x, conv.weight, sampling.offset)
+    gradients = [torch.autograd.grad(out.sin().sum(), tensors) for out in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
-    flat = [list(layout.window), list(layout.stride), [n for pair in layout.pads for n in pair], groups]
+    flat = [list(layout.window), list(layout.stride), [n for pair in layout.pads for n in pair], layout.groups]
+    arguments = (x, conv.weight.detach().flatten(2).requires_grad_(), sampling.offset, sampling.coded, *flat)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.ccrewrite.dcls_slices.default, (x, weight, places, *flat), test_utils=tests)
+    torch.library.opcheck(torch.ops.ccrewrite.dcls_slices.default, arguments, test_utils=tests)

@@ -12,36 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccrewrite.families import regions
 from ccrewrite.families.dcls.forms.slices import way_of
 from ccrewrite.families.dcls.forms.ways import Way
 from ccrewrite.gathering.places import Layout
 from ccrewrite.ir.operators import autocast
 
 
-def dcls_slices(input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """The convolution whose taps ``weight`` ``(out, in/groups, taps)`` lie at ``positions`` ``(ndim, 1, taps)``, in cells of
-    the window; without a bias. ``input`` is ``(N, in, *size)``. Differentiable once.
-
-    >>> x, weight, places = torch.ones(1, 2, 5), torch.ones(3, 2, 1), torch.tensor([[[0.5]]])
-    >>> dcls_slices(x, weight, places, Layout((2,), (1,), [(0, 0)], 1))[0, 0]
-    tensor([2., 2., 2., 2.])
-    """
+def dcls_slices(input: Tensor, weight: Tensor, offset: Tensor, grid: str, layout: Layout) -> Tensor:
+    """The convolution whose taps ``weight`` ``(out, in/groups, taps)`` are moved by ``offset`` ``(axes, 1, 1, *taps)`` in the
+    window of ``grid`` (``Grid.to_text``); without a bias. ``input`` is ``(N, in, *size)``. Differentiable once."""
     pads = [n for pair in layout.pads for n in pair]
-    arguments = list(layout.window), list(layout.stride), pads, layout.groups
-    return torch.ops.ccrewrite.dcls_slices(*autocast(input, weight), positions, *arguments)
+    arguments = grid, list(layout.window), list(layout.stride), pads, layout.groups
+    return torch.ops.ccrewrite.dcls_slices(*autocast(input, weight), offset, *arguments)
+
+
+POSITIONS = "dcls_positions"
+"""The region (``ccrewrite.families.regions``) that gives positions."""
 
 
 @torch.library.custom_op("ccrewrite::dcls_slices", mutates_args=())
 def _forward(
     input: Tensor,
     weight: Tensor,
-    positions: Tensor,
+    offset: Tensor,
+    grid: str,
     window: Sequence[int],
     stride: Sequence[int],
     pads: Sequence[int],
     groups: int,
 ) -> Tensor:
-    way = _way(input, weight, positions, _layout(window, stride, pads, groups))
+    way = _way(input, weight, _positions(offset, grid), _layout(window, stride, pads, groups))
     way.phase = "forward"
     return way.forward(None).contiguous()
 
@@ -51,19 +52,28 @@ def _backward(
     gradient: Tensor,
     input: Tensor,
     weight: Tensor,
-    positions: Tensor,
+    offset: Tensor,
+    grid: str,
     window: Sequence[int],
     stride: Sequence[int],
     pads: Sequence[int],
     groups: int,
     wants: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    way = _way(input, weight, positions, _layout(window, stride, pads, groups))
+    way = _way(input, weight, _positions(offset, grid), _layout(window, stride, pads, groups))
     found = way.backward(gradient.contiguous(), wants[0], wants[2])
     nothing = input.new_empty(0)
     first = found["input"].contiguous() if wants[0] else nothing
-    third = found["positions"].to(positions.dtype).contiguous() if wants[2] else nothing
+    third = nothing
+    if wants[2]:
+        arrived = found["positions"].to(offset.dtype)[:, :, None]
+        third = regions.region_backward_of(arrived, [offset], POSITIONS, grid, (), [True])[0]
     return first, found["weight"].contiguous(), third
+
+
+def _positions(offset: Tensor, grid: str) -> Tensor:
+    """``(ndim, 1, taps)``, in cells of the window."""
+    return regions.region_of([offset], POSITIONS, grid, ())[:, :, 0]
 
 
 def _way(input: Tensor, weight: Tensor, positions: Tensor, layout: Layout) -> Way:
@@ -78,7 +88,8 @@ def _layout(window: Sequence[int], stride: Sequence[int], pads: Sequence[int], g
 def _(
     input: Tensor,
     weight: Tensor,
-    positions: Tensor,
+    offset: Tensor,
+    grid: str,
     window: Sequence[int],
     stride: Sequence[int],
     pads: Sequence[int],
@@ -89,21 +100,21 @@ def _(
 
 
 @_backward.register_fake
-def _(gradient: Tensor, input: Tensor, weight: Tensor, positions: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, input: Tensor, weight: Tensor, offset: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     wants = arguments[-1]
-    first, third = (like.new_empty(like.shape if want else (0,)) for like, want in ((input, wants[0]), (positions, wants[2])))
+    first, third = (like.new_empty(like.shape if want else (0,)) for like, want in ((input, wants[0]), (offset, wants[2])))
     return first, weight.new_empty(weight.shape), third
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, positions, *ctx.layout = inputs
-    ctx.save_for_backward(input, weight, positions)
+    input, weight, offset, *ctx.others = inputs
+    ctx.save_for_backward(input, weight, offset)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     wants = list(ctx.needs_input_grad[:3])
-    found = torch.ops.ccrewrite.dcls_slices_backward(gradient, *ctx.saved_tensors, *ctx.layout, wants)
-    return *(g if wanted else None for g, wanted in zip(found, wants, strict=True)), None, None, None, None
+    found = torch.ops.ccrewrite.dcls_slices_backward(gradient, *ctx.saved_tensors, *ctx.others, wants)
+    return *(g if wanted else None for g, wanted in zip(found, wants, strict=True)), None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
