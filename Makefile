@@ -66,6 +66,7 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 	$(BIN)/python benchmarks/speed/dcls_construction.py
 	$(BIN)/python benchmarks/speed/cc_speed.py
 	$(BIN)/python benchmarks/speed/lowering_cpu.py
+	$(BIN)/python benchmarks/speed/compile_time.py $(if $(ONLY),--only '$(ONLY)')
 	$(BIN)/python benchmarks/speed/moved.py $(if $(QUICK),--quick) $(if $(ONLY),--only '$(ONLY)')
 
 bench-corpus: .venv-corpus/.ready  ## whole models compiled, and steps of fine-tuning: reports/cpu
