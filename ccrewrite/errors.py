@@ -5,6 +5,9 @@ A message names the site or the argument, what was expected, what was found, and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CcrewriteError(Exception):
     """Base class: ``except ccrewrite.CcrewriteError`` catches all of them.
@@ -44,3 +47,13 @@ class WeightsWarning(UserWarning):
 
 class SizeWarning(UserWarning):
     """An ONNX file that was given run-time sizes holds numbers that may be right at its native sizes alone."""
+
+
+def likely(name: object, known: Iterable[str]) -> str:
+    """The end of a message that refuses ``name``: which of ``known`` is spelled most like it. "" where none is.
+
+    >>> likely("epoch", ["accumulate", "epochs", "lr"])
+    ". Did you mean 'epochs'?"
+    """
+    close = get_close_matches(str(name), list(known), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""

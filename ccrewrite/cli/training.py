@@ -80,12 +80,7 @@ def finetune_command(file: Path, *, resume: bool, console: Console) -> History |
 
 
 def _report(model: nn.Module, history: History, recorder: Recorder | None, folder: Path, console: Console) -> None:
-    said = [f"{len(history.losses)} steps, loss {history.losses[0]:.4g} to {history.losses[-1]:.4g}"]
-    if history.best_epoch is not None:
-        best = f"best validation loss {min(history.validations):.4g} after epoch {history.best_epoch}"
-        said.append(best + (", stopped early" if history.stopped_early else ""))
-    if history.compile:
-        said.append("the rewritten layers ran compiled" if history.compile == "sites" else "the model ran compiled")
+    said = [str(history)]
     said.append(f"saved {folder}/rewritten; log and checkpoint in {folder}")
     if recorder is not None:
         from ccrewrite.training.pictures import animate, draw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import asdict, dataclass
 
 import torch
@@ -66,20 +67,38 @@ class Check:
         """As plain data, ``ok`` included."""
         return {"ok": self.ok, **asdict(self)}
 
-    def __str__(self) -> str:
-        if not self.ran:
-            return f"not verified: {self.note}"
-        rows = [
-            (o.path, o.dtype, "x".join(map(str, o.shape)), f"{o.max_abs_error:.1e}", f"{o.max_rel_error:.1e}", o.flips, o.note)
+    def rows(self) -> list[dict[str, str]]:
+        """The table's cells, by column: a row for each output."""
+        return [
+            {
+                "output": o.path,
+                "dtype": o.dtype,
+                "shape": "x".join(map(str, o.shape)),
+                "max abs error": f"{o.max_abs_error:.1e}",
+                "max rel error": f"{o.max_rel_error:.1e}",
+                "flips": str(o.flips),
+                "note": o.note,
+            }
             for o in self.outputs
         ]
-        table = tabulate(rows, headers=("output", "dtype", "shape", "max abs error", "max rel error", "flips", "note"))
-        verdict = "outputs are equal" if all(o.ok for o in self.outputs) else "outputs DIFFER"
+
+    def verdict(self) -> str:
+        """The lines below the table: what agrees, and what is to be known."""
+        if not self.ran:
+            return f"not verified: {self.note}"
+        said = ["outputs are equal" if all(o.ok for o in self.outputs) else "outputs DIFFER"]
         if self.gradients:
             worst = max(self.gradients, key=lambda g: g.max_rel_error)
             equal = "are equal" if all(g.ok for g in self.gradients) else "DIFFER"
-            verdict += f"\n{len(self.gradients)} gradients {equal}: {worst.path} by {worst.max_rel_error:.1e}"
-        built = ""
+            said.append(f"{len(self.gradients)} gradients {equal}: {worst.path} by {worst.max_rel_error:.1e}")
         if self.built_error is not None:
-            built = f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64"
-        return "\n".join(filter(None, (table, verdict, built, self.note)))
+            said.append(f"kernels built from the geometry, as in training: max rel error {self.built_error:.1e} in float64")
+        return "\n".join(filter(None, (*said, self.note)))
+
+    def __str__(self) -> str:
+        table = tabulate(self.rows(), headers="keys", disable_numparse=True) if self.ran else ""
+        return "\n".join(filter(None, (table, self.verdict())))
+
+    def _repr_html_(self) -> str:
+        table = tabulate(self.rows(), headers="keys", tablefmt="html", disable_numparse=True) if self.ran else ""
+        return f"{table}<pre>{html.escape(self.verdict())}</pre>"

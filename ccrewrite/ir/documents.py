@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, likely
 from ccrewrite.ir.json_types import JsonObject
 
 LARGEST = 1 << 28
@@ -64,20 +65,20 @@ def checked(kind: type[T], value: object, where: str | os.PathLike[str]) -> T:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        known = ", ".join(getattr(kind, "model_fields", ()))
+        known: list[str] = list(getattr(kind, "model_fields", ()))
         raise InputError(f"{os.fspath(where)}: {told(error, known)}") from error
     except RecursionError as error:
         raise InputError(f"{os.fspath(where)}: nested too deeply") from error
 
 
-def told(error: ValidationError, known: str = "") -> str:
+def told(error: ValidationError, known: Sequence[str] = ()) -> str:
     """The first faults, each with its key. ``known``: the keys of the whole."""
     faults = error.errors(include_url=False, include_context=False)
     said: list[str] = []
     for fault in faults[:SHOWN]:
         key = ".".join(map(str, fault["loc"])) or "the whole"
         if fault["type"] in ("missing", "extra_forbidden"):
-            expected = f"; expected {known}" if len(fault["loc"]) == 1 and known else ""
+            expected = f"; expected {', '.join(known)}{likely(key, known)}" if len(fault["loc"]) == 1 and known else ""
             said.append(f"{key} is missing" if fault["type"] == "missing" else f"unknown key {key}{expected}")
             continue
         found = repr(fault["input"])

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from tabulate import tabulate
 from torch import nn
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, likely
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.json_types import JsonObject
 
@@ -69,8 +69,9 @@ class SiteTable(ABC, Generic[S]):
         for site in self.sites:
             if name == site.name or name in getattr(site, "aliases", ()):
                 return site
-        names = ", ".join(repr(site.name) for site in self.sites) or "none"
-        raise KeyError(f"no site is called {name!r}; the sites are {names}")
+        names = [site.name for site in self.sites]
+        said = f"no site is called {name!r}; the sites are {', '.join(map(repr, names)) or 'none'}"
+        raise KeyError(said + likely(name, names))
 
     def summary(self) -> str:
         """One line: how many sites, by code."""

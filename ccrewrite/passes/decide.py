@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ccrewrite.errors import InputError, SelectionError, SelectionWarning
+from ccrewrite.errors import InputError, SelectionError, SelectionWarning, likely
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import LARGE
 from ccrewrite.ir.names import patterns_of
@@ -109,7 +109,7 @@ def _kinds(given: object) -> tuple[str, ...]:
         raise InputError(f"kinds takes some of {', '.join(KINDS)}, found {given!r}")
     for kind in cast("Sequence[Any]", kinds):
         if kind not in KINDS:
-            raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+            raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}{likely(kind, KINDS)}")
     return tuple(cast("Sequence[str]", kinds))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, likely
 from ccrewrite.families.family import default_rules, rules
 from ccrewrite.families.rule import Rule
 from ccrewrite.families.sampling import Sampling
@@ -53,12 +53,13 @@ def make_rule(options: Mapping[str, Any] | str) -> Rule:
     options = {"rule": options} if isinstance(options, str) else dict(options)
     name, known_rules = options.pop("rule", None), {**rules(), LeaveAlone.name: LeaveAlone}
     if not isinstance(name, str) or name not in known_rules:
-        raise InputError(f"unknown rule {name!r}; the rules are {', '.join(known_rules)}")
+        raise InputError(f"unknown rule {name!r}; the rules are {', '.join(known_rules)}{likely(name, known_rules)}")
     kind = known_rules[name]
     known = {f.name: f for f in fields(kind)}
     for option in options:
         if option not in known:
-            raise InputError(f"rule {name} has no option {option!r}; its options are {', '.join(known)}")
+            said = f"rule {name} has no option {option!r}; its options are {', '.join(known)}"
+            raise InputError(said + likely(option, known))
     return kind(**options)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, likely
 from ccrewrite.ir.capture import Inputs, Model
 from ccrewrite.ir.typed import compiled
 from ccrewrite.report.comparison import ORIGINAL, REWRITTEN
@@ -47,9 +47,10 @@ def variants_of(
             if name in variants:
                 raise InputError(f"a variant can't be called {name!r}: that is the name of one of the two first models")
         return dict(variants)
+    known = (REWRITTEN, *VARIANTS)
     for name in variants:
         if name != REWRITTEN and name not in VARIANTS:
-            raise InputError(f"unknown variant {name!r}; the variants are {', '.join((REWRITTEN, *VARIANTS))}")
+            raise InputError(f"unknown variant {name!r}; the variants are {', '.join(known)}{likely(name, known)}")
     return {name: VARIANTS[name](rewritten, example_inputs) for name in variants if name != REWRITTEN}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, cast
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, likely
 
 SCHEDULES = ("cosine", "constant")
 OUTPUTS = ("scores", "values")
@@ -25,7 +25,7 @@ class FinetuneConfig:
     >>> FinetuneConfig.from_mapping({"epoch": 3})
     Traceback (most recent call last):
     ...
-    ccrewrite.errors.InputError: FinetuneConfig has no option 'epoch'; did you mean one of: accumulate, ..., weights_from
+    ccrewrite.errors.InputError: FinetuneConfig has no option 'epoch'; its options are ... Did you mean 'epochs'?
     """
 
     epochs: int = 10
@@ -116,7 +116,8 @@ class FinetuneConfig:
         known = sorted(f.name for f in fields(cls))
         for name in options:
             if name not in known:
-                raise InputError(f"FinetuneConfig has no option {name!r}; did you mean one of: {', '.join(known)}")
+                said = f"FinetuneConfig has no option {name!r}; its options are {', '.join(known)}"
+                raise InputError(said + likely(name, known))
         return cls(**options)
 
     def rate(self, step: int, total: int) -> float:

@@ -64,7 +64,8 @@ def finetune(
         out: the run's folder, on a file system that all processes see: ``log.csv``, checkpoints, ``model.safetensors``
             (see ``ccrewrite.training.run_folder``). None: nothing is written.
         resume: go on from the checkpoint in ``out``, if there is one; model, data and config must be those that the run
-            began with. On CPU the losses are the same to the last bit as those of a run that was never interrupted.
+            began with, but for more ``epochs``: the rate goes on as a run of so many has it there. On CPU the losses are the
+            same to the last bit as those of a run that was never interrupted.
         progress: a progress bar, where the output is a terminal.
         require_geometry: False lets a model train that has none, for comparison.
         accelerator: one of your own, with its settings; None: one is made.

@@ -25,7 +25,7 @@ from ccrewrite.training.steps import TERMS, Steps
 BEST, LAST = "best.safetensors", "model.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """What ``finetune`` did: ``rows`` as in ``log.csv``, one for each step, from the very first also where it was resumed."""
 
@@ -35,6 +35,21 @@ class History:
     stopped_early: bool
     compile: Compile = False
     """What ran compiled (``FinetuneConfig.compile``): nothing, "sites", the rewritten layers, or True, the model."""
+
+    def __str__(self) -> str:
+        said = f"{len(self.rows)} steps"
+        if self.rows:
+            said += f", loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}"
+        if self.best_epoch is not None:
+            said += f"; best validation loss {min(self.validations):.4g} after epoch {self.best_epoch}"
+        if self.stopped_early:
+            said += ", stopped early"
+        if self.compile:
+            said += f"; {'the rewritten layers' if self.compile == 'sites' else 'the model'} ran compiled"
+        return said
+
+    def __repr__(self) -> str:
+        return f"<History: {self}>"
 
     @property
     def losses(self) -> list[float]:

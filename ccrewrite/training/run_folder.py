@@ -54,15 +54,16 @@ class RunFolder:
     def begin(self, settings: Mapping[str, object], resume: bool) -> Path | None:
         """The checkpoint to go on from, or None for a start. Raises ``InputError`` where the folder can't be used so."""
         file = self.path / "run.json"
-        settings = json.loads(json.dumps(settings))
+        settings, longer = json.loads(json.dumps(settings)), False
         if file.exists():
             if not resume:
                 raise InputError(f"{self.path} holds a run already; pass resume=True to go on with it, or another folder")
             stored = read_json(file, finite=False)  # a step may be inf: never
+            longer = _extend_(stored, settings)
             if changes := list(_differences(stored, settings)):
                 raise InputError(f"the run in {self.path} can't go on, for it began otherwise: {'; '.join(changes)}")
         self.barrier()  # all have looked
-        if self.main and not file.exists():
+        if self.main and (longer or not file.exists()):
             with refused(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
             self._write(file, json.dumps(settings, indent=2))
@@ -164,6 +165,17 @@ def name_of(step: int) -> str:
 def _lines(rows: list[Row]) -> list[str]:
     """As CSV; floats with all their digits."""
     return [",".join("" if row[n] is None else repr(row[n]) for n in COLUMNS) + "\n" for row in rows]
+
+
+def _extend_(stored: Any, now: Any) -> bool:
+    """Whether a run is to have more epochs than it ``stored``, which then has as many."""
+    try:
+        longer = stored["config"]["epochs"] < now["config"]["epochs"]
+    except (KeyError, TypeError):
+        return False
+    if longer:
+        stored["config"]["epochs"] = now["config"]["epochs"]
+    return longer
 
 
 def _differences(stored: object, now: object, name: str = "") -> list[str]:

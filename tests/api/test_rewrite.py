@@ -380,6 +380,7 @@ def test_without_verification(name: str) -> None:
     result = ccrewrite.rewrite(model, inputs, verify=False)
     assert not result.check.ran
     assert str(result.check) == "not verified: verify=False"
+    assert "not verified" in result.check._repr_html_()
     assert len(samplings(result.model)) == len(result.plan.rewritten)
 
 

@@ -31,6 +31,8 @@ def test_gradients_of_inputs_and_weights_are_compared() -> None:
     assert {g.path for g in check.gradients} == {f"gradient of {n}" for n in names}
     assert check.ok
     assert "6 gradients are equal" in str(check)
+    assert "6 gradients are equal" in check._repr_html_()
+    assert "<table>" in check._repr_html_()
     assert ccrewrite.rewrite(Net(), X, verify="outputs").check.gradients == ()
 
 

@@ -327,6 +327,24 @@ def test_a_distributed_sampler_and_unshareable_data_are_refused() -> None:
         list(Batches(Short([1, 2]), "data", 0).epoch(0))
 
 
+def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
+    def run(epochs: int, out: str, resume: bool = False) -> Any:
+        model = rewritten(network())
+        config = replace(CONFIG, epochs=epochs, schedule="constant", warmup=0.0)
+        history = finetune(model, loader(), F.cross_entropy, config=config, out=tmp_path / out, resume=resume)
+        return history, state(model)
+
+    expected, weights = run(3, "whole")
+    run(2, "parts")
+    found, again = run(3, "parts", resume=True)
+    assert found == expected
+    assert same(again, weights)
+    assert str(found) == f"12 steps, loss {found.losses[0]:.4g} to {found.losses[-1]:.4g}"
+    with pytest.raises(InputError, match=r"config\.epochs was 3, now it is 2"):
+        run(2, "parts", resume=True)
+    run(3, "parts", resume=True)
+
+
 def test_a_folder_that_doesn_t_fit(tmp_path: Path) -> None:
     def run(**options: Any) -> Any:
         model = options.pop("model", None) or rewritten(network())

@@ -128,6 +128,10 @@ class ScaleGroups(SiteTable[ScaleGroup]):
         """One line: how many groups, how many of them free."""
         return f"{len(self)} scale groups, {len(self.free)} free"
 
+    def notes(self) -> list[str]:
+        known = "size: n0, n1, ... are a group's own sizes, one for each axis; those of its sites follow from them"
+        return [known] if len(self) else []
+
 
 def scale_groups(model: GivenModel, example_inputs: Any) -> ScaleGroups:
     """The groups of sites of a rewritten model whose output sizes must change together, and which of them can.
