@@ -67,6 +67,21 @@ def branched(native: ir.Model, opened: ir.Model, asked: Iterable[str], learned: 
     return NameFixPass()(model).model
 
 
+def taken(model: ir.Model, *, changed: bool) -> ir.Model:
+    """``model`` without its ``If``, in its place the branch that is taken where something ``changed``, or where nothing has."""
+    choice = next((node for node in model.graph if node.name == CHOICE), None)
+    if choice is not None:
+        branch = choice.attributes["then_branch" if changed else "else_branch"].as_graph()
+        outputs, nodes = list(branch.outputs), list(branch)
+        branch.outputs.clear()
+        branch.remove(nodes)
+        model.graph.insert_before(choice, nodes)
+        for before, after in zip(choice.outputs, outputs, strict=True):
+            before.replace_all_uses_with(after, replace_graph_outputs=True)
+        model.graph.remove(choice)
+    return NameFixPass()(model).model
+
+
 def _equal(op: Nodes, value: ir.Value, numbers: np.ndarray) -> ir.Value:
     """Whether ``value`` has these ``numbers``."""
     same = op.Cast(op.Equal(value, numbers), to=ir.DataType.INT32.value)

@@ -16,10 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ccrewrite.errors import ExportError, InputError, ModelRunError
 from ccrewrite.export.report import FileCheck, FileRun
 from ccrewrite.export.sizes import SizePlan
+from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, OutputCheck
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.passes.judging import Verdict, judged
 from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.scales.resize import resized
 from ccrewrite.passes.verify import compare_outputs, outputs_of
@@ -82,14 +84,21 @@ def checked(model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: SizePla
 
     with runnable(path) as (file, copied):
         session = session_of(file)
+    notes: dict[str, None] = {}
     found: list[FileRun] = []
+
+    def run_both(inputs: Inputs, given: Mapping[str, Ints]) -> FileRun:
+        run, note = _run_both(model, path, session, copied, inputs, given, tolerance)
+        notes.update(dict.fromkeys([note] if note else []))
+        return run
+
     for inputs in runs:
         for settings, given in sizes.trials(model, inputs) if sizes else [(None, dict[str, Ints]())]:
             if settings is None:
-                run = _run_both(model, session, copied, inputs, given, tolerance)
+                run = run_both(inputs, given)
             else:
                 with resized(model, settings, inputs):
-                    run = _run_both(model, session, copied, inputs, given, tolerance)
+                    run = run_both(inputs, given)
             if not run.ok:
                 raise ExportError(
                     f"the file computes something else than the model on inputs of shape {run}: {run.note}. Where the "
@@ -97,7 +106,7 @@ def checked(model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: SizePla
                     "constant. Nothing was written"
                 )
             found.append(run)
-    return FileCheck.of(found, runtime())
+    return FileCheck.of(found, runtime(), "; ".join(notes))
 
 
 def runtime() -> str:
@@ -126,20 +135,34 @@ def run_file(session: Any, fed: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _run_both(
-    model: nn.Module, session: Any, copied: bool, inputs: Inputs, given: Mapping[str, Ints], tolerance: float | None
-) -> FileRun:
+    model: nn.Module, path: Path, session: Any, copied: bool, inputs: Inputs, given: Mapping[str, Ints], tolerance: float | None
+) -> tuple[FileRun, str]:
+    """The run, and what there is to say about it. Where the outputs alone can't tell, each site is judged by itself."""
     expected = [t for t in tree_leaves(_run(model, inputs)) if isinstance(t, Tensor)]
     tensors = dict(_named_tensors(model, inputs))
-    found = run_file(session, _feed(session, tensors, given))
+    fed = _feed(session, tensors, given)
+    found = run_file(session, fed)
     if len(found) != len(expected):
         raise ExportError(f"the file has {len(found)} outputs, the model has {len(expected)}")
     if copied:
         found = [f.to(e.dtype) if f.is_floating_point() else f for f, e in zip(found, expected, strict=True)]
-    outputs = compared(expected, found, tolerance)
-    if tolerance is None:
-        precision = torch.float32 if copied else None
-        outputs, _ = with_noise(outputs, lambda i: numbered(tree_leaves(_run(model, i))), inputs, precision)
-    return FileRun({name: tuple(t.shape) for name, t in tensors.items()}, outputs, dict(given), in_float32=copied)
+    outputs, note = compared(expected, found, tolerance), ""
+    if tolerance is None and not all(o.ok for o in outputs):
+        verdict = Verdict((), ("",)) if copied else _judged(model, path, inputs, fed)
+        if verdict.faults:
+            raise ExportError(
+                f"the file computes something else than the model: {'; '.join(verdict.faults)}. Nothing was written"
+            )
+        run = lambda i: numbered(tree_leaves(_run(model, i)))  # noqa: E731
+        outputs, note = with_noise(outputs, run, inputs, torch.float32 if copied else None, verdict.roundings)
+    return FileRun({name: tuple(t.shape) for name, t in tensors.items()}, outputs, dict(given), in_float32=copied), note
+
+
+def _judged(model: nn.Module, path: Path, inputs: Inputs, fed: Mapping[str, Any]) -> Verdict:
+    """The sites of the file, each on the input that it gets there."""
+    from ccrewrite.export.regions import seen_in
+
+    return judged(model, inputs, lambda: seen_in(path, rewritten_sites(model), fed, path.parent))
 
 
 def compared(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> tuple[OutputCheck, ...]:

@@ -29,8 +29,10 @@ class Probed:
     ) -> None:
         self.inputs, self.asked, self.own = inputs, asked, len(model.graph.outputs)
         for i, value in enumerate(values):
-            value.name = f"ccrewrite.probe.{i}"
-        model.graph.outputs.extend(values)
+            probe = ir.node("Identity", [value], name=f"ccrewrite.probe.{i}")
+            probe.outputs[0].name, probe.outputs[0].type = probe.name, value.type
+            model.graph.append(probe)
+            model.graph.outputs.append(probe.outputs[0])
         path = directory / "probed.onnx"
         write(model, path)
         self.session = session_of(path)
