@@ -108,7 +108,12 @@ def _branch(
             tensor = value.const_value
             assert tensor is not None
             numbers = tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
-            there = constants.setdefault(value.name if value.name in learned else numbers, _copy(value))
+            key = value.name if value.name in learned else numbers
+            if key not in constants:
+                constants[key] = _copy(value)
+                if any(value.name == other.name for other in constants.values() if other is not constants[key]):
+                    constants[key].name = f"{value.name}.native"
+            there = constants[key]
         value.replace_all_uses_with(there, replace_graph_outputs=True)
     outputs, nodes = list(graph.outputs), list(graph)
     graph.outputs.clear()

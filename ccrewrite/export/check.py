@@ -153,8 +153,11 @@ def _run_both(
             raise ExportError(
                 f"the file computes something else than the model: {'; '.join(verdict.faults)}. Nothing was written"
             )
-        run = lambda i: numbered(tree_leaves(_run(model, i)))  # noqa: E731
-        outputs, note = with_noise(outputs, run, inputs, torch.float32 if copied else None, verdict.roundings)
+
+        def again(inputs: Inputs) -> dict[str, Tensor]:
+            return numbered(tree_leaves(_run(model, inputs)))
+
+        outputs, note = with_noise(outputs, again, inputs, torch.float32 if copied else None, verdict.roundings)
     return FileRun({name: tuple(t.shape) for name, t in tensors.items()}, outputs, dict(given), in_float32=copied), note
 
 

@@ -16,7 +16,7 @@ from ccrewrite.export.check import at_other_sizes, checked
 from ccrewrite.export.files import require_packages, save
 from ccrewrite.export.prepare import FUNCTION, Prepared, prepared
 from ccrewrite.export.report import ExportedFile, OnnxSite, times
-from ccrewrite.export.sizes import Mode, plan_sizes
+from ccrewrite.export.sizes import Mode, SizePlan, plan_sizes
 from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet_exporter, traced
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.outcome import GivenModel, model_of
@@ -53,7 +53,8 @@ def export_onnx(
       take inputs of any size.
     - "ratio": they follow the input's, at the ratios that ``ccrewrite.resize_`` or the layers' ``scale`` have set.
     - "input": the file has one more input for each scale group that is free, ``file.size_inputs``: int64, the output size of
-      the group's first site. 0 leaves a size to the original's arithmetic.
+      the group's first site. 0 leaves a size to the original's arithmetic, and so does leaving it out; where all are 0, the
+      file computes the graph that "fixed" writes (one ``If`` around it).
 
     With ``functions``, layers that can be said as one operator stay what they are, calls of a function in the file, with what
     they learned beside them as initializers ``<site>.<name>``: DCLS layers whose interpolation is linear
@@ -93,12 +94,13 @@ def export_onnx(
     shapes = dynamic_shapes(module, inputs, dynamic)
     if shapes is not None:
         runs.append(at_other_sizes(module, inputs, shapes))
+    from ccrewrite.export.branch import branched
     from ccrewrite.export.functions import expand_, name_tensors_
     from ccrewrite.export.graph import histogram
     from ccrewrite.export.metadata import Origin, annotate_
 
-    with quiet_exporter():
-        step("export_onnx", "tracing the model", 0.2)
+    def written(ready: Prepared, plan: SizePlan | None) -> tuple[Any, dict[str, str], dict[str, int]]:
+        """The graph, its initializers that were learned (and whose they are), its operators before constants were folded."""
         graph = traced(ready.model, inputs, shapes, opset, plan)
         expand_(graph, ready.calls, functions=functions)
         learned = name_tensors_(graph, ready.tensors)
@@ -107,14 +109,21 @@ def export_onnx(
         file = optimised(graph, opset, learned=learned, gathered=any(s.code == "gathered" for s in ready.sites))
         origins = {site.name: Origin(site.name, _words(site)) for site in ready.sites}
         annotate_(file, {path: origins[name] for path, name in ready.modules.items()})
+        return file, {name: site for name, site in learned.items() if name in file.graph.initializers}, before
+
+    asked = plan.inputs if plan else ()
+    with quiet_exporter():
+        step("export_onnx", "tracing the model", 0.2)
+        file, learned, before = written(ready, plan)
+        if asked:
+            native, *_ = written(prepared(module, inputs, None, functions=False), None)
+            file = branched(native, file, [x.name for x in asked], learned)
     with replacing(target) as temporary:
         save(file, temporary)
         step("export_onnx", "running the file in onnxruntime, and comparing outputs", 0.8)
         check = checked(module, temporary, runs, plan, tolerance)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
-    sites = _written(ready, {name: site for name, site in learned.items() if name in file.graph.initializers})
-    asked = plan.inputs if plan else ()
-    return ExportedFile(str(target), opset, size, sites, check, asked, before, histogram(file))
+    return ExportedFile(str(target), opset, size, _written(ready, learned), check, asked, before, histogram(file))
 
 
 def _require_weights(model: nn.Module, opset: int) -> None:

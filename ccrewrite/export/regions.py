@@ -36,7 +36,7 @@ def _ends(graph: ir.Graph, site: str) -> list[tuple[ir.Value, ir.Value]]:
     ends: list[tuple[ir.Value, ir.Value]] = []
     for nodes in _calls(graph, site):
         made = {value for node in nodes for value in node.outputs}
-        ins = {v for n in nodes for v in n.inputs if v is not None and v not in made and v.const_value is None}
+        ins = {v for n in nodes for v in n.inputs if v is not None and v not in made and not _constant(v)}
         ins = {value for value in ins if value.dtype in FLOATS or value.dtype is None}
         outs = [v for v in made if v.is_graph_output() or any(user not in nodes for user, _ in v.uses())]
         outs = [value for value in outs if value.dtype in FLOATS]
@@ -44,6 +44,14 @@ def _ends(graph: ir.Graph, site: str) -> list[tuple[ir.Value, ir.Value]]:
             return []
         ends.append((ins.pop(), outs[0]))
     return ends
+
+
+def _constant(value: ir.Value) -> bool:
+    """Whether it is known when the file is loaded."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    return all(v is None or _constant(v) for v in node.inputs)
 
 
 def _calls(graph: ir.Graph, site: str) -> list[set[ir.Node]]:

@@ -123,6 +123,8 @@ class SizePlan:
         if self.groups is None or not self.inputs:
             return
         here = scale_groups(model, inputs)
+        native = here.sizes({})
+        yield None, {x.name: tuple(native[site][axis] for site, axis in x.axes) for x in self.inputs}
         for shift in range(2):
             ratios: dict[Expr, float] = {}
             for i, symbol in enumerate(_free(self.groups)):

@@ -6,7 +6,7 @@ and each output is compared with what the site makes of that input in the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,7 +91,7 @@ def _error(call: _Call, x: Tensor, y: Tensor) -> str:
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
+def _recorded(model: nn.Module) -> Generator[dict[str, list[_Call]]]:
     """The calls of every rewritten site that are made inside."""
     calls: dict[str, list[_Call]] = {}
     by_output: dict[int, _Call] = {}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import ccrewrite
 from ccrewrite.demo.canvases import CLASSES, SIZE, canvases
 from ccrewrite.demo.network import segmenter
+from ccrewrite.export.defaults import require_sizes
 
 HERE = Path(__file__).parent
 RUNTIME = Path(sys.prefix) / "node_modules" / "onnxruntime-web" / "dist"
@@ -47,6 +48,7 @@ def build(target: Path, runtime: Path = RUNTIME) -> None:
         shutil.copy(runtime / name, target)
     images, labels = canvases(COUNT, SEED, "test")
     file = ccrewrite.export_onnx(network(images), target / "model.onnx", images[:2], dynamic={0: "batch"}, sizes="input")
+    require_sizes(target / "model.onnx", target / "model.onnx")  # onnxruntime-web takes no input that has a default
     images.numpy().tofile(target / "images.f32")
     labels.to(torch.uint8).numpy().tofile(target / "labels.u8")
     check = file.check

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import ccrewrite
+from ccrewrite.export.defaults import require_sizes
 from ccrewrite.families.sites import rewritten_sites
 
 BATCH = ({0: Dim("batch", max=8)},)
@@ -23,7 +24,9 @@ def onnx(model: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def sizes(model: nn.Module, x: Tensor, path: Path) -> tuple[Any, ...]:
-    return ccrewrite.export_onnx(model, path, x, dynamic={0: "batch"}, sizes="input").size_inputs
+    file = ccrewrite.export_onnx(model, path, x, dynamic={0: "batch"}, sizes="input")
+    require_sizes(path, path)  # not every runtime lets anybody choose an input that has a default
+    return file.size_inputs
 
 
 def pt2(model: nn.Module, x: Tensor, path: Path) -> None:
