@@ -25,7 +25,7 @@ def reaches(value: Any, wanted: Collection[int], depth: int = DEPTH) -> bool:
     of, what is in a closure, defaults, the arguments of a partial.
 
     >>> layer = nn.ReLU()
-    >>> reaches(functools.partial(lambda x: layer(x)), [id(layer)]), reaches(nn.functional.relu, [id(layer)])
+    >>> reaches(functools.partial(lambda x, inner=layer: inner(x)), [id(layer)]), reaches(nn.functional.relu, [id(layer)])
     (True, False)
     """
     return id(value) in wanted or (depth > 0 and any(reaches(part, wanted, depth - 1) for part in _held(value)))

@@ -129,7 +129,7 @@ class ScaleGroups(SiteTable[ScaleGroup]):
         return f"{len(self)} scale groups, {len(self.free)} free"
 
     def notes(self) -> list[str]:
-        known = "size: n0, n1, ... are a group's own sizes, one for each axis; those of its sites follow from them"
+        known = "size: n, or n0, n1, ... for its axes, is the group's own size; those of its sites follow from it"
         return [known] if len(self) else []
 
 
