@@ -41,11 +41,9 @@ def forecast(
 
 def forecast_command(file: Path) -> Forecast:
     """The forecast for what ``file`` says; its keys are described in docs/finetune.md."""
-    from ccrewrite.cli.files import FinetuneFile, selection_of
-    from ccrewrite.ir.documents import checked, read_toml
+    from ccrewrite.cli.files import finetune_file
 
-    told = checked(FinetuneFile, read_toml(file), file)
-    selection = selection_of(told.rewrite, f"{file}: rewrite")
+    told, selection = finetune_file(file)
     seed = ccrewrite.FinetuneConfig.from_mapping(told.finetune).seed
     loss = named(told.loss, "the loss is named package.module:function")
     data = made(told.data, "data")

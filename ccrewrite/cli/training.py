@@ -44,12 +44,10 @@ def demo(as_json: Json = False) -> None:
 
 def finetune_command(file: Path, *, resume: bool, console: Console) -> History | None:
     """What was done, in the main process. The keys of ``file`` are described in docs/finetune.md."""
-    from ccrewrite.cli.files import FinetuneFile, selection_of
-    from ccrewrite.ir.documents import checked, read_toml
+    from ccrewrite.cli.files import finetune_file
     from ccrewrite.training import Recorder
 
-    told = checked(FinetuneFile, read_toml(file), file)
-    selection = selection_of(told.rewrite, f"{file}: rewrite")
+    told, selection = finetune_file(file)
     config = ccrewrite.FinetuneConfig.from_mapping(told.finetune)
     loss = named(told.loss, "the loss is named package.module:function")
     data = made(told.data, "data")

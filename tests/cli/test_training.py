@@ -82,6 +82,8 @@ def test_rewrites_trains_and_saves(run: Run) -> None:
         ("[finetune]", "[finetune]\nepoch = 3", "FinetuneConfig has no option 'epoch'"),
         ("record_every", "record_evry", "unknown key record_evry"),
         ("kinds", "kind", "unknown key kind; expected include"),
+        ("record_every = ", "epochs = ", "epochs belongs into the table [finetune]"),
+        ("record_every = 2", 'rules = "strided-to-cc"', "rules belongs into the table [rewrite]"),
         ('out = "run"\n', "", "out is missing"),
         ("finetune_data:batches", "finetune_data:nothing", "finetune_data has no 'nothing'"),
         (
