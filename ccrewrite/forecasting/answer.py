@@ -53,9 +53,10 @@ class Forecast(SiteTable[SiteForecast]):
     """What moving geometry would gain and cost. ``print`` it; in notebooks it has its picture.
 
     ``verdict`` is "pays", "does not pay" or "unclear", ``why`` the sentence that says so. ``sites``: those that would be
-    rewritten. ``steps``: of the probes, geometry and weights. ``step_seconds``: what a step of each took when they were timed;
-    None where steps were given. ``seconds``: of inference on the example inputs, plain and with every site moved.
-    ``comparison``: what the probes reached; None where there was no time for them. ``said``: what was cut short, and why.
+    rewritten. ``comparison``: what the probes reached; None where there was no time for them. ``steps``: of the probes,
+    geometry and weights. ``step_seconds``: what a step of each took when they were timed; None where steps were given. ``seconds``: of
+    inference on the example inputs, plain and with every site moved; ``site_seconds``: by how much each site makes it longer
+    that moves alone. ``said``: what was cut short, and why.
     """
 
     verdict: Verdict
@@ -66,6 +67,7 @@ class Forecast(SiteTable[SiteForecast]):
     steps: tuple[int, int]
     step_seconds: tuple[float, float] | None
     seconds: tuple[float, float]
+    site_seconds: Mapping[str, float]
     plan: Plan
     said: tuple[str, ...] = ()
 
@@ -105,13 +107,11 @@ class Forecast(SiteTable[SiteForecast]):
 
     @property
     def added_seconds(self) -> Mapping[str, float]:
-        """By how much each site makes inference longer, by name. Sites were timed by themselves, where caches are warm: so they
-        are scaled to add up to what all of them take in the model."""
-        alone = {s.name: s.cost.seconds - s.cost.plain_seconds for s in self.sites if s.cost is not None}
+        """By how much each site makes inference longer, by name: ``site_seconds``, scaled to what all take together."""
         plain, moved = self.seconds
-        total = sum(alone.values())
+        total = sum(self.site_seconds.values())
         scale = (moved - plain) / total if total > 0 and moved > plain else 1.0
-        return {name: scale * seconds for name, seconds in alone.items()}
+        return {name: scale * seconds for name, seconds in self.site_seconds.items()}
 
     def _why_not(self, site: SiteForecast, limit: str) -> str:
         if site.gain is None or site.gain.mean <= 0 or site.cost is None:
@@ -159,11 +159,12 @@ class Forecast(SiteTable[SiteForecast]):
             "steps": list(self.steps),
             "step_seconds": None if self.step_seconds is None else list(self.step_seconds),
             "seconds": list(self.seconds),
+            "site_seconds": dict(self.site_seconds),
             "said": list(self.said),
             "plan": self.plan.to_dict(),
         }
 
-    def shown(self) -> dict[str, Any]:
+    def for_report(self) -> dict[str, Any]:
         """What a report keeps of it, as plain data."""
         sites = [
             {
@@ -182,20 +183,20 @@ class Forecast(SiteTable[SiteForecast]):
         missing."""
         from ccrewrite.forecasting.picture import draw
 
-        return draw(self.shown())
+        return draw(self.for_report())
 
     def page(self) -> str:
         """An HTML page that needs nothing else: verdict, picture and table. Raises what ``draw`` raises."""
         from ccrewrite.forecasting.picture import svg
 
         head = f"<!doctype html><meta charset=utf-8><title>Forecast</title><style>{STYLE}</style>"
-        return f"{head}<h1>{html.escape(self.verdict)}</h1>{svg(self.shown())}{super()._repr_html_()}"
+        return f"{head}<h1>{html.escape(self.verdict)}</h1>{svg(self.for_report())}{super()._repr_html_()}"
 
     def _repr_html_(self) -> str:
         from ccrewrite.forecasting.picture import svg
 
         try:
-            picture = svg(self.shown())
+            picture = svg(self.for_report())
         except InputError:
             picture = ""
         return picture + super()._repr_html_()

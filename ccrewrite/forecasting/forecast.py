@@ -117,8 +117,10 @@ def forecast(
         if estimated:
             said.append(f"seconds={seconds:g} left no time to time the sites: what they cost is estimated")
         costs = costs_of(models.copy, inputs, result.plan, "estimated" if estimated else "eager")
-        times = inference_seconds(original, models.copy, inputs)
-        models.reset_geometry()
+        timed = {} if estimated else {name: s for name, s in models.samplings().items() if name in costs}
+        times, alone = inference_seconds(original, models.copy, inputs, timed)
+        if estimated:
+            alone = {name: max(0.0, cost.seconds - cost.plain_seconds) for name, cost in costs.items()}
 
         stage("gradients")
         models.train(models.geometry + models.own_weights())
@@ -155,6 +157,7 @@ def forecast(
         allowed,
         taken,
         times,
+        alone,
         result.plan,
         tuple(said),
     )

@@ -25,11 +25,14 @@ class Models:
         self._starts = [p.detach().clone() for p in every]
         self._every = list(every)
 
+    def samplings(self) -> dict[str, Sampling]:
+        """By the name of the site."""
+        return {name: site.sampling for name, site in rewritten_sites(self.copy).items()}
+
     def sites(self) -> dict[str, list[nn.Parameter]]:
         """The geometry that trains, by the name of its site; of a frozen site nothing."""
         trained = set(self.geometry)
-        found = rewritten_sites(self.copy)
-        return {name: [p for p in site.sampling.parameters() if p in trained] for name, site in found.items()}
+        return {name: [p for p in s.parameters() if p in trained] for name, s in self.samplings().items()}
 
     def own_weights_by_site(self) -> dict[str, list[Tensor]]:
         """Of each site the weight that its calls use, where it is a parameter that trains in the original."""

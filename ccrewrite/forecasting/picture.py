@@ -17,7 +17,7 @@ NAMED = 12
 
 
 def draw(forecast: Mapping[str, Any]) -> Figure:
-    """The picture of what ``Forecast.shown`` gave. Raises ``InputError`` where matplotlib is missing."""
+    """The picture of what ``Forecast.for_report`` gave. Raises ``InputError`` where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,20 +57,42 @@ def step_seconds(
     return seconds["geometry"], seconds["weights"]
 
 
-def inference_seconds(original: nn.Module, rewritten: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    """Of a run on the example inputs: the original's, and that of ``rewritten`` with its geometry off its start, where it is
-    afterwards."""
-    for module in rewritten.modules():
-        if isinstance(module, Sampling):
-            module.nudge_()
+def inference_seconds(
+    original: nn.Module, rewritten: nn.Module, inputs: Inputs, sites: Mapping[str, Sampling]
+) -> tuple[tuple[float, float], dict[str, float]]:
+    """Of a run on the example inputs: the original's, and that of ``rewritten`` with all of ``sites`` moved; and by how much
+    each makes it longer that moves alone. ``rewritten`` must be at its start, where it is afterwards."""
 
     def run(model: nn.Module) -> Callable[[], object]:
         return torch.no_grad()(lambda: inputs.run(model))
 
+    once, several = run(original), run(rewritten)
+    cases = {
+        "plain": Case(once, nullcontext, "plain"),
+        "still": Case(several, nullcontext, "plain"),
+        "moved": Case(several, partial(_moved, list(sites.values())), "plain"),
+        **{f"site {name}": Case(several, partial(_moved, [sampling]), "plain") for name, sampling in sites.items()},
+    }
     device = next((p.device for p in original.parameters()), torch.device("cpu"))
     with unwatched([original, rewritten], inputs.tensors()):
-        seconds = _times({"plain": run(original), "moved": run(rewritten)}, device)
-    return seconds["plain"], seconds["moved"]
+        found = time_cases(cases, EFFORT, cuda=device.type == "cuda")
+    seconds = {name: timing.median_s for name, timing in found.items()}
+    alone = {name: max(0.0, seconds[f"site {name}"] - seconds["still"]) for name in sites}
+    return (seconds["plain"], seconds["moved"]), alone
+
+
+@contextmanager
+def _moved(samplings: Sequence[Sampling]) -> Generator[None]:
+    """Inside, the geometry of ``samplings`` is off its start."""
+    starts = [(p, p.detach().clone()) for sampling in samplings for p in sampling.parameters()]
+    for sampling in samplings:
+        sampling.nudge_()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, start in starts:
+                parameter.copy_(start)
 
 
 def _times(runs: dict[str, Any], device: torch.device) -> dict[str, float]:

@@ -116,7 +116,7 @@ def compare(
         if trade is not None:
             extras["trade"] = json.loads(trade.to_json())
         if forecast is not None:
-            extras["forecast"] = forecast.shown()
+            extras["forecast"] = forecast.for_report()
         stage.next("timing the sites")
         # The sites of a compiled model don't run by themselves; those of the first two models say what was rewritten.
         apart = {n: m for n, m in plain.items() if m is models[n] or n in (ORIGINAL, REWRITTEN)}

@@ -6,6 +6,8 @@ import itertools
 import statistics
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +18,14 @@ from torch import nn
 
 import ccrewrite
 from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.families.sites import named_samplings
 from ccrewrite.forecasting.answer import Forecast
 from ccrewrite.forecasting.choose import Limit, most_worth
 from ccrewrite.forecasting.probes import Estimate
 from ccrewrite.forecasting.signals import Moments, Signal
-from ccrewrite.forecasting.timing import fitting
+from ccrewrite.forecasting.timing import fitting, inference_seconds
 from ccrewrite.forecasting.verdict import judged, stands_out
+from ccrewrite.ir.capture import Inputs
 
 X = signals(8 * 40)
 
@@ -132,6 +136,26 @@ def test_added_times_add_up_to_the_models(pays: Forecast) -> None:
     plain, moved = pays.seconds
     if moved > plain:
         assert sum(pays.added_seconds.values()) == pytest.approx(moved - plain)
+
+
+def test_each_site_is_timed_in_the_model_which_stays_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ccrewrite.rewrite(student(), X[:4], verify=False).model
+    seen: list[list[bool]] = []
+
+    def timed(cases: Any, *_: Any, **__: Any) -> Any:
+        for case in cases.values():
+            with case.context():
+                case.run()
+                seen.append([sampling.at_start() for sampling in samplings.values()])
+        return {name: SimpleNamespace(median_s=float(index)) for index, name in enumerate(cases)}
+
+    samplings = named_samplings(model)
+    monkeypatch.setattr("ccrewrite.forecasting.timing.time_cases", timed)
+    times, alone = inference_seconds(student(), model, Inputs.of(X[:4]), samplings)
+    assert (times, alone) == ((0.0, 2.0), {"first": 2.0, "second": 3.0, "idle": 4.0})
+    assert seen[:3] == [[True] * 3, [True] * 3, [False] * 3]
+    assert [row.index(False) for row in seen[3:]] == [0, 1, 2]
+    assert all(sampling.at_start() for sampling in samplings.values())
 
 
 def test_choose_without_scipy(pays: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:

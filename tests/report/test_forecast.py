@@ -24,7 +24,7 @@ def test_a_report_shows_the_forecast(tmp_path: Path) -> None:
     found.save(tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
     jsonschema.validate(data, json.loads(SCHEMA.read_text()))
-    assert data["forecast"] == told.shown()
+    assert data["forecast"] == told.for_report()
     assert Comparison.load(tmp_path).data["forecast"]["verdict"] == told.verdict
     page = (tmp_path / "report.html").read_text()
     assert f"Forecast: {told.verdict}" in page
