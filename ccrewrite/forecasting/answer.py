@@ -54,9 +54,9 @@ class Forecast(SiteTable[SiteForecast]):
 
     ``verdict`` is "pays", "does not pay" or "unclear", ``why`` the sentence that says so. ``sites``: those that would be
     rewritten. ``comparison``: what the probes reached; None where there was no time for them. ``steps``: of the probes,
-    geometry and weights. ``step_seconds``: what a step of each took when they were timed; None where steps were given. ``seconds``: of
-    inference on the example inputs, plain and with every site moved; ``site_seconds``: by how much each site makes it longer
-    that moves alone. ``said``: what was cut short, and why.
+    geometry and weights. ``step_seconds``: what a step of each took when they were timed; None where steps were given.
+    ``seconds``: of inference on the example inputs, plain and with every site moved; ``site_seconds``: by how much each site
+    makes it longer that moves alone. ``said``: what was cut short, and why.
     """
 
     verdict: Verdict
