@@ -58,6 +58,8 @@ def place(file: Path) -> str:
         return ALWAYS[file]
     if file.is_relative_to(DOCS):
         return file.relative_to(DOCS).as_posix()
+    if file.suffix == ".html":  # report.md becomes report.html
+        return file.with_stem(f"{file.stem}-page").relative_to(ROOT).as_posix()
     path = file.relative_to(ROOT).as_posix()
     return f"source/{path}.md" if file.suffix in LISTINGS else re.sub(r"/README\.md$", "/index.md", path)
 

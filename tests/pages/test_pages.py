@@ -13,7 +13,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {"writing-a-family.md": "tests/plugin"}
 """Pages whose blocks another test runs."""
-SLOW = {"lowering.md": "compiles", "neighbours.md": "needs transformers and peft"}
+SLOW = {"lowering.md": "compiles", "neighbours.md": "needs transformers and peft", "phone.md": "needs executorch"}
 """Pages that need a C++ compiler, or minutes."""
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_text(encoding="utf-8"))
