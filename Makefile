@@ -72,6 +72,7 @@ bench: $(READY)  ## what rewriting costs, and the layers' speed: reports/cpu, re
 bench-corpus: .venv-corpus/.ready  ## whole models compiled, and steps of fine-tuning: reports/cpu
 	.venv-corpus/bin/python benchmarks/speed/lowered_models.py
 	.venv-corpus/bin/python benchmarks/speed/finetune_step.py
+	.venv-corpus/bin/python benchmarks/speed/verification_cost.py
 	.venv-corpus/bin/python benchmarks/speed/moved.py --corpus $(if $(QUICK),--quick) $(if $(ONLY),--only '$(ONLY)')
 
 reports: $(READY)  ## the comparison report of the demo's network, and the index; needs a C++ compiler

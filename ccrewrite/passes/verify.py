@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,15 +94,25 @@ def _compare(path: str, before: Any, after: Any, tolerance: Mapping[torch.dtype,
         largest = float((before.double() - after.double()).abs().max())
         note = f"{flips} of {before.numel()} values flipped: rounding upstream of a discrete choice" if flips else ""
         return OutputCheck(path, dtype, shape, largest, float(flips > 0), flips, not flips, note)
-    same = (before == after) | (before.isnan() & after.isnan())
-    wide = torch.complex128 if before.dtype.is_complex else torch.float64
-    # infinities that agree and NaNs that agree count as equal; any other non-finite difference stays visible
-    difference = (before.to(wide) - after.to(wide)).abs().masked_fill(same, 0)
-    finite = before.to(wide).abs().masked_fill(~before.isfinite(), 0)
-    largest, scale = float(difference.max()), float(finite.max())
+    largest, scale = _largest(before, after)
     relative = largest / scale if scale else largest
     base = torch.zeros((), dtype=before.dtype).abs().dtype
     return OutputCheck(path, dtype, shape, largest, relative, 0, relative <= tolerance.get(base, tolerance[torch.float32]))
+
+
+def _largest(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest finite magnitude of ``before``. Infinities that agree and NaNs that agree count
+    as equal; any other difference that isn't finite stays visible."""
+    enough = torch.promote_types(before.dtype, torch.float32) if before.dtype.itemsize > 1 else torch.float32
+    a, b = before.to(enough), after.to(enough)
+    largest, scale = float((a - b).abs().max()), float(a.abs().max())
+    if math.isfinite(largest) and math.isfinite(scale):
+        return largest, scale
+    wide = torch.complex128 if before.dtype.is_complex else torch.float64
+    same = (before == after) | (before.isnan() & after.isnan())
+    difference = (before.to(wide) - after.to(wide)).abs().masked_fill(same, 0)
+    finite = before.to(wide).abs().masked_fill(~before.isfinite(), 0)
+    return float(difference.max()), float(finite.max())
 
 
 def built_error(site: Site, rule: Rule) -> float:

@@ -229,3 +229,17 @@ def test_the_search_finds_the_culprits(bad: set[int]) -> None:
 
     assert {int(n) for n in culprits(names, passes)} == bad
     assert len(runs) <= 1 + 2 * 3 * max(1, len(bad))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_differences_of_every_dtype_and_of_what_is_not_finite(dtype: torch.dtype) -> None:
+    before = torch.tensor([1.0, 2.0, 4.0, math.inf, math.nan]).to(dtype)
+    after = before.clone()
+    after[0] += 0.5
+    (found,) = compare_outputs({"output": before}, {"output": after})
+    assert (found.max_abs_error, found.max_rel_error, found.ok) == (0.5, 0.125, False)
+    (same,) = compare_outputs({"output": before}, {"output": before.clone()})
+    assert (same.max_abs_error, same.ok) == (0.0, True)
+    after[2] = math.nan
+    (lost,) = compare_outputs({"output": before}, {"output": after})
+    assert not lost.ok
