@@ -82,18 +82,17 @@ class _Teller(threading.Thread):
         super().__init__(daemon=True)
         self.ended = threading.Event()
         self.running: Step | None = None
-        self.due = time.monotonic() + SILENT_S
 
     def hear(self, begun: Step) -> None:
         if not (err.is_terminal and begun.work in BARS):
             self.running = begun
 
     def run(self) -> None:
-        begin, said = time.monotonic(), None
-        while not self.ended.wait(max(self.due - time.monotonic(), 0.1)):
+        begin = last = time.monotonic()
+        said: Step | None = None
+        while not self.ended.wait(0.1):
             now, step = time.monotonic(), self.running
-            if step is None or now < self.due:
+            if step is None or now - last < (AGAIN_S if step is said else SILENT_S):
                 continue
             err.print(f"{step} ({now - begin:.0f} s)", style="dim", markup=False, highlight=False, soft_wrap=True)
-            self.due = now + (AGAIN_S if step is said else SILENT_S)
-            said = step
+            said, last = step, now
