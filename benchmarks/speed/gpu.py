@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gpu_moved
 import gpu_sections
 import torch
 from gpu_sections import Clock, Named
@@ -35,7 +36,7 @@ from tabulate import tabulate
 import ccrewrite
 
 REPORT = Path(__file__).parents[2] / "reports" / "gpu"
-SECTIONS = ("checks", "depthwise", "shared", "models")
+SECTIONS = ("checks", "depthwise", "shared", "moved", "models")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -179,6 +180,7 @@ def main() -> int:
         "checks": lambda: gpu_sections.checks(device, asked.quick, asked.out / "source"),
         "depthwise": lambda: timed("depthwise"),
         "shared": lambda: timed("shared"),
+        "moved": lambda: gpu_moved.moved(device, clock, asked.quick),
         "models": lambda: gpu_sections.models(device, clock, asked.quick),
     }
     left = sum(run(report, section, cases[section](), deadline, save) for section in asked.sections)

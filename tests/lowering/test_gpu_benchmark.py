@@ -23,7 +23,7 @@ def test_every_section_runs_and_is_reported(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing is left." in done.stdout
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(report["results"]) == {"checks", "depthwise", "shared", "models"}
+    assert set(report["results"]) == {"checks", "depthwise", "shared", "moved", "models"}
     assert {c["form"] for c in report["results"]["checks"].values()} == {"window", "bands", "products", "shifts", "taps"}
     assert report["rates"].keys() == {"copy", "bf16", "tf32", "fp32"}
     assert "## Depthwise" in (tmp_path / "gpu.md").read_text()
