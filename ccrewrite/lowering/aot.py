@@ -20,6 +20,7 @@ from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
+from ccrewrite.lowering.choose import choose_folded
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.sites import FoldedSite
 from ccrewrite.passes.noise import with_noise
@@ -50,12 +51,14 @@ def aot(
     *,
     dynamic_shapes: Any = None,
     inductor_configs: Mapping[str, Any] | None = None,
+    measured: bool = True,
 ) -> Package:
     """Fold a rewritten model, compile it ahead of time with AOTInductor and write the package (``.pt2``) to ``path``.
 
     ``torch._inductor.aoti_load_package(path)`` runs it, in Python or C++, for the device that it was compiled on.
-    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor. The package is loaded, and its outputs on
-    ``example_inputs`` compared with the model's in evaluation mode, before it takes its name.
+    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor. Layers that can be folded to several forms are
+    timed in each, as ``ccrewrite.lower`` does; with ``measured=False`` an estimate decides. The package is loaded, and its
+    outputs on ``example_inputs`` compared with the model's in evaluation mode, before it takes its name.
 
     Raises ``InputError`` for a path that doesn't end in ``.pt2`` or can't be written and for models with nothing rewritten, and
     ``ExportError`` where torch can't export or compile the model, or the package computes something else.
@@ -65,7 +68,8 @@ def aot(
         raise InputError(f"an AOTInductor package is called something.pt2, found {str(path)!r}")
     path = writable(path)
     given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
-    folded = fold(given, inputs)
+    chosen = choose_folded(given, inputs, {}) if measured else {}
+    folded = fold(given, inputs, forms={name: choice.form for name, choice in chosen.items()})
 
     def run(inputs: Inputs) -> dict[str, Any]:
         with torch.no_grad(), preserved(given, inputs.tensors()):

@@ -64,7 +64,8 @@ def _choice(site: SiteCall, forced: str | None, times: Times | None) -> Choice:
     guessed = site.sampling.estimates(site.shapes, training=True)
     if forced is not None:
         return Choice(forced, "forced", {forced: guessed[forced]})
-    near = [form for form, seconds in guessed.items() if seconds <= WORTH_MEASURING * min(guessed.values())]
+    order = sorted(guessed, key=lambda form: guessed[form])
+    near = [form for form in order if guessed[form] <= WORTH_MEASURING * guessed[order[0]]]
     if times is None or len(near) == 1:
         return Choice.fastest("estimated", guessed)
     seconds, known = times.of(key_of(site), near, lambda: measure(site, near))

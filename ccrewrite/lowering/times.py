@@ -32,12 +32,12 @@ class Times:
         self._new: dict[str, Seconds] = {}
 
     def of(self, key: str | None, forms: Sequence[str], measured: Callable[[], Seconds]) -> tuple[Seconds, bool]:
-        """(Seconds by form, whether they were known); ``measured`` gives those of ``forms`` where they aren't known yet. What
-        has no key is measured each time."""
+        """(Seconds by form, whether they were known); ``measured`` gives those of ``forms``, or of some of them, where they
+        aren't known yet. What has no key is measured each time."""
         if key is None:
             return measured(), False
         known = key in self._known
-        if known and set(self._known[key]) != set(forms):
+        if known and not set(self._known[key]) <= set(forms):
             found = f"expected times of {', '.join(forms)}, found {', '.join(self._known[key])}"
             warnings.warn(f"{cache_file()}: {key}: {found}; forms are measured anew", stacklevel=2)
             known = False

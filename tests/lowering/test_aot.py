@@ -14,6 +14,7 @@ from torch import nn
 import ccrewrite
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.lowering import aot as module
+from ccrewrite.lowering.choose import Choice
 
 RUN = """
 import sys, torch
@@ -41,7 +42,7 @@ def moved() -> tuple[nn.Module, torch.Tensor]:
 def test_packages_run_without_ccrewrite(tmp_path: Path):
     model, x = moved()
     assert [site.code for site in ccrewrite.fold(model, x)] == ["gathered", "sparse", "padded"]
-    package = ccrewrite.aot(model, tmp_path / "model.pt2", x, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    package = ccrewrite.aot(model, tmp_path / "model.pt2", x, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), measured=False)
     assert list(tmp_path.iterdir()) == [package.path]
     assert package.check.ok
     assert [site.code for site in package] == ["gathered", "sparse", "padded"]
@@ -63,9 +64,19 @@ def test_a_package_that_computes_something_else_is_not_written(tmp_path: Path, m
     monkeypatch.setattr(module, "aoti_compile_and_package", lambda program, package_path, inductor_configs: None)
     monkeypatch.setattr(module, "aoti_load_package", lambda path: lambda x: torch.zeros(2, 4, 6, 6))
     with pytest.raises(ExportError, match=r"something else than the model; nothing written\.[\s\S]*output 0"):
-        ccrewrite.aot(model, target, x)
+        ccrewrite.aot(model, target, x, measured=False)
     assert target.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_layers_take_the_form_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, x = moved()
+    dense = Choice("dense", "measured", {})
+    monkeypatch.setattr(module, "choose_folded", lambda model, inputs, forced: {"0": dense, "1": dense})
+    monkeypatch.setattr(module, "aoti_compile_and_package", lambda program, package_path, inductor_configs: None)
+    monkeypatch.setattr(module, "aoti_load_package", lambda path: model)
+    package = ccrewrite.aot(model, tmp_path / "model.pt2", x)
+    assert [site.code for site in package] == ["convolution", "convolution", "padded"]
 
 
 def test_models_that_do_not_export(tmp_path: Path):
