@@ -55,8 +55,8 @@ class Forecast(SiteTable[SiteForecast]):
     ``verdict`` is "pays", "does not pay" or "unclear", ``why`` the sentence that says so. ``sites``: those that would be
     rewritten. ``comparison``: what the probes reached; None where there was no time for them. ``steps``: of the probes,
     geometry and weights. ``step_seconds``: what a step of each took when they were timed; None where steps were given.
-    ``seconds``: of inference on the example inputs, plain and with every site moved; ``site_seconds``: by how much each site
-    makes it longer that moves alone. ``said``: what was cut short, and why.
+    ``seconds``: of inference on the example inputs: plain, rewritten at its start, and with every site moved; ``site_seconds``:
+    by how much each site makes it longer that moves alone. ``said``: what was cut short, and why.
     """
 
     verdict: Verdict
@@ -66,7 +66,7 @@ class Forecast(SiteTable[SiteForecast]):
     signal: Signal
     steps: tuple[int, int]
     step_seconds: tuple[float, float] | None
-    seconds: tuple[float, float]
+    seconds: tuple[float, float, float]
     site_seconds: Mapping[str, float]
     plan: Plan
     said: tuple[str, ...] = ()
@@ -92,7 +92,9 @@ class Forecast(SiteTable[SiteForecast]):
         if latency is not None:
             if not latency >= 1:
                 raise InputError(f"latency is a time over the original's, at least 1; found {latency}")
-            found.append(Limit(self.added_seconds, (latency - 1) * self.seconds[0], f"latency={latency:g}"))
+            plain, still, _ = self.seconds
+            room = (latency - 1) * plain - max(0.0, still - plain)  # what any rewritten model takes more
+            found.append(Limit(self.added_seconds, max(0.0, room), f"latency={latency:g}"))
         for name, most, each in (
             ("parameters", parameters, {n: float(c.parameters) for n, c in costs.items()}),
             ("sites", sites, dict.fromkeys(costs, 1.0)),
@@ -108,9 +110,9 @@ class Forecast(SiteTable[SiteForecast]):
     @property
     def added_seconds(self) -> Mapping[str, float]:
         """By how much each site makes inference longer, by name: ``site_seconds``, scaled to what all take together."""
-        plain, moved = self.seconds
+        _, still, moved = self.seconds
         total = sum(self.site_seconds.values())
-        scale = (moved - plain) / total if total > 0 and moved > plain else 1.0
+        scale = (moved - still) / total if total > 0 and moved > still else 1.0
         return {name: scale * seconds for name, seconds in self.site_seconds.items()}
 
     def _why_not(self, site: SiteForecast, limit: str) -> str:
@@ -139,7 +141,7 @@ class Forecast(SiteTable[SiteForecast]):
         return f"{self.verdict}: {self.why}"
 
     def notes(self) -> list[str]:
-        plain, moved = (1000 * seconds for seconds in self.seconds)
+        plain, _, moved = (1000 * seconds for seconds in self.seconds)
         return [
             "gain: of the loss, by this site's geometry; clear: its squared mean gradient, 1 for noise alone",
             f"inference {plain:.3g} ms, with every site moved {moved:.3g} ms; time and step: moved over plain",
@@ -176,7 +178,7 @@ class Forecast(SiteTable[SiteForecast]):
             }
             for s in self.sites
         ]
-        return {"verdict": self.verdict, "why": self.why, "seconds": list(self.seconds), "sites": sites}
+        return {"verdict": self.verdict, "why": self.why, "seconds": [self.seconds[0], self.seconds[2]], "sites": sites}
 
     def draw(self) -> Figure:
         """Expected gain over added time, a point for each site. Raises ``InputError`` where matplotlib (extra ``report``) is
