@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ccrewrite.families import regions
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, factor
 from ccrewrite.families.look import readable
 from ccrewrite.ir.geometry import Ints
@@ -41,6 +42,8 @@ def factors(alongs: Sequence[Along], taps: Ints, dilation: Ints, margin: Ints, a
 
 
 def _takes(along: Along) -> bool:
+    if along.opaque and regions.called():
+        return False
     small = along.basis == "cubic" and len(along.layers) == 4 and not along.extent and not along.within
     return small and along.shift is not None and along.shift.device.type == "cpu" and readable([along.shift])
 
