@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccrewrite.folded.fusing import Fusing
+from ccrewrite.gathering.filters import Bank
 from ccrewrite.gathering.mixing import mix
 from ccrewrite.gathering.strided import Strided, convolved, convolved_transposed
 from ccrewrite.ir.geometry import ConvGeometry, Ints
@@ -53,6 +54,11 @@ class FilteredConv(Fusing):
             data = F.pad(data, [n for pair in reversed(pads) for n in pair], mode=layer.padding_mode)
             pads = ((0, 0),) * ndim
         wide = [(low + m, high + m) for (low, high), m in zip(pads, self.margin, strict=True)]
+        if _eager(data):
+            axes, inner = _axes(self, tuple(data.shape[2:]), wide), layer.in_channels // layer.groups
+            out = Bank(axes, weight, layer.groups, inner).coarser(data)
+            out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
+            return out if input.dim() == ndim + 2 else out[0]
         if self.fused():
             out = convolved(data, weight, _axes(self, tuple(data.shape[2:]), wide), layer.groups)
             out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
@@ -104,6 +110,11 @@ class FilteredConvTranspose(Fusing):
             out = convolved_transposed(batched, taps, _axes(self, tuple(batched.shape[2:]), wide), 1)
             out = out if layer.bias is None else out + layer.bias.view(-1, *(1,) * ndim)
             return out if input.dim() == ndim + 2 else out[0]
+        if _eager(batched):
+            wide = [(p + m, p + m - e) for p, m, e in zip(padding, self.margin, extra, strict=True)]
+            out = Bank(_axes(self, tuple(batched.shape[2:]), wide), layer.weight.T).finer(batched)
+            out = out if layer.bias is None else out + layer.bias.view(-1, *(1,) * ndim)
+            return out if input.dim() == ndim + 2 else out[0]
         out = _mixed(batched, layer.weight, 1)
         # The last axis first: its taps are next to each other.
         for axis in reversed(range(ndim)):
@@ -121,6 +132,12 @@ class FilteredConvTranspose(Fusing):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, filters in {self.window}"
+
+
+def _eager(data: Tensor) -> bool:
+    """Whether sums of slices are computed: in eager mode on a CPU. Elsewhere, and for any runtime, torch's convolutions."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return data.device.type == "cpu" and data.numel() > 0 and not traced
 
 
 def _axes(layer: FilteredConv | FilteredConvTranspose, sizes: Ints, pads: Sequence[tuple[int, int]]) -> list[Strided]:

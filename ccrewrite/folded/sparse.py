@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccrewrite.folded.cuts import crop_or_pad, cut_out, described, laid_out, used
 from ccrewrite.folded.fusing import Fusing
 from ccrewrite.folded.padded import PaddedConv
 from ccrewrite.gathering.corners import Pads
+from ccrewrite.gathering.last import depthwise, last
+from ccrewrite.gathering.last import first as channels_first
 from ccrewrite.gathering.rows import sum_of_cells
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast
@@ -33,11 +36,15 @@ Box = tuple[tuple[int, int], ...]
 
 WORTH_SPLITTING = 0.5
 """Boxes are used where they hold at most this part of the kernel's cells."""
+SHORT = 48
+"""Along one axis a kernel of so many cells is one box, and so is one of which boxes would hold more."""
 
 
 def sum_of_boxes(input: Tensor, weight: Tensor, boxes: Sequence[Box], steps: Sequence[int], pads: Pads) -> Tensor:
     """The depthwise convolution (stride 1, dilation ``steps``) with ``weight``, which is zero outside ``boxes``."""
     ndim = len(steps)
+    if ndim == 1 and len(weight) == input.shape[1] and input.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _sum_along_rows(input, weight, boxes, steps[0], pads[0])
     data = crop_or_pad(input, pads)
     sizes = zip(data.shape[2:], weight.shape[2:], steps, strict=True)
     outputs = [n - (k - 1) * step for n, k, step in sizes]
@@ -52,6 +59,20 @@ def sum_of_boxes(input: Tensor, weight: Tensor, boxes: Sequence[Box], steps: Seq
         total = term if total is None else total + term
     assert total is not None
     return total
+
+
+def _sum_along_rows(input: Tensor, weight: Tensor, boxes: Sequence[Box], step: int, pads: tuple[int, int]) -> Tensor:
+    """The same for one axis, with the channels last: torch's depthwise convolutions of pictures take them as they lie, where
+    those of one axis are slow."""
+    data = F.pad(last(input), (0, 0, *pads))
+    outputs = data.shape[1] - (weight.shape[2] - 1) * step
+    total: Tensor | None = None
+    for ((start, stop),) in boxes:
+        part = data.narrow(1, start * step, outputs + (stop - start - 1) * step).contiguous()
+        term = depthwise(part, weight[:, 0, start:stop], 0, dilation=step)
+        total = term if total is None else total.add_(term)
+    assert total is not None
+    return channels_first(total)
 
 
 def boxes_of(filled: Tensor) -> tuple[Box, ...]:
@@ -162,6 +183,8 @@ def make_(conv: ConvNd, kernel: Tensor, margin: Ints) -> str:
     boxes = boxes_of(filled.view(dense.shape[0], *dense.shape[2:]).any(0))
     split = sum(math.prod(after - first for first, after in box) for box in boxes) <= WORTH_SPLITTING * dense[0].numel()
     layer.boxes = boxes if split else ()
+    if len(cuts) == 1 and (not split or dense.shape[2] <= SHORT):
+        layer.boxes = (((0, dense.shape[2]),),)
     layer.register_buffer("cells", cells.sort(1).values[:, :count].to(torch.int32))
     conv.weight = nn.Parameter(dense, requires_grad=conv.weight.requires_grad)
     return f"{count} cells of {described(dense, cuts)}"

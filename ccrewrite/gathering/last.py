@@ -6,6 +6,8 @@ data as it lies, where any other layout is rearranged inside, forth and back.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +57,20 @@ def mix_backward(gradient: Tensor, data: Tensor, mixing: Tensor, groups: int, wa
     tensors, asked = (_picture(gradient), _picture(data), mixing[:, :, None, None]), [wants_data, True, False]
     d_data, d_mixing, _ = torch.ops.aten.convolution_backward(*tensors, None, *_ONE_TAP, groups, asked)
     return d_data.permute(0, 2, 3, 1).reshape(data.shape) if wants_data else data, d_mixing.reshape(mixing.shape)
+
+
+def depthwise(data: Tensor, kernel: Tensor, axis: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
+    """``data`` ``(N, *size, C)`` convolved along one axis with ``kernel`` ``(C, cells)``; ``(1, cells)`` for all alike."""
+    size, behind, channels = data.shape[1 + axis], math.prod(data.shape[2 + axis : -1]), data.shape[-1]
+    in_row = behind == 1  # of a picture, which torch reads along its rows
+    picture = data.view(1, -1, size, channels) if in_row else data.view(-1, size, behind, channels)
+    kernel = kernel.expand(channels, -1)[:, None]
+    along = [(1, stride), (0, padding), (1, dilation)]
+    how = along if in_row else [each[::-1] for each in along]
+    kernel = kernel[:, :, None] if in_row else kernel[..., None]
+    found = torch.ops.aten.convolution(picture.permute(0, 3, 1, 2), kernel, None, *how, False, (0, 0), channels)
+    outputs = found.shape[3 if in_row else 2]
+    return found.permute(0, 2, 3, 1).reshape(*data.shape[: 1 + axis], outputs, *data.shape[2 + axis :])
 
 
 def _convolved(data: Tensor, mixing: Tensor, groups: int) -> bool:

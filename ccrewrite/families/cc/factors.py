@@ -42,7 +42,7 @@ def factors(alongs: Sequence[Along], taps: Ints, dilation: Ints, margin: Ints, a
 
 
 def _takes(along: Along) -> bool:
-    if along.opaque and regions.called():
+    if regions.called(along.opaque):
         return False
     small = along.basis == "cubic" and len(along.layers) == 4 and not along.extent and not along.within
     return small and along.shift is not None and along.shift.device.type == "cpu" and readable([along.shift])

@@ -17,14 +17,10 @@ from ccrewrite.ir.operators import full_precision
 if TYPE_CHECKING:
     from ccrewrite.families.cc.sampling import CCSampling
 
-DEPTHWISE_COST = {1: 36, 2: 4, 3: 30}
-"""Multiplications that a dense convolution does in the time of one of a depthwise convolution, by the number of axes."""
 LANES = 16
 """Output channels that a convolution computes side by side, whether they are there or not."""
-GROUPED_COST = 45
-"""The same for a grouped transposed convolution along one axis."""
-SAMPLE_COST = 45
-"""The same for a sample that is written and read once more."""
+SAMPLE_COST = {1: 100, 2: 100, 3: 230}
+"""Multiplications that a dense convolution does in the time in which a sample is filtered, by the number of axes."""
 FILTERED_PAYS = 1.2
 """From how much estimated time of a dense kernel, over that of filters, these are taken."""
 
@@ -40,7 +36,7 @@ def alternatives(sampling: CCSampling, geometry: ConvGeometry) -> tuple[Alternat
     factors = factors_of(sampling)
     channels = geometry.in_channels * max(geometry.out_channels, LANES) // geometry.groups
     taps, cells = math.prod(geometry.kernel_size), math.prod(sampling.window)
-    filters = _transposed_cost(sampling, geometry) if geometry.transposed else _cost(factors, geometry)
+    filters = _cost(geometry)
     make_ = functools.partial(filtered.make_, factors=factors, margin=sampling.margin)
     cost_of_dense = channels * cells / (channels * taps + filters)
     return (Alternative("filtered", cost_of_dense, FILTERED_PAYS, sampling.window, taps, make_),)
@@ -53,17 +49,10 @@ def factors_of(sampling: CCSampling) -> list[Tensor]:
     return [found[axis].detach() for axis in range(sampling.ndim)]
 
 
-def _cost(factors: list[Tensor], geometry: ConvGeometry) -> float:
-    """Of the filters, for one output sample, in multiplications."""
-    taps = math.prod(geometry.kernel_size)
-    support = math.prod(min(5, factor.shape[1]) for factor in factors)
-    return geometry.in_channels * taps * (support * DEPTHWISE_COST[geometry.ndim] + SAMPLE_COST)
-
-
-def _transposed_cost(sampling: CCSampling, geometry: ConvGeometry) -> float:
-    """The same for one input sample: an axis after the other, the last one first."""
-    total, left, grown = 0.0, math.prod(geometry.kernel_size), 1
-    for taps, cells, step in reversed(list(zip(geometry.kernel_size, sampling.window, geometry.stride, strict=True))):
-        total += geometry.out_channels * left * cells * grown * GROUPED_COST
-        left, grown = left // taps, grown * step
-    return total
+def _cost(geometry: ConvGeometry) -> float:
+    """Of the filters, for one sample of the coarser side, in multiplications: one axis after the other."""
+    g, samples = geometry, 0
+    each = SAMPLE_COST[2 if g.transposed else g.ndim]
+    for axis in range(g.ndim):
+        samples += math.prod(g.kernel_size[: axis + 1]) * math.prod(g.stride[axis + 1 :])
+    return (g.out_channels if g.transposed else g.in_channels) * samples * each

@@ -13,6 +13,7 @@ Leaves for ``torch.fx.symbolic_trace``; to be called by their module's name.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from ccrewrite.families.cc import toeplitz
+from ccrewrite.families.cc import filtered, toeplitz
 from ccrewrite.families.cc.factors import factors
 from ccrewrite.families.cc.padding import pad
 from ccrewrite.families.cc.profile import Along, continuous, factor
@@ -91,6 +92,14 @@ def cc_native(
     g = ConvGeometry.from_call("conv_transpose" if transposed else "conv", weight.shape, call)
     sizes = tuple(input.shape[-ndim:])
     outputs = g.output_size(sizes)
+    if filtered.takes(input, weight, alongs, g) and filtered.pays(
+        input, g, cost_of_others=cheapest_cost(alongs, g, margin, sizes)
+    ):
+        with full_precision(weight.device):
+            found = factors(alongs, g.kernel_size, g.dilation, margin, range(ndim))
+        values = [found[a].to(weight.dtype) for a in range(ndim)]
+        out = filtered.filtered_conv(input if input.dim() > ndim + 1 else input[None], weight, bias, values, g, margin)
+        return out if input.dim() > ndim + 1 else out[0]
     forms = _forms(alongs, g, margin, sizes)
     kernel = cc_kernel(weight, alongs, g.dilation, margin, [a for a in range(ndim) if forms[a] == "window"])
     with full_precision(weight.device):
@@ -157,6 +166,17 @@ def _run_transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, plan: Se
     return out + bias.view(-1, *(1,) * ndim) if later and bias is not None else out
 
 
+def cheapest_cost(alongs: Sequence[Along], geometry: ConvGeometry, margin: Ints, sizes: Ints) -> int:
+    """What ``cheapest`` costs, for one picture of a known size."""
+    learned = tuple(continuous(alongs))
+    return _kept_cost(geometry, margin, sizes, learned, tuple(a for a in learned if alongs[a].shared))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_cost(geometry: ConvGeometry, margin: Ints, sizes: Ints, learned: Ints, shared: Ints) -> int:
+    return _cheapest(geometry, margin, sizes, learned, shared)[1]
+
+
 def cheapest(
     geometry: ConvGeometry,
     margin: Ints,
@@ -171,6 +191,12 @@ def cheapest(
     sample that resampling writes (calibrated by benchmarks/speed/cc_speed.py, on a CPU). An output padding that only the
     dilation allows leaves no choice: the window has no dilation.
     """
+    return _cheapest(geometry, margin, sizes, learned, shared)[0]
+
+
+def _cheapest(
+    geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any], learned: Sequence[int] | None, shared: Sequence[int]
+) -> tuple[tuple[int, ...], int]:
     g, axes = geometry, range(geometry.ndim)
     learned = axes if learned is None else learned
     sizes = [n if has_static_value(n) else NOMINAL_SIZE for n in sizes]
@@ -197,4 +223,4 @@ def cheapest(
     subsets = [c[::-1] for n in range(len(learned) + 1) for c in itertools.combinations(learned[::-1], n)]
     every = [c for c in subsets if all(a in c for a in forced)]
     costs = [cost(chosen) for chosen in every]
-    return every[costs.index(min(costs))]
+    return every[costs.index(min(costs))], min(costs)
