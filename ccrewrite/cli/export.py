@@ -11,7 +11,7 @@ import typer
 import ccrewrite
 from ccrewrite.cli.arguments import inputs_of, load
 from ccrewrite.cli.console import warn
-from ccrewrite.cli.parameters import Factory, Input, Json, Saved, Selection, selecting
+from ccrewrite.cli.parameters import Factory, Input, Json, Saved, Selection, Tolerance, selecting
 from ccrewrite.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ def export(
     sizes: Annotated[str, typer.Option(help="internal sizes: fixed, ratio (of the input) or input (of the file)")] = "fixed",
     functions: Annotated[bool, typer.Option("--functions", help="keep layers as functions in the file")] = False,
     opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
+    tolerance: Tolerance = None,
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
     model, inputs = rewritten_model(factory, input, saved)
-    how = {"sizes": sizes, "functions": functions, "opset": opset}
+    how = {"sizes": sizes, "functions": functions, "opset": opset, "tolerance": tolerance}
     typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
 
 
@@ -59,10 +60,11 @@ def rewrite_onnx(
     input: Annotated[list[str] | None, typer.Option("--input", help="NAME=1x3x224x224[:dtype]; repeat it")] = None,
     *,
     selection: Selection,
+    tolerance: Tolerance = None,
     as_json: Json = False,
 ) -> None:
     """Rewrite the convolutions of an ONNX file, verify and save it. Exits with 2 if the outputs differ."""
-    typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **selection))
+    typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, tolerance=tolerance, **selection))
 
 
 def rewritten_model(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, object]:

@@ -20,6 +20,10 @@ Input = Annotated[
 Saved = Annotated[Path | None, typer.Option("--from", help="directory that `ccrewrite rewrite --out` wrote")]
 Selection = dict[str, Any]
 """What ``selecting`` makes of the options that choose sites and rules."""
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="largest difference allowed, relative to an output's largest magnitude; else by type and noise"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 

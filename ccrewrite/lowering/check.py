@@ -14,7 +14,8 @@ from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.preserve import unwatched
-from ccrewrite.passes.noise import with_noise
+from ccrewrite.passes.judging import Verdict
+from ccrewrite.passes.noise import ROUNDINGS, with_noise
 from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
 
 IN_EVALUATION = "compared in evaluation mode: in its own it draws random numbers, or can't run on the example inputs"
@@ -27,11 +28,13 @@ def checked(
     *,
     training: bool,
     given: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    judge: Callable[[], Verdict] | None = None,
 ) -> Check:
     """Compare their outputs on ``inputs``, and warn where they differ.
 
     In evaluation mode without gradients; with ``training``, as ``model`` stands and with gradients, so that what is compiled
-    here serves the training. Inside ``given()``, ``model`` is as it was before. Raises ``ModelRunError`` where torch can't
+    here serves the training. Inside ``given()``, ``model`` is as it was before. Where the outputs alone can't tell, ``judge``
+    judges each site by itself. Raises ``ModelRunError`` where torch can't
     compile or run the model.
     """
     with given():
@@ -49,10 +52,17 @@ def checked(
             f"torch.compile can't compile or run this {type(model).__name__}: {type(cause).__name__}: {cause}"
         ) from error.__cause__
     outputs = compare_outputs(expected, found, COMPILED)
-    with given():
-        outputs, noise = with_noise(
-            outputs, lambda i: _outputs(model, i, seed=0) if training and not note else outputs_of(model, i), inputs
-        )
+    verdict = Verdict((), ()) if judge is None or all(o.ok for o in outputs) else judge()
+    noise = "; ".join(verdict.faults)
+    if not verdict.faults:
+        roundings = ROUNDINGS if judge is None else verdict.roundings
+        with given():
+            outputs, noise = with_noise(
+                outputs,
+                lambda i: _outputs(model, i, seed=0) if training and not note else outputs_of(model, i),
+                inputs,
+                roundings=roundings,
+            )
     check = Check(outputs, ran=True, note="; ".join(filter(None, (note, noise))))
     if not check.ok:
         warnings.warn(

@@ -20,8 +20,10 @@ from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.check import checked
 from ccrewrite.lowering.choose import Choice, check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
+from ccrewrite.lowering.observed import judge
 from ccrewrite.lowering.sites import compile_sites_, eager, release_
 from ccrewrite.passes.fold import fold
+from ccrewrite.passes.judging import Verdict
 from ccrewrite.passes.scales.resize import without_wrapper
 
 MODES = ("inference", "training")
@@ -105,7 +107,14 @@ def lower(
     prepared, sites = prepare(given, inputs, forced, measured)
     compiled = cast(nn.Module, torch.compile(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options()))
     step("lower", "compiling the model, and comparing outputs")
-    check = checked(compiled, given, inputs, training=training) if verify else skipped
+
+    def judged() -> Verdict:
+        def run(module: nn.Module) -> Any:
+            return torch.compile(module, dynamic=dynamic, options=inductor.options())(*inputs.args, **inputs.kwargs)
+
+        return judge(given, inputs, prepared, run, gradients=training)
+
+    check = checked(compiled, given, inputs, training=training, judge=judged) if verify else skipped
     return Lowered(compiled, mode, sites, check)
 
 

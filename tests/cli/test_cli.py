@@ -209,4 +209,6 @@ def test_a_failed_verification_is_a_failure(run, tmp_path, monkeypatch):
         rewritten = run("rewrite-onnx", "right.onnx", "--out", "wrong.onnx")
     assert rewritten.exit_code == 2
     assert "something else than" in rewritten.stderr
+    assert run("rewrite-onnx", "right.onnx", "--out", "wrong.onnx", "--tolerance", "0").exit_code == 2
+    assert run("export", *common, "--out", "wrong.onnx", "--tolerance", "0").exit_code == 2
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("wrong", "."))]
