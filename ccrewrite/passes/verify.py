@@ -18,7 +18,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import TOLERANCE, OutputCheck
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.observe import watched
-from ccrewrite.ir.preserve import preserved, random_states_kept, unwatched
+from ccrewrite.ir.preserve import preserved, random_states_kept, trainable_made, unwatched
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.wrappers import unwrapped
@@ -115,6 +115,7 @@ def _largest(before: Tensor, after: Tensor) -> tuple[float, float]:
     return float(difference.max()), float(finite.max())
 
 
+@trainable_made()
 def built_error(site: Site, rule: Rule) -> float:
     """Largest difference between the plain convolution and the rule's sampling with its kernel built, relative to the largest
     output, in float64, for the site's geometry with few channels and a small input. Raises ``InputError`` where the sampling
