@@ -186,7 +186,7 @@ class DclsSampling(TapPositions):
         if form == "bands":
             out = self._as_bands(input, weight, layout)
             return out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * self.ndim)
-        evaluate = self._as_operator if torch.compiler.is_dynamo_compiling() else self._as_slices
+        evaluate = self._as_operator if regions.traced() else self._as_slices
         batched = input if input.dim() == 2 + self.ndim else input[None]
         out = evaluate(batched, weight, bias, layout, form)
         return out if batched is input else out[0]
