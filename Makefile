@@ -84,9 +84,11 @@ reports-corpus: .venv-corpus/.ready  ## those of the fifteen corpus models, one 
 
 EVIDENCE = segmentation sequences denoising classification unet
 
-evidence: $(READY)  ## what the learned geometry gains, on digits and photographs; an hour
+evidence: $(READY)  ## what the learned geometry gains, and what forecasts say of it, on digits and photographs; two hours
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt scikit-image
 	for claim in $(EVIDENCE); do $(BIN)/python benchmarks/evidence/$$claim.py || exit 1; done
+	$(BIN)/python benchmarks/evidence/equal_time.py
+	$(BIN)/python benchmarks/evidence/forecast.py
 	$(BIN)/python benchmarks/evidence/cc_evidence.py
 	$(BIN)/python benchmarks/evidence/dcls_recovery.py
 	$(BIN)/python benchmarks/evidence/dcls_sparse.py

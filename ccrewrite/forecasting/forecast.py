@@ -75,7 +75,7 @@ def forecast(
     Memory: one copy of the model, and what a training step of it takes. Raises ``InputError`` for what can't be used or
     trained, and what ``rewrite`` raises.
 
-    >>> import ccrewrite
+    >>> import torch, ccrewrite
     >>> from torch import nn
     >>> x = torch.randn(64, 1, 24, generator=torch.Generator().manual_seed(0))
     >>> model = nn.Conv1d(1, 1, 2, dilation=2)
