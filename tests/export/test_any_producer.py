@@ -237,3 +237,22 @@ def test_far_dilated_taps_cost_nothing_at_the_start(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
     assert {n.op_type for n in nodes} <= {"Conv", "ReorderInput", "ReorderOutput"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(2, 4, 3, dilation=16, padding=16),
+        nn.Conv1d(2, 4, 3, stride=2, dilation=16, padding=20, groups=2, bias=False),
+        nn.Conv2d(2, 4, 3, dilation=7, padding=(7, 9)),
+    ],
+)
+def test_far_taps_that_moved_are_read_one_by_one(layer: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 70) if isinstance(layer, nn.Conv1d) else torch.randn(2, 2, 24, 26)
+    model: Any = ccrewrite.rewrite(nn.Sequential(layer).eval(), x, rules=[ccrewrite.DilatedToDcls(sharing="tap")]).model
+    torch.nn.init.uniform_(model[0].sampling.offset, -9, 9)
+    file = ccrewrite.export_onnx(model, tmp_path / "m.onnx", x, functions=True, dynamic={0: "batch", 2: "length"})
+    assert file.check.max_rel_error <= 1e-5
+    (function,) = onnx.load(tmp_path / "m.onnx").functions
+    assert sum(node.op_type == "Slice" for node in function.node) > 3
