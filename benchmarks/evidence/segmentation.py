@@ -50,7 +50,7 @@ class SmallDeepLab(nn.Module):
 @functools.cache
 def pool(split: str) -> Batch:
     """Canvases; those for validation and testing are cropped once. The drawings of the test canvases are in no other."""
-    images, labels = canvases(*POOLS[split])  # pyright: ignore
+    images, labels = canvases(*POOLS[split])  # pyright: ignore[reportArgumentType]
     return (images, labels) if split == "train" else crop(images, labels, torch.Generator().manual_seed(0))
 
 

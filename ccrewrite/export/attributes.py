@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import onnx_ir as ir
 from pydantic import Field
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.documents import Count, Natural, OpenDocument, checked
+from ccrewrite.ir.json_types import JsonObject
 
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Naturals = tuple[Natural, ...]
@@ -33,7 +34,7 @@ def check_attributes(node: ir.Node) -> None:
     if node.domain not in ("", "ai.onnx") or node.op_type not in WINDOWED:
         return
     where = f"the {node.op_type} {node.name or node.outputs[0].name!r}"
-    told: dict[str, Any] = {}
+    told: JsonObject = {}
     for name in WindowAttributes.model_fields:
         if name in node.attributes and not node.attributes[name].is_ref():
             told[name] = node.attributes[name].value

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, OutputCheck
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.judging import Verdict, judged
 from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.scales.resize import resized
@@ -44,13 +45,13 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         raise InputError(f"{type(model).__name__} can't be called with the example inputs: {error}") from error
 
 
-def named_axes(axes: Any) -> dict[int, str]:
+def named_axes(axes: object) -> dict[int, str]:
     """The names of an argument's open axes; none where ``axes`` says nothing of them."""
     named = cast("dict[int, str]", axes) if isinstance(axes, dict) else {}
     return named if all(isinstance(label, str) for label in named.values()) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
 
 
-def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) -> Inputs:
+def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, object]) -> Inputs:
     """The example inputs at another size of every named axis, one that ``model`` runs at. Values are repeated or cut."""
     found = arguments(model, inputs)
     sizes = {label: found[name].shape[axis] for name, axes in shapes.items() for axis, label in named_axes(axes).items()}
@@ -71,9 +72,10 @@ def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) 
     ) from error
 
 
-def _resized(value: Any, axes: Mapping[int, str], sizes: Mapping[str, int]) -> Any:
+def _resized(value: object, axes: Mapping[int, str], sizes: Mapping[str, int]) -> object:
     for axis, label in axes.items():
-        value = value.index_select(axis, torch.arange(sizes[label], device=value.device) % value.shape[axis])
+        tensor = cast(Tensor, value)
+        value = tensor.index_select(axis, torch.arange(sizes[label], device=tensor.device) % tensor.shape[axis])
     return value
 
 
@@ -116,26 +118,46 @@ def runtime() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def session_of(path: Path, level: str = "ORT_ENABLE_ALL") -> Any:
+class Session(Protocol):
+    """``onnxruntime.InferenceSession``."""
+
+    def run(self, output_names: None, input_feed: dict[str, Any]) -> Sequence[object]: ...
+    def get_inputs(self) -> Sequence[FileInput]: ...
+
+
+class FileInput(Protocol):
+    """What a file takes: ``type`` is written ``tensor(float)``."""
+
+    name: str
+    type: str
+
+
+def session_of(path: Path, level: str = "ORT_ENABLE_ALL") -> Session:
     """The file in onnxruntime on the CPU, quietly; ``level``: how much of it is optimized."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options = cast(Any, onnxruntime.SessionOptions())  # pyright: ignore[reportUnknownMemberType]
+    options.graph_optimization_level = getattr(cast(Any, onnxruntime).GraphOptimizationLevel, level)
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     with _runtime_errors():
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return cast(Session, onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
 
 
-def run_file(session: Any, fed: Mapping[str, Any]) -> list[Tensor]:
+def run_file(session: Session, fed: Mapping[str, np.ndarray]) -> list[Tensor]:
     """The outputs, in order."""
     with _runtime_errors():
-        return [torch.from_numpy(np.asarray(v)) for v in session.run(None, dict(fed))]
+        return [torch.as_tensor(np.asarray(v)) for v in session.run(None, dict(fed))]
 
 
 def _run_both(
-    model: nn.Module, path: Path, session: Any, copied: bool, inputs: Inputs, given: Mapping[str, Ints], tolerance: float | None
+    model: nn.Module,
+    path: Path,
+    session: Session,
+    copied: bool,
+    inputs: Inputs,
+    given: Mapping[str, Ints],
+    tolerance: float | None,
 ) -> tuple[FileRun, str]:
     """The run, and what there is to say about it. Where the outputs alone can't tell, each site is judged by itself."""
     expected = [t for t in tree_leaves(_run(model, inputs)) if isinstance(t, Tensor)]
@@ -176,7 +198,7 @@ def compared(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: flo
     return compare_outputs(numbered(expected), numbered(found), tolerances)
 
 
-def numbered(outputs: Sequence[Any]) -> dict[str, Tensor]:
+def numbered(outputs: Sequence[object]) -> dict[str, Tensor]:
     """The tensors among them, by place."""
     return {f"output {i}": t for i, t in enumerate(t for t in outputs if isinstance(t, Tensor))}
 
@@ -190,10 +212,10 @@ def _runtime_errors() -> Generator[None]:
         raise ExportError(f"onnxruntime can't run the file, so it was not verified: {first}") from error
 
 
-def _run(model: nn.Module, inputs: Inputs) -> Any:
+def _run(model: nn.Module, inputs: Inputs) -> object:
     """The output with the structure that export flattens."""
     with preserved(model, inputs.tensors()):
-        torch.manual_seed(0)
+        manual_seed(0)
         return tree_map_only(Tensor, lambda t: t.clone(), inputs.run(model))
 
 
@@ -205,8 +227,8 @@ def _named_tensors(model: nn.Module, inputs: Inputs) -> list[tuple[str, Tensor]]
     return named
 
 
-def _feed(session: Any, tensors: Mapping[str, Tensor], given: Mapping[str, Ints]) -> dict[str, Any]:
-    fed: dict[str, Any] = {name: torch.tensor(size, dtype=torch.int64).numpy() for name, size in given.items()}
+def _feed(session: Session, tensors: Mapping[str, Tensor], given: Mapping[str, Ints]) -> dict[str, np.ndarray]:
+    fed: dict[str, np.ndarray] = {name: torch.tensor(size, dtype=torch.int64).numpy() for name, size in given.items()}
     types = {i.name: i.type for i in session.get_inputs()}
     names = [n for n in types if n not in fed]
     if set(names) <= tensors.keys():

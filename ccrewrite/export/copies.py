@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ccrewrite.export.files import write
+from ccrewrite.export.files import load, write
 
 COPIED = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -21,7 +21,7 @@ def runnable(path: Path) -> Generator[tuple[Path, bool]]:
     """A file that computes what the one at ``path`` does and that onnxruntime can run, and whether it is a copy: where the
     weights of convolutions are bfloat16 or float64, one with every number of these types, and every ``Cast`` to them, in
     float32. It is there as long as the block lasts."""
-    model = ir.load(path)
+    model = load(path)
     convs = (n for n in model.graph.all_nodes() if n.op_type in ("Conv", "ConvTranspose") or n.domain == "ccrewrite")
     if not any(n.inputs[1] is not None and n.inputs[1].dtype in COPIED for n in convs):
         yield path, False

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ccrewrite.errors import InputError
-from ccrewrite.export.files import require_packages, save
+from ccrewrite.export.files import load, require_packages, save
 from ccrewrite.ir.written import replacing, writable
 
 
@@ -22,7 +22,7 @@ def require_sizes(path_in: str | os.PathLike[str], path_out: str | os.PathLike[s
 
     target = writable(Path(path_out))
     try:
-        model = ir.load(path_in)
+        model = load(Path(path_in))
     except Exception as error:
         raise InputError(f"{path_in} can't be read as ONNX: {error}") from error
     names = tuple(str(v.name) for v in model.graph.inputs if v.name in model.graph.initializers)

@@ -23,6 +23,13 @@ def require_packages() -> None:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'ccrewrite[onnx]'")
 
 
+def load(path: Path) -> onnx_ir.Model:
+    """Raises what onnx_ir raises."""
+    import onnx_ir
+
+    return onnx_ir.load(path)  # pyright: ignore[reportUnknownMemberType]
+
+
 def save(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:
     """Write ``model``, with its weights in a file of their own where they are too large for one, or ``external``. Raises
     ``ExportError`` where ``onnx.checker`` refuses it."""
@@ -30,7 +37,7 @@ def save(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:
 
     write(model, path, external=external)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)  # pyright: ignore[reportUnknownMemberType]
     except Exception as error:
         raise ExportError(f"onnx.checker refuses the file: {error}") from error
 
@@ -40,4 +47,5 @@ def write(model: onnx_ir.Model, path: Path, *, external: bool = False) -> None:
     import onnx_ir
 
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if external or weights > EXTERNAL else None)
+    beside = f"{path.name}.data" if external or weights > EXTERNAL else None
+    onnx_ir.save(model, path, external_data=beside)  # pyright: ignore[reportUnknownMemberType]

@@ -19,6 +19,7 @@ from ccrewrite.families.onnx import DOMAIN, OnnxCall, OnnxForm, OnnxOperator
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
+from ccrewrite.ir.typed import named_modules
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class KeptSampling(Sampling):
 
     kept: Kept
 
-    def geometry_of(self, weight: Tensor, arguments: tuple[Any, ...], named: dict[str, Any]) -> ConvGeometry:
+    def geometry_of(self, weight: Tensor, arguments: tuple[object, ...], named: dict[str, object]) -> ConvGeometry:
         """Of a call."""
         call = bind(self.transposed, self.ndim, arguments, named)
         self.check_call(call["dilation"], weight)
@@ -79,7 +80,7 @@ class KeptSampling(Sampling):
 class CalledSampling(KeptSampling):
     """One whose calls are those of a function in the file."""
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: object, **named: object) -> Tensor:
         if input.dtype not in (torch.float32, torch.float16):
             raise ExportError(f"{self.kept.site}: functions in the file need float32 or float16, found {input.dtype}")
         geometry = self.geometry_of(weight, arguments, named)
@@ -100,10 +101,10 @@ class SizedSampling(KeptSampling):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        *arguments: Any,
+        *arguments: object,
         output_size: int | Sequence[int] | None = None,
         padding_mode: str = "zeros",
-        **named: Any,
+        **named: object,
     ) -> Tensor:
         site, sizes = self.kept.site, self.kept.sizes
         assert sizes is not None
@@ -135,7 +136,7 @@ def keep_(sampling: Sampling, form: OnnxForm, site: str, calls: Calls, sizes: Tr
 def tensors_of(model: nn.Module) -> dict[str, tuple[str, str]]:
     """The tensors of the sites that are kept: path of the buffer -> (site, the form's name for it)."""
     found: dict[str, tuple[str, str]] = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, KeptSampling):
             kept = module.kept
             found |= {f"{path}.{_buffer(name)}".removeprefix("."): (kept.site, name) for name in kept.form.tensors}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ccrewrite.export.check import numbered, run_file, session_of
+from ccrewrite.ir.typed import from_numpy
 from ccrewrite.passes.noise import Noise, rounded
 from ccrewrite.passes.verify import compare_outputs
 
@@ -23,5 +23,5 @@ def noise_of(path: Path, inputs: Mapping[str, np.ndarray]) -> Noise:
     session = session_of(path)
     before = numbered(run_file(session, inputs))
     others = [run_file(session_of(path, level), inputs) for level in LEVELS]
-    others.append(run_file(session, {name: rounded(torch.from_numpy(value)).numpy() for name, value in inputs.items()}))
+    others.append(run_file(session, {name: rounded(from_numpy(value)).numpy() for name, value in inputs.items()}))
     return Noise.most(compare_outputs(before, numbered(after)) for after in others)

@@ -32,13 +32,13 @@ BFLOAT16_SINCE = 22
 def export_onnx(
     model: GivenModel,
     path: str | os.PathLike[str],
-    example_inputs: Any,
+    example_inputs: object,
     *,
     dynamic: Dynamic = None,
     sizes: Mode = "fixed",
     functions: bool = False,
     opset: int = 20,
-    check_inputs: Sequence[Any] = (),
+    check_inputs: Sequence[object] = (),
     tolerance: float | None = None,
 ) -> ExportedFile:
     """Write ``model``, folded, as an ONNX file that has proved to compute the same; what was found out about it.

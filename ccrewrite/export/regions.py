@@ -10,6 +10,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from ccrewrite.export.branch import taken
+from ccrewrite.export.files import load
 from ccrewrite.export.metadata import MODULE
 from ccrewrite.export.probed import Probed
 
@@ -21,7 +22,7 @@ Calls = dict[str, list[tuple[Tensor, Tensor]]]
 def seen_in(path: Path, sites: Iterable[str], fed: Mapping[str, np.ndarray], directory: Path) -> Calls:
     """Input and output of each call of ``sites`` when the file at ``path`` runs on ``fed``. A site whose nodes have other ends
     than these is left out."""
-    model = ir.load(path)
+    model = load(path)
     asked = {name for name, value in model.graph.initializers.items() if value in model.graph.inputs}
     flat = taken(model, changed=any(fed[name].any() for name in asked & fed.keys()))
     found = {site: _ends(flat.graph, site) for site in sites}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from tabulate import tabulate
 
 from ccrewrite.export.sizes import SizeInput
 from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import Outcome
 from ccrewrite.ir.sites import Plan
 
@@ -78,7 +78,7 @@ class FileCheck(Check):
         outputs = tuple(o for run in runs for o in run.outputs)
         return cls(outputs, ran=True, note=note, runtime=runtime, runs=tuple(runs))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data, a summary for each run."""
         runs = [
             {
@@ -160,7 +160,7 @@ class OnnxFile(Outcome[OnnxSite]):
         learned = f"learned: {', '.join(apart)}" if apart else ""
         return [inputs, learned, str(self.check), f"{self.path}: opset {self.opset}, {self.size} bytes"]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {
             "path": self.path,
             "opset": self.opset,
@@ -184,7 +184,7 @@ class ExportedFile(OnnxFile):
         operators = f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})"
         return [*others, operators, path]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {**super().to_dict(), "ops_before": self.ops_before, "ops_after": self.ops_after}
 
 
@@ -210,7 +210,7 @@ class RewrittenFile(OnnxFile):
         tried = tabulate(rows, headers=("size input", "native", "tried", "others", "the rest of the file")) if rows else ""
         return [tried, *super().notes()]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {**super().to_dict(), "plan": self.plan.to_dict(), "trials": [asdict(t) for t in self.trials]}
 
 

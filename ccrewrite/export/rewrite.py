@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.decide import Patterns, Selection, decide
 from ccrewrite.passes.rules import Rules, check_rules, rule_for
@@ -41,7 +42,7 @@ def rewrite_onnx(
     include: Patterns = None,
     exclude: Patterns = None,
     kinds: str | Sequence[str] | None = None,
-    example_inputs: Mapping[str, Any] | None = None,
+    example_inputs: Mapping[str, object] | None = None,
     tolerance: float | None = None,
 ) -> RewrittenFile:
     """Write an ONNX file with the convolutions of ``model``, a file or a model in memory, rewritten; what was done.
@@ -143,7 +144,7 @@ def _additions(sites: Sequence[Site], rules: Sequence[Rule]) -> dict[str, _Addit
     """For each site that a rule takes."""
     found: dict[str, _Addition] = {}
     with one_at_a_time(), random_states_kept():
-        torch.manual_seed(0)
+        manual_seed(0)
         for site in sites:
             rule = rule_for(site, rules)
             if site.decision.rewritten and rule is not None:
@@ -171,7 +172,7 @@ def _warn_of_doubts(source: str, trials: Sequence[SizeTrial]) -> None:
         )
 
 
-def _inputs(model: onnx_ir.Model, given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+def _inputs(model: onnx_ir.Model, given: Mapping[str, object] | None) -> dict[str, np.ndarray]:
     """Values for the original's inputs."""
     values = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     names = [str(v.name) for v in values]

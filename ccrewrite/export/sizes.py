@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -206,7 +206,7 @@ def _of_groups(model: nn.Module, groups: ScaleGroups, chosen: Mapping[Expr, Aske
     return SizePlan(model, sites, sources, sized, inputs, groups)
 
 
-def _sized(groups: ScaleGroups, chosen: Mapping[Expr, Any]) -> Iterator[str]:
+def _sized(groups: ScaleGroups, chosen: Mapping[Expr, object]) -> Iterator[str]:
     """The sites whose size may be another than the one that their input and their convolution make, when ``chosen`` move."""
     ties, pins = groups.ties, groups.pins
     moving = set(chosen)

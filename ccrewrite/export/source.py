@@ -14,7 +14,7 @@ import onnx_ir.passes.common as passes
 
 from ccrewrite.errors import InputError
 from ccrewrite.export.branch import CHOICE
-from ccrewrite.export.files import write
+from ccrewrite.export.files import load, write
 from ccrewrite.families.onnx import DOMAIN
 
 OLDEST, CONVERTED = 7, 13
@@ -55,7 +55,7 @@ def read(given: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
     name = "the model" if path is None else str(path)
     try:
         if path is not None:
-            whole = ir.load(path)
+            whole = load(path)
         else:
             whole = given.clone() if isinstance(given, ir.Model) else ir.from_proto(cast(onnx.ModelProto, given))
     except Exception as error:

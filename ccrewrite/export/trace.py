@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def dynamic_shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Shapes
             raise InputError(f"dynamic names {name!r}, which is no tensor argument; the arguments are {', '.join(found)}")
         if not isinstance(axes, Mapping):
             raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axes!r}")
-        for axis, label in axes.items():
+        for axis, label in cast("Mapping[object, object]", axes).items():
             if axis not in range(value.dim()) or not (isinstance(label, str) and label.isidentifier()):
                 raise InputError(f"dynamic[{name!r}] must map axes 0 to {value.dim() - 1} to names, found {axis!r}: {label!r}")
     return {name: dict(named[name]) if name in named else tree_map(_closed, value) for name, value in found.items()}
@@ -65,7 +65,7 @@ def traced(model: nn.Module, inputs: Inputs, shapes: Shapes | None, opset: int, 
     from ccrewrite.export.inputs import ask_for_sizes_, name_axes_
 
     # torch takes names of axes only where all that is open is an axis: the names are put in afterwards.
-    given = arguments(model, Inputs(inputs.args, inputs.kwargs | {SIZES: {}}))
+    given = arguments(model, Inputs(inputs.args, {**inputs.kwargs, SIZES: dict[str, int]()}))
     del given[SIZES]
     named = {n: named_axes(shapes[n]) if shapes else {} for n in given}
     hint, example = torch.export.Dim.DYNAMIC, sizes.examples()
@@ -77,9 +77,9 @@ def traced(model: nn.Module, inputs: Inputs, shapes: Shapes | None, opset: int, 
     return graph
 
 
-def _exported(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, Any], shapes: Shapes | None, opset: int) -> Any:
+def _exported(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, object], shapes: Shapes | None, opset: int) -> Any:
     try:
-        program: Any = torch.onnx.export(
+        program: Any = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
             model, inputs.args, kwargs=dict(kwargs), dynamo=True, verbose=False, opset_version=opset, optimize=False,
             dynamic_shapes=shapes, custom_translation_table=translations(),
         )  # fmt: skip
@@ -102,7 +102,7 @@ def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool)
 
     limits: Any = {"input_size_limit": NO_LIMIT, "output_size_limit": NO_LIMIT}
     # First what is constant, for the optimizer's patterns take time by the square of the number of nodes.
-    optimizer.fold_constants(model, **limits, should_fold=_worth_keeping)
+    optimizer.fold_constants(model, **limits, should_fold=_worth_keeping)  # pyright: ignore[reportUnknownMemberType]
     optimizer.remove_unused_nodes(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if gathered:

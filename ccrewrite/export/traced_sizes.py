@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.interp import sympy_interp  # pyright: ignore[reportUnknownVariableType]
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from ccrewrite.export.sizes import Asked, Fixed, Native, Natural, SizePlan, Tied
 from ccrewrite.families.resizable import scaled_size
+from ccrewrite.ir.geometry import Ints
 from ccrewrite.passes.scales.sizes import Expr
 
 SIZES = "ccrewrite_sizes"
@@ -34,22 +35,22 @@ class TracedSizes:
     def begin(self, given: Mapping[str, Any]) -> None:
         """A new run begins. ``given``: the sizes that the file's inputs say, by the names of ``SizePlan.examples``."""
         self.given = dict(zip(self.plan.asked, (given[name] for name in sorted(given)), strict=False))
-        self.native: dict[Expr, Any] = {}
-        self.natural: dict[Expr, Any] = {}
-        self.values: dict[Expr, Any] = {}
+        self.native: dict[Expr, int] = {}
+        self.natural: dict[Expr, int] = {}
+        self.values: dict[Expr, int] = {}
 
-    def look(self, site: str, natural: Sequence[Any]) -> None:
+    def look(self, site: str, natural: Sequence[int]) -> None:
         """Note the native size of ``site``'s output."""
         for symbol, size in zip(self.plan.symbols[site], natural, strict=True):
             self.native.setdefault(symbol, size)
 
-    def size(self, site: str, natural: Sequence[Any]) -> tuple[Any, ...]:
+    def size(self, site: str, natural: Sequence[int]) -> Ints:
         """The size of ``site``'s output, where its input and its convolution make ``natural`` of it."""
         pairs = zip(self.plan.symbols[site], natural, strict=True)
         found = tuple(self._value(symbol, size) for symbol, size in pairs)
         return found if site in self.plan.sized else tuple(natural)
 
-    def _value(self, symbol: Expr, natural: Any) -> Any:
+    def _value(self, symbol: Expr, natural: int) -> int:
         source = self.plan.sources[symbol]
         if isinstance(source, Fixed):
             return source.size
@@ -59,13 +60,13 @@ class TracedSizes:
             self.values[symbol] = self._found(symbol, source, natural)
         return self.values[symbol]
 
-    def _found(self, symbol: Expr, source: Asked | Tied | Native | Natural, natural: Any) -> Any:
+    def _found(self, symbol: Expr, source: Asked | Tied | Native | Natural, natural: int) -> int:
         match source:
             case Asked():
                 self.natural[symbol] = natural
                 return self.given[symbol]
             case Tied(expression):
-                return sympy_interp(PythonReferenceAnalysis, self.values, expression)
+                return cast(int, sympy_interp(PythonReferenceAnalysis, self.values, expression))
             case Native(ratio):
                 native = self.native.get(symbol, natural)
                 return native if ratio is None else scaled_size(native, ratio)

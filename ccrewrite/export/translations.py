@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 
-def translations() -> dict[Any, Callable[..., Any]]:
+def translations() -> dict[Callable[..., object], Callable[..., object]]:
     """For ``torch.onnx.export(custom_translation_table=...)``.
 
     torch's own translation divides whole tensors in float32, which is wrong from 2**24 on, and whole sizes by ONNX's ``Div``,
@@ -42,4 +42,5 @@ def translations() -> dict[Any, Callable[..., Any]]:
             return op.Where(op.Less(quotient, 0.0), op.Ceil(quotient), op.Floor(quotient))
         return quotient
 
-    return {operator.floordiv: floor_divide, torch.ops.aten.div.Tensor_mode: div_mode}
+    floordiv = cast("Callable[..., object]", operator.floordiv)  # pyright: ignore[reportUnknownMemberType]
+    return {floordiv: floor_divide, torch.ops.aten.div.Tensor_mode: div_mode}

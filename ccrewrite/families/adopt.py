@@ -8,6 +8,7 @@ parameters, parametrizations, hooks and attributes stay; only the class changes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class Samplings(nn.ModuleDict):
         super().__delitem__(key)
         del self.suffixes[key]
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: object) -> object:
         return input
 
 
@@ -61,7 +62,7 @@ class RewrittenConv(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew as torch does, and the geometry where its sampling has ``reset_parameters``."""
-        super().reset_parameters()  # pyright: ignore[reportAttributeAccessIssue]
+        super().reset_parameters()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         sampling: Any = self._modules.get("sampling")
         if hasattr(sampling, "reset_parameters"):  # torch's own constructor calls this before there is one
             sampling.reset_parameters()
@@ -69,7 +70,7 @@ class RewrittenConv(nn.Module):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = cast(ConvNd, self)
         if isinstance(self, Rerouted):  # its forward's own convolution call is the one that the sampling takes
-            return super()._conv_forward(input, weight, bias)  # pyright: ignore[reportAttributeAccessIssue]
+            return cast(ConvNd, super())._conv_forward(input, weight, bias)  # pyright: ignore[reportPrivateUsage]
         padding = layer.padding
         if layer.padding_mode != "zeros":
             input = F.pad(input, border_of(layer), mode=layer.padding_mode)
@@ -84,7 +85,7 @@ class RewrittenConvTranspose(RewrittenConv):
         if isinstance(self, Rerouted):
             return super().forward(input, output_size)
         layer = cast(ConvTransposeNd, self)
-        extra: Any = layer.output_padding
+        extra: Sequence[int] = layer.output_padding
         if output_size is not None:
             stride, padding, taps = (list(cast(Ints, v)) for v in (layer.stride, layer.padding, layer.kernel_size))
             extra = output_padding_of(layer, input, output_size, stride, padding, taps, len(taps), list(layer.dilation))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import cast
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.rule import Rule, require_name
@@ -54,9 +54,10 @@ class Family:
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
         for field, base in (("samplings", Sampling), ("layers", ScratchConv), ("rules", Rule)):
-            given: Any = getattr(self, field)
-            classes = tuple(given) if isinstance(given, Iterable) else (given,)
-            if wrong := [one for one in classes if not (isinstance(one, type) and issubclass(one, base))]:
+            given: object = getattr(self, field)
+            classes = tuple(cast("Iterable[object]", given)) if isinstance(given, Iterable) else (given,)
+            wrong: list[object] = [one for one in classes if not (isinstance(one, type) and issubclass(one, base))]
+            if wrong:
                 raise InputError(f"family {self.name!r}: {field} must be classes of {base.__name__}s, found {wrong[0]!r}")
             object.__setattr__(self, field, classes)
         for kind in self.rules:

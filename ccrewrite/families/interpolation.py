@@ -13,10 +13,12 @@ The DCLS forms are normalised over the window's cells ``s = 0 .. size-1`` (arXiv
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+
+from ccrewrite.ir.typed import Context, TensorFunction
 
 Interpolation = Literal["linear", "gaussian", "triangle"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -123,7 +125,11 @@ def keys_cubic(distance: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-class KeepInside(torch.autograd.Function):
+class _Kept(Context, Protocol):
+    bounds: tuple[float, float]
+
+
+class KeepInside(TensorFunction):
     """``clamp(value, low, high)`` whose gradient stops only what would push further out, so a tap can always come back."""
 
     generate_vmap_rule = True
@@ -133,12 +139,12 @@ class KeepInside(torch.autograd.Function):
         return value.clamp(low, high)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Kept, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.bounds = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (value,) = ctx.saved_tensors
         low, high = ctx.bounds
         # Descent moves against the gradient: of what is too low a positive one pushes further down.

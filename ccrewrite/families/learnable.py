@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.typed import lists
 
 FINENESS = 8
 """Places per sample at which continuous kernels are recorded and pictured."""
@@ -56,7 +58,7 @@ class Learnable(nn.Module):
         """The geometry now. By default all parameters, as "values"."""
         return Recording("values", [p.detach() for p in self.parameters()])
 
-    def picture(self) -> dict[str, Any]:
+    def picture(self) -> JsonObject:
         """What a report shows of the geometry beside the kernel before and now, as plain data: any of the entries "positions",
         "profiles", "distance" and "drift" of ``learnt`` in docs/report-schema.json. By default none."""
         return {}
@@ -91,7 +93,7 @@ def rounded(values: Any, digits: int = 4) -> Any:
     ([0.3333, 0], 0.67)
     """
     if isinstance(values, Tensor):
-        values = values.tolist()
+        values = lists(values)
     if isinstance(values, list):
         return [rounded(v, digits) for v in cast("list[Any]", values)]
     return float(f"{float(values):.{digits}g}") or 0

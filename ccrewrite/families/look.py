@@ -26,6 +26,7 @@ from ccrewrite.ir.torch_private import (
     forward_pre_hooks_of,
     len_torch_dispatch_stack,
 )
+from ccrewrite.ir.typed import integers, split
 
 if TYPE_CHECKING:
     from ccrewrite.families.sampling import Sampling
@@ -107,7 +108,7 @@ def _look(samplings: Sequence[Sampling]) -> dict[int, bool]:
     if not flat.any().item():
         return {id(sampling): True for sampling in samplings}
     lengths = [sum(mover.numel() for mover in of_one) for of_one in movers]
-    moved = torch.stack([part.any() for part in flat.split(lengths)]).tolist()
+    moved = integers(torch.stack([part.any() for part in split(flat, lengths)]))
     return {id(sampling): not one for sampling, one in zip(samplings, moved, strict=True)}
 
 

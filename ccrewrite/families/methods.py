@@ -100,7 +100,7 @@ def calling_operator(base: type[nn.Module]) -> str:
     return ""
 
 
-_OPERATORS = {f for f in SIGNATURES if isinstance(f, OpOverload)}
+_OPERATORS = {cast("OpOverload[..., object]", f) for f in SIGNATURES if isinstance(f, OpOverload)}
 _PACKETS = {f.overloadpacket for f in _OPERATORS}
 _NAMES = {packet.__name__ for packet in _PACKETS}
 
@@ -127,9 +127,9 @@ def _under_reroute(name: str, value: Any) -> Any:
     return None
 
 
-def _binds(value: Any) -> bool:
+def _binds(value: object) -> bool:
     """Whether ``value`` is a callable that is given the object, as ``functools.lru_cache`` makes them."""
-    kind: type[Any] = type(value)
+    kind = type(value)
     return callable(value) and hasattr(kind, "__get__") and not isinstance(value, (type, staticmethod, classmethod))
 
 

@@ -9,12 +9,13 @@ without that they run their code eagerly. The backward computes the forward's va
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ccrewrite.ir.torch_private import transformed
+from ccrewrite.ir.typed import Batch, Context, differentiated_, fake_of, mapped_over
 
 Tensors = Sequence[Tensor]
 
@@ -98,12 +99,12 @@ def _region_backward(
     return [found.clone() for found in region_backward_of(gradient, tensors, name, constants, numbers, wants)]
 
 
-@_region.register_fake
+@fake_of(_region)
 def _(tensors: Tensors, name: str, constants: str, numbers: Sequence[int]) -> Tensor:
     return REGIONS[name].like(tensors, constants, numbers)
 
 
-@_region_backward.register_fake
+@fake_of(_region_backward)
 def _(
     gradient: Tensor,
     tensors: Tensors,
@@ -116,29 +117,42 @@ def _(
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+class _Kept(Context, Protocol):
+    name: str
+    constants: str
+    numbers: Sequence[int]
+
+
+def _setup_context(ctx: _Kept, inputs: tuple[Tensors, str, str, Sequence[int]], output: Tensor) -> None:
     tensors, ctx.name, ctx.constants, ctx.numbers = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    wants = list(ctx.needs_input_grad[0])
+def _differentiate(ctx: _Kept, gradient: Tensor) -> tuple[list[Tensor | None], None, None, None]:
+    wants = list(cast("tuple[bool, ...]", ctx.needs_input_grad[0]))  # of a list of tensors, one answer for each
     saved = list(ctx.saved_tensors)
     found = iter(torch.ops.ccrewrite.region_backward(gradient, saved, ctx.name, ctx.constants, ctx.numbers, wants))
     return [next(found) if want else None for want in wants], None, None, None
 
 
-_region.register_autograd(_differentiate, setup_context=_setup_context)
+differentiated_(_region, _differentiate, _setup_context)
+
+Dims = Sequence[int | None]
+"""Along which axis of each tensor the examples lie; None: it is of all of them."""
 
 
-@_region.register_vmap
-def _(info: Any, dims: Any, tensors: Tensors, name: str, constants: str, numbers: Sequence[int]) -> tuple[Tensor, int]:
+@mapped_over(_region)
+def _(
+    info: Batch, dims: Sequence[Dims], tensors: Tensors, name: str, constants: str, numbers: Sequence[int]
+) -> tuple[Tensor, int]:
     each = (_one(tensors, dims[0], i) for i in range(info.batch_size))
     return torch.stack([torch.ops.ccrewrite.region(some, name, constants, numbers) for some in each]), 0
 
 
-@_region_backward.register_vmap
-def _(info: Any, dims: Any, gradient: Tensor, tensors: Tensors, *rest: Any) -> tuple[list[Tensor], list[int]]:
+@mapped_over(_region_backward)
+def _(
+    info: Batch, dims: tuple[int | None, Dims, *tuple[None, ...]], gradient: Tensor, tensors: Tensors, *rest: object
+) -> tuple[list[Tensor], list[int]]:
     each = (_one([gradient, *tensors], [dims[0], *dims[1]], i) for i in range(info.batch_size))
     found = [torch.ops.ccrewrite.region_backward(some[0], some[1:], *rest) for some in each]
     gradients = [torch.stack(alike) for alike in zip(*found, strict=True)]
@@ -150,7 +164,7 @@ def _one(tensors: Tensors, dims: Sequence[int | None], index: int) -> list[Tenso
     return [t if dim is None else t.select(dim, index) for t, dim in zip(tensors, dims, strict=True)]
 
 
-EXPANSIONS: dict[Any, Callable[..., Any]] = {
+EXPANSIONS: dict[object, Callable[..., object]] = {
     torch.ops.ccrewrite.region.default: region_of,
     torch.ops.ccrewrite.region_backward.default: region_backward_of,
 }

@@ -70,7 +70,7 @@ class Reroute(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         # Operators are left alone: that is how a sampling's own convolution passes.
-        call = None if isinstance(func, OpOverload) else as_call(func, args, kwargs)
+        call = None if issubclass(type(func), OpOverload) else as_call(func, args, kwargs)
         routes = routes_of(self.host)
         if call is not None:
             weight = self._uncast(call.weight)

@@ -171,7 +171,7 @@ def largest(a: int, b: int) -> int:
     """``max`` that leaves symbolic sizes open."""
     if torch.compiler.is_dynamo_compiling():
         return max(a, b)  # which it knows in every version
-    return cast(int, torch.sym_max(a, b))
+    return cast(int, torch.sym_max(a, b))  # pyright: ignore[reportUnknownMemberType]
 
 
 class ResizableConv(RewrittenConv):

@@ -227,7 +227,7 @@ class Sampling(Learnable, Unscriptable, ABC):
         def flat(t: Tensor) -> Tensor:
             return fn(t.flatten()).view(t.shape)
 
-        return super()._apply(flat, recurse)
+        return super()._apply(flat, recurse)  # pyright: ignore[reportUnknownMemberType]
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
         if self.runs_plain():

@@ -21,6 +21,7 @@ from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.calls import uncast
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.sites import ROOT
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.ir.wrappers import unwrapped
 
 
@@ -70,7 +71,7 @@ def rewritten_sites(model: nn.Module) -> dict[str, RewrittenSite]:
     """The rewritten sites of ``model`` by name, in the order of its modules. Wrappers are looked through."""
     model = unwrapped(model)
     paths: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_modules(model, remove_duplicate=False):
         paths[id(module)].append(path)
     found: dict[str, RewrittenSite] = {}
 
@@ -94,7 +95,7 @@ def named_samplings(model: nn.Module) -> dict[str, Sampling]:
     names: dict[int, str] = {}
     for name, site in rewritten_sites(model).items():
         names.setdefault(id(site.sampling), name)
-    found = ((path, module) for path, module in unwrapped(model).named_modules() if isinstance(module, Sampling))
+    found = ((path, module) for path, module in named_modules(unwrapped(model)) if isinstance(module, Sampling))
     return {names.get(id(sampling), path): sampling for path, sampling in found}
 
 

@@ -68,7 +68,8 @@ class FilteredConv(Fusing):
             data = F.pad(data, [n for pair in reversed(wide) for n in pair])
             wide = [(0, 0)] * ndim
         padding = tuple(low for low, _ in wide)
-        each = [self._read(data, tap, padding, whole).unflatten(1, (layer.groups, -1)) for tap in range(len(self.starts))]
+        read = (self._read(data, tap, padding, whole) for tap in range(len(self.starts)))
+        each = [torch.unflatten(x, 1, (layer.groups, -1)) for x in read]
         out = _mixed(torch.stack(each, 2).flatten(1, 3), weight, layer.groups)
         out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
         return out if input.dim() == ndim + 2 else out[0]

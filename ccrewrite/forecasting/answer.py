@@ -13,6 +13,7 @@ from ccrewrite.forecasting.probes import Estimate
 from ccrewrite.forecasting.signals import Signal
 from ccrewrite.forecasting.verdict import Comparison, Verdict
 from ccrewrite.ir.costs import Cost
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import SiteTable
 from ccrewrite.ir.sites import Plan
 
@@ -166,7 +167,7 @@ class Forecast(SiteTable[SiteForecast]):
             "plan": self.plan.to_dict(),
         }
 
-    def for_report(self) -> dict[str, Any]:
+    def for_report(self) -> JsonObject:
         """What a report keeps of it, as plain data."""
         sites = [
             {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.training.axes import Axes, Drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,14 +17,14 @@ NAMED = 12
 """Sites with their names beside them, at most: those of the largest gains."""
 
 
-def draw(forecast: Mapping[str, Any]) -> Figure:
+def draw(forecast: JsonObject) -> Figure:
     """The picture of what ``Forecast.for_report`` gave. Raises ``InputError`` where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("the picture needs matplotlib; install it with: pip install 'ccrewrite[report]'") from error
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = cast(Axes, figure.add_subplot())
     plain = forecast["seconds"][0]
     points = [s for s in forecast["sites"] if s["gain"] is not None and s["added_seconds"] is not None]
     named = sorted(points, key=lambda s: -s["gain"]["mean"])[:NAMED]
@@ -47,12 +48,12 @@ def draw(forecast: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def svg(forecast: Mapping[str, Any]) -> str:
+def svg(forecast: JsonObject) -> str:
     """The picture as an SVG element, for a page."""
     figure, written = draw(forecast), io.StringIO()
-    from matplotlib import rc_context
+    from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]
 
     with rc_context({"svg.hashsalt": "forecast", "svg.fonttype": "none"}):  # the same text for the same forecast
-        figure.savefig(written, format="svg", metadata={"Date": None})
+        cast(Drawn, figure).savefig(written, format="svg", metadata={"Date": None})
     text = written.getvalue()
     return text[text.index("<svg") :]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.forecasting.data import Data
+from ccrewrite.ir.typed import backward, manual_seed, numbers, step_
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.positions import clamp_positions
@@ -111,7 +112,7 @@ def best_arm(
 
     def probe(lr: float, first: int) -> tuple[dict[str, tuple[float, ...]], float, tuple[float, ...]]:
         reset()
-        torch.manual_seed(course.seed)  # a model may draw in evaluation mode too
+        manual_seed(course.seed)  # a model may draw in evaluation mode too
         way = _train(model, data, lr, steps, first, sites or {})
         course.told()
         return way, data.chosen_by(model), tuple(data.losses(model, data.judging))
@@ -149,16 +150,16 @@ def _train(
         loss = data.loss_of(model, data.batch(first + step))
         if not loss.requires_grad:
             break  # it depends on nothing that trains
-        loss.backward()
+        backward(loss)
         for name, parameters in sites.items() if step else ():
             along[name].append(cast(Tensor, sum(_fallen(p, before[p]) for p in parameters)))
         for parameter, value in before.items():
             value.copy_(parameter.detach())
-        optimizer.step()
+        step_(optimizer)
         clamp_positions(model)
     for parameter in model.parameters():
         parameter.grad = None
-    return {name: tuple(torch.stack(values).tolist()) if values else () for name, values in along.items()}
+    return {name: tuple(numbers(torch.stack(values))) if values else () for name, values in along.items()}
 
 
 def _fallen(parameter: nn.Parameter, before: Tensor) -> Tensor:

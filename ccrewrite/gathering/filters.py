@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ccrewrite.gathering.mixing import mix, mix_backward
 from ccrewrite.gathering.strided import Strided
+from ccrewrite.ir.typed import number_rows
 
 BLOCK_BYTES = 4 * 2**20
 """So much of the filtered data is there at a time."""
@@ -119,10 +120,10 @@ class Bank:
 
 def apart(data: Tensor, axis: int, factor: Tensor, stride: int, low: int, outputs: int, within: int) -> Tensor:
     """``(N, A * within, *size)`` filtered along an axis by every tap: ``(N, A * taps * within, *size)``, ``outputs`` there."""
-    dim, data = 3 + axis, data.unflatten(1, (-1, within))
+    dim, data = 3 + axis, torch.unflatten(data, 1, (-1, within))
     phases = [data] if stride == 1 else [_every(data, dim, phase, stride).contiguous() for phase in range(stride)]
     out = data.new_zeros(*data.shape[:2], len(factor), *data.shape[2:dim], outputs, *data.shape[dim + 1 :])
-    for target, cells in zip(out.unbind(2), factor.tolist(), strict=True):
+    for target, cells in zip(out.unbind(2), number_rows(factor), strict=True):
         for cell, value in enumerate(cells):
             start, stop, begin = _met(cell - low, stride, data.shape[dim], outputs)
             if value and start < stop:
@@ -134,11 +135,11 @@ def apart(data: Tensor, axis: int, factor: Tensor, stride: int, low: int, output
 def together(data: Tensor, axis: int, factor: Tensor, stride: int, low: int, size: int, within: int) -> Tensor:
     """The adjoint: ``(N, A * taps * within, *size)`` -> ``(N, A * within, *size)`` with ``size`` samples along the axis."""
     dim = 3 + axis
-    parts = data.unflatten(1, (-1, len(factor), within)).unbind(2)
+    parts = torch.unflatten(data, 1, (-1, len(factor), within)).unbind(2)
     shape = list(parts[0].shape)
     shape[dim] = -(-size // stride)
     totals = [data.new_zeros(shape) for _ in range(stride)]
-    for part, cells in zip(parts, factor.tolist(), strict=True):
+    for part, cells in zip(parts, number_rows(factor), strict=True):
         for cell, value in enumerate(cells):
             start, stop, begin = _met(cell - low, stride, size, part.shape[dim])
             if value and start < stop:
@@ -156,9 +157,9 @@ def together(data: Tensor, axis: int, factor: Tensor, stride: int, low: int, siz
 
 def correlate_(gradient: Tensor, data: Tensor, taps: Tensor, axis: int, along: Strided, low: int, within: int) -> None:
     """Adds the gradient of an axis's factor, from those of ``apart``'s results."""
-    dim, stride, data = 3 + axis, along.stride, data.unflatten(1, (-1, within))
+    dim, stride, data = 3 + axis, along.stride, torch.unflatten(data, 1, (-1, within))
     phases = [data] if stride == 1 else [_every(data, dim, phase, stride).contiguous() for phase in range(stride)]
-    parts = taps.unflatten(1, (-1, len(along.factor), within)).unbind(2)
+    parts = torch.unflatten(taps, 1, (-1, len(along.factor), within)).unbind(2)
     for tap, (part, cells) in enumerate(zip(parts, along.near, strict=True)):
         for cell in cells:
             start, stop, begin = _met(cell - low, stride, data.shape[dim], part.shape[dim])

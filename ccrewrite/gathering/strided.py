@@ -97,7 +97,7 @@ def _factor_gradient(fine: Tensor, coarse: Tensor, dim: int, first: int, along: 
 def convolved(input: Tensor, mixing: Tensor, axes: Sequence[Strided], groups: int) -> Tensor:
     """The convolution with the weights ``mixing`` ``(out, taps * C/groups)``: ``(N, C, *fine)`` -> ``(N, out, *coarse)``, whose
     channels are last in memory."""
-    read = at_taps(input.movedim(1, -1).unflatten(-1, (groups, -1)), axes)
+    read = at_taps(torch.unflatten(input.movedim(1, -1), -1, (groups, -1)), axes)
     return mix(read.flatten(1 + len(axes)), mixing, groups).movedim(-1, 1)
 
 
@@ -110,7 +110,7 @@ def convolved_transposed(input: Tensor, mixing: Tensor, axes: Sequence[Strided],
 
 def tapwise(products: Tensor, axes: Sequence[Strided], groups: int) -> Tensor:
     """``(N, *coarse, channels)`` -> ``(N, *coarse, groups, *taps, C)``"""
-    return products.unflatten(-1, (groups, *(len(axis.factor) for axis in axes), -1))
+    return torch.unflatten(products, -1, (groups, *(len(axis.factor) for axis in axes), -1))
 
 
 def mix(data: Tensor, mixing: Tensor, groups: int) -> Tensor:

@@ -164,7 +164,7 @@ class ConvolutionMode(TorchFunctionMode):
                 # A checkpoint runs what it was given again: a module's method sends its calls where they belong, a closure not.
                 function = "" if path is not None and kind.__module__.startswith("torch.") else kind.__name__
             elif path is None and code.co_argcount:
-                first = frame.f_locals.get(code.co_varnames[0])
+                first: object = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(first, nn.Module):
                     if id(first) in self.paths and _is_method(type(first), code):
                         path = self.paths[id(first)]

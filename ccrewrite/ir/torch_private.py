@@ -135,9 +135,9 @@ def output_padding_of(
     return layer._output_padding(input, output_size, stride, padding, kernel_size, ndim, dilation)
 
 
-def pruned_name(hook: prune.BasePruningMethod) -> str:
-    """The name of the tensor that it prunes."""
-    return hook._tensor_name
+def unprune_(module: nn.Module, hook: prune.BasePruningMethod) -> None:
+    """Make the tensor that ``hook`` prunes a parameter of its own again, with the zeros in it."""
+    prune.remove(module, hook._tensor_name)  # pyright: ignore[reportUnknownMemberType]
 
 
 def schema_of(operator: OpOverload) -> torch.FunctionSchema:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -35,25 +37,31 @@ def numbers(tensor: Tensor) -> list[float]:
     >>> numbers(torch.tensor([1.5, 2]))
     [1.5, 2.0]
     """
-    return _lists(tensor)
+    return lists(tensor)
 
 
 def integers(tensor: Tensor) -> list[int]:
     """What is in an integer tensor of one axis."""
-    return _lists(tensor)
+    return lists(tensor)
 
 
 def number_rows(tensor: Tensor) -> list[list[float]]:
     """What is in a real tensor of two axes."""
-    return _lists(tensor)
+    return lists(tensor)
 
 
 def integer_rows(tensor: Tensor) -> list[list[int]]:
     """What is in an integer tensor of two axes."""
-    return _lists(tensor)
+    return lists(tensor)
 
 
-def _lists(tensor: Tensor) -> Any:
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor in the same memory."""
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
+
+
+def lists(tensor: Tensor) -> Any:
+    """What is in a tensor: a number, or lists of as many levels as it has axes."""
     return tensor.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
@@ -77,17 +85,94 @@ def advance_(schedule: LRScheduler) -> None:
     schedule.step()  # pyright: ignore[reportUnknownMemberType]
 
 
+class Context(Protocol):
+    """What an autograd function keeps for its derivative; a subclass says what else."""
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]: ...
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+class TensorsFunction(torch.autograd.Function):
+    """One that gives several."""
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def apply(cls, *arguments: object, **named: object) -> tuple[Tensor, ...]: ...
+
+
+class TensorFunction(torch.autograd.Function):
+    """An autograd function that gives one tensor."""
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def apply(cls, *arguments: object, **named: object) -> Tensor: ...
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def fake_of(operator: CustomOpDef) -> Callable[[F], F]:
+    """Decorates the function that says what ``operator`` gives, without values."""
+    return cast("Callable[[F], F]", operator.register_fake)  # pyright: ignore[reportUnknownMemberType]
+
+
+def differentiated_(operator: CustomOpDef, backward: Callable[..., object], setup_context: Callable[..., None]) -> None:
+    """``backward`` is the derivative of ``operator``; ``setup_context`` keeps what it needs."""
+    operator.register_autograd(backward, setup_context=setup_context)  # pyright: ignore[reportUnknownMemberType]
+
+
+def mapped_over(operator: CustomOpDef) -> Callable[[F], F]:
+    """Decorates the function that says what ``torch.vmap`` makes of ``operator``."""
+    return cast("Callable[[F], F]", operator.register_vmap)  # pyright: ignore[reportUnknownMemberType]
+
+
+class Batch(Protocol):
+    """What ``torch.vmap`` tells such a function of the examples."""
+
+    batch_size: int
+
+
+class Triangular(Protocol):
+    """A QR decomposition."""
+
+    R: Tensor
+
+
+class Solved(Protocol):
+    """A least squares problem."""
+
+    solution: Tensor
+
+
+class Linear(Protocol):
+    """``torch.linalg``."""
+
+    def cholesky(self, input: Tensor) -> Tensor: ...
+    def lstsq(self, input: Tensor, b: Tensor) -> Solved: ...
+    def qr(self, A: Tensor, mode: str) -> Triangular: ...  # noqa: N803 (torch's name)
+    def vector_norm(self, x: Tensor, *, dim: int, keepdim: bool = False) -> Tensor: ...
+
+
+linalg = cast(Linear, torch.linalg)
+
+
 class Fourier(Protocol):
     """``torch.fft``."""
 
-    def fftfreq(self, n: int, *, device: torch.device) -> Tensor: ...
-    def rfftfreq(self, n: int, *, device: torch.device) -> Tensor: ...
-    def rfft(self, input: Tensor, n: int) -> Tensor: ...
+    def fftfreq(self, n: int, d: float = 1.0, *, device: torch.device) -> Tensor: ...
+    def rfftfreq(self, n: int, d: float = 1.0, *, device: torch.device) -> Tensor: ...
+    def rfft(self, input: Tensor) -> Tensor: ...
     def rfft2(self, input: Tensor) -> Tensor: ...
     def irfft2(self, input: Tensor, *, s: tuple[int, int]) -> Tensor: ...
 
 
-C = TypeVar("C", bound=Callable[..., object])
 fft = cast(Fourier, torch.fft)
 
 
@@ -96,9 +181,9 @@ def norm(tensor: Tensor) -> Tensor:
     return cast(Tensor, tensor.norm())  # pyright: ignore[reportUnknownMemberType]
 
 
-def compiled(code: C, **options: Any) -> C:
+def compiled(code: F, **options: Any) -> F:
     """``torch.compile(code, **options)``, of a function or a module."""
-    return cast(C, torch.compile(code, **options))  # pyright: ignore[reportUnknownMemberType]
+    return cast(F, torch.compile(code, **options))  # pyright: ignore[reportUnknownMemberType]
 
 
 Operator = OpOverload[..., object] | HigherOrderOperator

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor import aoti_compile_and_package, aoti_load_package  # pyright: ignore[reportUnknownVariableType]
 from torch.utils._pytree import tree_leaves
 
 from ccrewrite.errors import ExportError, InputError
 from ccrewrite.folded.fusing import Fusing
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check, OutputCheck
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.progress import step
@@ -42,7 +43,7 @@ class Package(Outcome[FoldedSite]):
     def rows(self) -> list[dict[str, str]]:
         return [{"site": site.name, "becomes": site.code, "message": site.message} for site in self.sites]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data: ``{"path", "sites", "check"}``."""
         return {"path": str(self.path), "sites": [asdict(s) for s in self.sites], "check": self.check.to_dict()}
 
@@ -50,10 +51,10 @@ class Package(Outcome[FoldedSite]):
 def aot(
     model: GivenModel,
     path: str | Path,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     dynamic_shapes: Any = None,
-    inductor_configs: Mapping[str, Any] | None = None,
+    inductor_configs: Mapping[str, object] | None = None,
     measured: bool = True,
 ) -> Package:
     """Fold a rewritten model, compile it ahead of time with AOTInductor and write the package (``.pt2``) to ``path``.
@@ -74,7 +75,7 @@ def aot(
     chosen = choose_folded(given, inputs, {}) if measured else {}
     folded = fold(given, inputs, forms={name: choice.form for name, choice in chosen.items()})
 
-    def run(inputs: Inputs) -> dict[str, Any]:
+    def run(inputs: Inputs) -> dict[str, object]:
         with torch.no_grad(), preserved(given, inputs.tensors()):
             return _leaves(inputs.run(given))
 
@@ -122,13 +123,13 @@ def _settled(
     given: nn.Module,
     inputs: Inputs,
     module: nn.Module,
-    run: Callable[[Inputs], Mapping[str, Any]],
+    run: Callable[[Inputs], Mapping[str, object]],
     packaged_as: Callable[[nn.Module], io.BytesIO],
 ) -> tuple[tuple[OutputCheck, ...], str]:
     """``outputs`` that differ, where the model is so noisy that they do though each site, in a package that gives their values
     too, is right. Raises ``ExportError`` where one is wrong."""
 
-    def values(observed: nn.Module) -> Any:
+    def values(observed: nn.Module) -> list[Any]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "observed.pt2")
             file.write_bytes(packaged_as(observed).getbuffer())
@@ -140,7 +141,7 @@ def _settled(
     return with_noise(outputs, run, inputs, roundings=verdict.roundings)
 
 
-def _leaves(outputs: Any) -> dict[str, Any]:
+def _leaves(outputs: object) -> dict[str, object]:
     """By place: a package gives back what torch.export keeps of the outputs' structure."""
     return {
         f"output {index}": leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from ccrewrite.errors import ModelRunError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.judging import Verdict
 from ccrewrite.passes.noise import ROUNDINGS, with_noise
 from ccrewrite.passes.verify import compare_outputs, leaves, outputs_of
@@ -27,7 +27,7 @@ def checked(
     inputs: Inputs,
     *,
     training: bool,
-    given: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    given: Callable[[], AbstractContextManager[object]] = nullcontext,
     judge: Callable[[], Verdict] | None = None,
 ) -> Check:
     """Compare their outputs on ``inputs``, and warn where they differ.
@@ -73,7 +73,7 @@ def checked(
     return check
 
 
-def _own_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
+def _own_outputs(model: nn.Module, inputs: Inputs) -> dict[str, object] | None:
     """The outputs in the model's own training mode; None where it doesn't run so, or where random numbers change them."""
     try:
         first, second = (_outputs(model, inputs, seed) for seed in (0, 1))
@@ -82,7 +82,7 @@ def _own_outputs(model: nn.Module, inputs: Inputs) -> dict[str, Any] | None:
     return first if all(o.ok for o in compare_outputs(first, second, COMPILED)) else None
 
 
-def _outputs(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, Any]:
+def _outputs(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, object]:
     with unwatched([model], inputs.tensors(), evaluate=False), torch.enable_grad():
-        torch.manual_seed(seed)
+        manual_seed(seed)
         return {p: v.detach().clone() if isinstance(v, Tensor) else v for p, v in leaves(inputs.run(model), "output")}

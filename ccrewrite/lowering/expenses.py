@@ -17,6 +17,7 @@ from ccrewrite.ir.costs import Cost
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.sites import Plan
 from ccrewrite.ir.spent import flops_of, peak_memory
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.lowering.calls import SiteCall, site_calls
 from ccrewrite.lowering.costs import How, moved_layer, plain_layer, random_input, site_costs
 from ccrewrite.passes.rules import rule_for
@@ -47,7 +48,7 @@ def costs_of(model: nn.Module, inputs: Inputs, planned: Plan, how: How) -> dict[
     out. FLOPs and bytes are those of layers like them, run once on random data; ``how="estimated"`` runs none."""
     samplings = {name: site.sampling for name, site in rewritten_sites(model).items()}
     with random_states_kept():
-        torch.manual_seed(0)
+        manual_seed(0)
         inference = site_costs(model, inputs, mode="inference", how=how)
         training = site_costs(model, inputs, mode="training", how=how)
         calls = site_calls(model, inputs, samplings)

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ccrewrite import families, folded, gathering, ir
@@ -71,7 +72,7 @@ def expand_(graph: fx.Graph) -> int:
     Calls that are alike share one subgraph, which Inductor compiles once and calls; one without an equal is expanded where it
     stands, and fused with its surroundings.
     """
-    alike: dict[Any, list[fx.Node]] = {}
+    alike: dict[object, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target in EXPANSIONS:
             alike.setdefault(_signature(node), []).append(node)
@@ -93,7 +94,7 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
     return [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]
 
 
-def _signature(node: fx.Node) -> Any:
+def _signature(node: fx.Node) -> object:
     """Equal for calls whose code is the same; the node itself where a size is not a number, for symbols differ."""
     tensors = _tensors(node)
     values = [t.meta["val"] for t in tensors]
@@ -109,13 +110,13 @@ def _traced(node: fx.Node) -> fx.GraphModule:
     """``node``'s code as a graph whose placeholders are ``_tensors(node)``."""
     tensors = _tensors(node)
 
-    def code(*given: Tensor) -> Any:
+    def code(*given: Tensor) -> object:
         known = dict(zip(tensors, given, strict=True))
         return EXPANSIONS[node.target](*fx.map_arg(node.args, lambda a: known.get(a, a.meta["val"])))
 
-    values: list[Tensor] = [t.meta["val"] for t in tensors]
+    values: list[FakeTensor] = [t.meta["val"] for t in tensors]
     assert select_decomp_table is not None
-    with values[0].fake_mode:  # pyright: ignore[reportAttributeAccessIssue]
+    with values[0].fake_mode:
         return make_fx(code, decomposition_table=select_decomp_table())(*values)
 
 
@@ -143,7 +144,7 @@ def _share_(graph: fx.Graph, name: str, code: fx.GraphModule, nodes: Sequence[fx
 def _inline_(graph: fx.Graph, code: fx.GraphModule, node: fx.Node) -> None:
     """``node`` becomes what ``code`` is made of."""
     given = iter(_tensors(node))
-    copies: dict[fx.Node, Any] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     outputs: Any = ()
     with graph.inserting_before(node):
         for inner in code.graph.nodes:
@@ -172,7 +173,7 @@ def _expansion() -> Any:
         def __call__(self, graph: fx.Graph) -> None:
             expand_(graph)
 
-        def uuid(self) -> Any:
+        def uuid(self) -> object:
             return code_hash()
 
     return Expansion()

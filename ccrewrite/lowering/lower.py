@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Literal
 
-import torch
 from torch import nn
 
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sites import rewritten_sites
+from ccrewrite.ir import typed
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.outcome import GivenModel, model_of
@@ -32,7 +32,7 @@ SCOPES = ("model", "sites")
 
 def lower(
     model: GivenModel,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     mode: Literal["inference", "training"] = "inference",
     scope: Literal["model", "sites"] = "model",
@@ -105,12 +105,12 @@ def lower(
         return Lowered(given, mode, sites, check)
     prepare = _for_training_ if mode == "training" else _for_inference
     prepared, sites = prepare(given, inputs, forced, measured)
-    compiled = cast(nn.Module, torch.compile(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options()))
+    compiled = typed.compiled(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options())
     step("lower", "compiling the model, and comparing outputs")
 
     def judged() -> Verdict:
-        def run(module: nn.Module) -> Any:
-            return torch.compile(module, dynamic=dynamic, options=inductor.options())(*inputs.args, **inputs.kwargs)
+        def run(module: nn.Module) -> object:
+            return typed.compiled(module, dynamic=dynamic, options=inductor.options())(*inputs.args, **inputs.kwargs)
 
         return judge(given, inputs, prepared, run, gradients=training)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
 from ccrewrite.ir.check import Check
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import Outcome
 
 HOW = {
@@ -69,6 +69,6 @@ class Lowered(Outcome[LoweredSite]):
             for site in self.sites
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data: ``{"mode", "sites", "check"}``."""
         return {"mode": self.mode, "sites": [asdict(s) for s in self.sites], "check": self.check.to_dict()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir import typed
 from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall
@@ -97,7 +98,7 @@ def nudged(sampling: Sampling, form: str | None = None) -> Sampling:
     return sampling
 
 
-def _call(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+def _call(module: nn.Module, arguments: tuple[object, ...], named: dict[str, object]) -> Tensor:
     return module(*arguments, **named)
 
 
@@ -105,4 +106,4 @@ def compiled_call() -> Callable[..., Tensor]:
     """``(module, arguments, named)`` -> ``module(*arguments, **named)``, compiled anew."""
     # torch.compile counts recompilations by code object, and gives up after eight.
     function = types.FunctionType(_call.__code__.replace(), _call.__globals__)
-    return torch.compile(function, fullgraph=True, dynamic=False, options=inductor.options())
+    return typed.compiled(function, fullgraph=True, dynamic=False, options=inductor.options())

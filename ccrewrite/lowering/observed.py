@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.passes.judging import Seen, Verdict, judged
 
 
@@ -75,7 +76,7 @@ def judge(
 def observed(given: nn.Module, prepared: nn.Module) -> Generator[Observed]:
     """``prepared`` under observation, as long as the block lasts."""
     sites: dict[str, nn.Module] = {}
-    modules = dict(prepared.named_modules())
+    modules = dict(named_modules(prepared))
     for name, site in rewritten_sites(given).items():
         path = site.path if site.key is None else site.sampling_paths[0]
         if path in modules:

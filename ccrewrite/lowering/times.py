@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -56,7 +56,7 @@ def cache_file() -> Path:
     return Path(folder) / "forms.json"
 
 
-def cache_key(device: torch.device, mode: str, *what: Any) -> str | None:
+def cache_key(device: torch.device, mode: str, *what: object) -> str | None:
     """Equal for what may be expected to take equally long: ``what`` (shapes and options), on this device and these versions.
     None where the code's version can't be told."""
     code = inductor.code_hash()

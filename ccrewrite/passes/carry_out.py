@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -116,7 +116,7 @@ def _failure(
     done: Mapping[str, Substitution],
     sites: Mapping[str, Site],
     model: nn.Module,
-    before: Mapping[str, Any],
+    before: Mapping[str, object],
     inputs: Inputs,
     reference: Reference | None,
 ) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
@@ -107,7 +107,7 @@ def _kinds(given: object) -> tuple[str, ...]:
     kinds: object = (given,) if isinstance(given, str) else given
     if not isinstance(kinds, Sequence):
         raise InputError(f"kinds takes some of {', '.join(KINDS)}, found {given!r}")
-    for kind in cast("Sequence[Any]", kinds):
+    for kind in cast("Sequence[object]", kinds):
         if kind not in KINDS:
             raise InputError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}{likely(kind, KINDS)}")
     return tuple(cast("Sequence[str]", kinds))

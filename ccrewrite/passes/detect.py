@@ -18,6 +18,7 @@ from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.names import paths
 from ccrewrite.ir.program import ConvCall, Program
 from ccrewrite.ir.sites import ROOT, UNDECIDED, Decision, Site
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.passes.graph import nodes_of
 
 
@@ -33,7 +34,7 @@ def detect(model: nn.Module, program: Program) -> tuple[Site, ...]:
     sites = [_site(model, calls, {id(s.sampling): s for s in there.values()}) for calls in groups.values()]
     sites = [s if (refusal := _refusal(model, s, sites)) is None else replace(s, decision=refusal) for s in sites]
     used = {s.module for s in sites} | {s.weight.rpartition(".")[0] for s in sites if s.weight}
-    sites += [_never_called(n, m, program.hidden) for n, m in model.named_modules() if _is_conv(m) and n not in used]
+    sites += [_never_called(n, m, program.hidden) for n, m in named_modules(model) if _is_conv(m) and n not in used]
     return tuple(_with_aliases(model, _distinct(sites, there), there))
 
 
@@ -242,7 +243,7 @@ def _distinct(sites: Iterable[Site], there: Collection[str]) -> list[Site]:
 def _with_aliases(model: nn.Module, sites: Iterable[Site], there: Mapping[str, RewrittenSite]) -> Iterator[Site]:
     """The names that sites have at the other paths under which their module, or host, is registered."""
     paths: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_modules(model, remove_duplicate=False):
         paths[id(module)].append(path)
     for site in sites:
         if site.name in there:

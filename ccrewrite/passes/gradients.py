@@ -7,7 +7,7 @@ don't show: calls that autograd doesn't see, or makes again without the geometry
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, OutputCheck
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.threads import quiet
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.verify import compare_outputs, leaves
 
@@ -46,7 +47,7 @@ def gradients_of(model: nn.Module, inputs: Inputs, wanted: Mapping[str, Tensor])
         return {}, "no input is floating-point, and no parameter wants one"
     try:
         with preserved(model, inputs.tensors()), torch.inference_mode(False), torch.enable_grad(), quiet():
-            torch.manual_seed(0)
+            manual_seed(0)
             loss = _sum(value for _, value in leaves(given.run(model), "output"))
             if loss is None:
                 return {}, "no output can be differentiated"
@@ -58,7 +59,7 @@ def gradients_of(model: nn.Module, inputs: Inputs, wanted: Mapping[str, Tensor])
     return {name: g.detach() for name, g in zip(bases, found, strict=True) if g is not None}, ""
 
 
-def _sum(outputs: Iterable[Any]) -> Tensor | None:
+def _sum(outputs: Iterable[object]) -> Tensor | None:
     """Of all that can be differentiated, each element times a number of its own."""
     total: Tensor | None = None
     for index, value in enumerate(outputs):

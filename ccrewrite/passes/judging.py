@@ -19,6 +19,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.torch_private import BatchNorm
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.noise import JUDGED, ROUNDINGS
 from ccrewrite.passes.verify import compare_outputs
 
@@ -63,7 +64,7 @@ def judged(model: nn.Module, inputs: Inputs, seen: Callable[[], Seen]) -> Verdic
     and is left as it was."""
     with torch.no_grad(), preserved(model, inputs.tensors()):
         with _recorded(model) as calls:
-            torch.manual_seed(0)
+            manual_seed(0)
             inputs.run(model)
         found = seen()
         faults: list[str] = []

@@ -7,10 +7,10 @@ the run, against what it stands for, which then goes on in its place, so that no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,12 @@ ROUNDINGS = 10
 """How many times the noise a difference may be: the order of a sum, say, rounds more than once."""
 JUDGED = 1000
 """The same where every site was judged by itself."""
-Run = Callable[[Inputs], Mapping[str, Any]]
+Run = Callable[[Inputs], Mapping[str, object]]
 """The outputs by path, on these inputs."""
+Judged = tuple[str, nn.Module, Callable[..., object]]
+"""A site: its name, its module in a changed model, and what that stands for, called with the same arguments."""
+Args = tuple[object, ...]
+Named = dict[str, object]
 
 
 def rounded(tensor: Tensor, seed: int = 0, precision: torch.dtype | None = None) -> Tensor:
@@ -54,12 +58,18 @@ class _Rounding(TorchFunctionMode):
         super().__init__()
         self.calls, self.precision = 0, precision
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         if as_call(func, args, kwargs) is None:
             return out
         self.calls += 1
-        return rounded(out, self.calls, self.precision)
+        return rounded(cast(Tensor, out), self.calls, self.precision)
 
 
 @dataclass(frozen=True)
@@ -135,17 +145,15 @@ def settled(
     return tuple(o if o.ok else replace(o, ok=True, note="no more than rounding changes") for o in outputs), note
 
 
-def judged(
-    run: Callable[[], Mapping[str, Any]], sites: Iterable[tuple[str, nn.Module, Callable[..., Any]]], before: Mapping[str, Any]
-) -> str:
+def judged(run: Callable[[], Mapping[str, object]], sites: Iterable[Judged], before: Mapping[str, object]) -> str:
     """What is wrong with a changed model, judged site by site while ``run`` runs it; empty where nothing is.
 
-    ``sites``: name, module in the changed model, and what that stands for, called with the same arguments. ``before`` are the
+    ``before`` are the
     outputs that the run must have where every site gives just what it stands for.
     """
     faults: dict[str, str] = {}
 
-    def judge(name: str, stands_for: Callable[..., Any], args: Any, kwargs: Any, found: Any) -> Any:
+    def judge(name: str, stands_for: Callable[..., object], args: Args, kwargs: Named, found: object) -> object:
         expected = stands_for(*args, **kwargs)
         (output,) = compare_outputs({name: expected}, {name: found}) or (None,)
         if output is not None and not output.ok and not _rounds_so(stands_for, args, kwargs, expected, found):
@@ -155,8 +163,10 @@ def judged(
     with ExitStack() as stack:
         for name, module, stands_for in sites:
 
-            def hook(_: Any, a: Any, k: Any, out: Any, name: str = name, stands_for: Callable[..., Any] = stands_for) -> Any:
-                return judge(name, stands_for, a, k, out)
+            def hook(
+                _: nn.Module, a: Args, k: Named, out: object, name: str = name, what: Callable[..., object] = stands_for
+            ) -> object:
+                return judge(name, what, a, k, out)
 
             stack.callback(module.register_forward_hook(hook, with_kwargs=True, prepend=True).remove)
         after = run()
@@ -166,11 +176,11 @@ def judged(
     return "" if wrong is None else wrong.note or f"{wrong.path} changed by {wrong.max_rel_error:.1e}"
 
 
-def _rounds_so(stands_for: Callable[..., Any], args: Any, kwargs: Any, expected: Any, found: Any) -> bool:
+def _rounds_so(stands_for: Callable[..., object], args: Args, kwargs: Named, expected: object, found: object) -> bool:
     """Whether rounding the input changes as much: a kernel whose products cancel leaves little but rounding."""
     if not isinstance(expected, Tensor) or not isinstance(found, Tensor) or expected.shape != found.shape:
         return False
-    again = stands_for(*(rounded(a) if isinstance(a, Tensor) else a for a in args), **kwargs)
+    again = cast(Tensor, stands_for(*(rounded(a) if isinstance(a, Tensor) else a for a in args), **kwargs))
     allowed = ROUNDINGS * float((again - expected).abs().max())
     allowed = min(allowed, TOLERANCE.get(expected.dtype, 1e-5) ** 0.5 * float(expected.abs().max()))
     return float((found - expected).abs().max()) <= allowed

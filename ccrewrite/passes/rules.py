@@ -77,20 +77,20 @@ def check_rules(given: Rules) -> tuple[Rule, ...]:
     if given is None:
         return default_rules()
     if isinstance(given, Mapping) and "rule" not in given:
-        return tuple(_of_patterns(cast("Mapping[Any, Any]", given)))
+        return tuple(_of_patterns(cast("Mapping[str, object]", given)))
     return tuple(_each(given))
 
 
-def _each(given: Any) -> Iterable[Rule]:
-    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    for rule in cast("Sequence[Any]", several):
+def _each(given: object) -> Iterable[Rule]:
+    several = cast("Sequence[object]", given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for rule in several:
         if not isinstance(rule, (Rule, str, Mapping)):
             kinds = ", ".join(kind.__name__ for kind in rules().values())
             raise InputError(f"a rule must be one of {kinds}, its name, or a mapping with its options; found {rule!r}")
         yield rule if isinstance(rule, Rule) else make_rule(cast("str | Mapping[str, Any]", rule))
 
 
-def _of_patterns(given: Mapping[Any, Any]) -> Iterable[Rule]:
+def _of_patterns(given: Mapping[str, object]) -> Iterable[Rule]:
     before: tuple[str, ...] = ()
     for pattern in patterns_of(tuple(given), "rules"):
         for rule in [LeaveAlone()] if given[pattern] is None else _each(given[pattern]):

@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, fx, nn
 
 from ccrewrite.errors import InputError
@@ -25,6 +24,7 @@ from ccrewrite.ir.preserve import random_states_kept, trainable_made
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
 from ccrewrite.ir.torch_private import ConvNd, buffers_of
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.detect import host_of, weight_of
 from ccrewrite.passes.graph import reroute_nodes_, restore_nodes_
 from ccrewrite.passes.rules import rule_for
@@ -40,7 +40,7 @@ class Substitution(NamedTuple):
 @trainable_made()
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold tensors with a history (old-style weight and spectral norm after a forward)."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for module in model.modules():
         for value in (*vars(module).values(), *buffers_of(module).values()):
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -58,7 +58,7 @@ def copied(model: nn.Module) -> nn.Module:
     return copy_
 
 
-def _complete_graph_modules_(model: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
+def _complete_graph_modules_(model: nn.Module, copied: nn.Module, memo: dict[int, object]) -> None:
     """Give the graph modules in ``copied`` what torch's copy of one leaves behind: hooks, attributes, training flags."""
     pairs = list(zip(model.modules(), copied.modules(), strict=True))
     for old, new in pairs:
@@ -79,7 +79,7 @@ def substitute_(model: nn.Module, sites: Sequence[Site], rules: Sequence[Rule]) 
     """Rewrite ``sites`` of ``model`` in place, all of them or (raising) none; by name."""
     done: dict[str, Substitution] = {}
     with one_at_a_time(), random_states_kept():
-        torch.manual_seed(0)  # the residuals' inner layers: the same model gets the same layers
+        manual_seed(0)  # the residuals' inner layers: the same model gets the same layers
         try:
             for site in sites:
                 done[site.name] = _substitute_(model, site, cast(Rule, rule_for(site, rules)))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,16 @@ from ccrewrite.ir.observe import watched
 from ccrewrite.ir.preserve import preserved, random_states_kept, trainable_made, unwatched
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.threads import one_at_a_time
+from ccrewrite.ir.typed import manual_seed
 from ccrewrite.ir.wrappers import unwrapped
 
 
-def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, object]:
     """The leaves of ``model``'s output by path, run in evaluation mode on one random state; the model is left as it was."""
     compiled = unwrapped(model) is not model
     left_alone = unwatched([model], inputs.tensors()) if compiled else preserved(model, inputs.tensors())
     with left_alone, torch.no_grad():
-        torch.manual_seed(0)
+        manual_seed(0)
         # Copies: an output may be (a view of) an input or a buffer that `preserved` puts back.
         return {p: v.clone() if isinstance(v, Tensor) else v for p, v in leaves(inputs.run(model), "output")}
 
@@ -42,12 +43,12 @@ def called(modules: Mapping[str, nn.Module]) -> Generator[Counter[str]]:
         yield seen
 
 
-def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
     """Tensors and plain values in nested tuples, lists, mappings, dataclasses and objects, with their paths."""
     yield from _leaves(value, path, set())
 
 
-def _leaves(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, path: str, above: set[int]) -> Iterator[tuple[str, object]]:
     if value is None or isinstance(value, (Tensor, bool, int, float, complex, str, bytes)):
         yield path, value
         return
@@ -55,10 +56,10 @@ def _leaves(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]
         return
     above = above | {id(value)}
     if isinstance(value, Mapping):
-        parts = [(f"[{k!r}]", v) for k, v in cast("Mapping[Any, Any]", value).items()]
+        parts = [(f"[{k!r}]", v) for k, v in cast("Mapping[object, object]", value).items()]
     elif isinstance(value, (tuple, list)):
-        names = getattr(value, "_fields", None)
-        sequence = cast("Sequence[Any]", value)
+        sequence = cast("Sequence[object]", value)
+        names = getattr(sequence, "_fields", None)
         parts = [(f".{names[i]}" if names else f"[{i}]", v) for i, v in enumerate(sequence)]
     elif is_dataclass(value):
         parts = [(f".{f.name}", getattr(value, f.name)) for f in fields(value)]
@@ -69,14 +70,14 @@ def _leaves(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]
 
 
 def compare_outputs(
-    original: Mapping[str, Any], rewritten: Mapping[str, Any], tolerance: Mapping[torch.dtype, float] = TOLERANCE
+    original: Mapping[str, object], rewritten: Mapping[str, object], tolerance: Mapping[torch.dtype, float] = TOLERANCE
 ) -> tuple[OutputCheck, ...]:
     """One ``OutputCheck`` for each tensor or value that either has."""
     paths = [*original, *(p for p in rewritten if p not in original)]
     return tuple(c for p in paths if (c := _compare(p, original.get(p), rewritten.get(p), tolerance)) is not None)
 
 
-def _compare(path: str, before: Any, after: Any, tolerance: Mapping[torch.dtype, float]) -> OutputCheck | None:
+def _compare(path: str, before: object, after: object, tolerance: Mapping[torch.dtype, float]) -> OutputCheck | None:
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         if type(before) is type(after) and before == after:
             return None
@@ -122,7 +123,7 @@ def built_error(site: Site, rule: Rule) -> float:
     raises."""
     geometry = _with_few_channels(site.geometry)
     with one_at_a_time(), random_states_kept():
-        torch.manual_seed(0)
+        manual_seed(0)
         with rule.asked_about(site):
             sampling = rule.made(replace(site, geometry=geometry), dtype=torch.float64, device="cpu")
         g = geometry
@@ -131,7 +132,7 @@ def built_error(site: Site, rule: Rule) -> float:
         # Large enough that an output is left: padding takes from a transposed convolution's output, not from its input.
         size = [sum(pads) // s + 4 if g.transposed else e + 2 * s for e, s, pads in axes]
         input = torch.randn(2, g.in_channels, *size, dtype=torch.float64, device="cpu")
-    arguments: dict[str, Any] = {n: getattr(g, n) for n in (CONV_TRANSPOSE if g.transposed else CONV)}
+    arguments: dict[str, object] = {n: getattr(g, n) for n in (CONV_TRANSPOSE if g.transposed else CONV)}
     with torch.enable_grad(), rule.asked_about(site):
         built = sampling(input, weight, None, **arguments).detach()
     plain: Tensor = FUNCTIONS[g.transposed, g.ndim](input, weight, None, **arguments)

@@ -142,7 +142,7 @@ def test_rules_narrow_themselves() -> None:
 
 def test_a_rules_globs_may_be_one_string_or_a_list() -> None:
     for globs in ("body", ["body"], ("body",)):
-        assert DilatedToDcls(include=globs, exclude=globs) == DilatedToDcls(include=("body",), exclude=("body",))  # type: ignore
+        assert DilatedToDcls(include=globs, exclude=globs) == DilatedToDcls(include=("body",), exclude=("body",))  # pyright: ignore[reportArgumentType]
     assert taken(plan(Net(), X, rules={"rule": "strided-to-cc", "include": "body"})) == {"body.1"}
 
 

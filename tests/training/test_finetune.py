@@ -251,7 +251,7 @@ class Mapped(nn.Module):
 def test_mappings_are_passed_by_name() -> None:
     rows = [{"pixels": image, "labels": index % 3} for index, image in enumerate(pictures(9))]
     model = Mapped(rewritten(network()))
-    history = finetune(model, DataLoader(rows, batch_size=3), lambda outputs, batch: outputs["loss"], config=CONFIG)  # type: ignore
+    history = finetune(model, DataLoader(rows, batch_size=3), lambda outputs, batch: outputs["loss"], config=CONFIG)  # pyright: ignore[reportArgumentType]
     assert len(history.losses) == 6
 
 

@@ -48,7 +48,7 @@ def product(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """``matrix`` applied to ``axis`` of ``x``, counted from the end."""
     if axis == -1:
         return x @ matrix.mT
-    return (matrix @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
+    return torch.unflatten(matrix @ x.flatten(axis + 1), -1, x.shape[axis + 1 :])
 
 
 def _apply(matrix: Tensor, x: Tensor, axis: int) -> Tensor:

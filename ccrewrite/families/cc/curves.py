@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ccrewrite.families.cc.profile import MAX_SHIFT, Along, continuous, profile
 from ccrewrite.families.learnable import FINENESS, Recording, rounded
+from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.typed import integers
 
 SHOWN_TAPS = 7
 SHOWN_REACH = 8
@@ -26,17 +27,17 @@ def recording(alongs: Sequence[Along], kernel_size: Sequence[int]) -> Recording:
 
 
 @torch.no_grad()
-def picture(alongs: Sequence[Along], kernel_size: Sequence[int]) -> dict[str, Any]:
+def picture(alongs: Sequence[Along], kernel_size: Sequence[int]) -> JsonObject:
     learned = continuous(alongs)
     places = _places(alongs[learned[0]], min(max(along.twice_support for along in alongs) / 2, SHOWN_REACH))
-    axes: list[dict[str, Any]] = []
-    drift: list[dict[str, Any]] = []
+    axes: list[JsonObject] = []
+    drift: list[JsonObject] = []
     for axis in learned:
         along, count = alongs[axis], kernel_size[axis]
         taps = torch.linspace(0, count - 1, min(count, SHOWN_TAPS), device=places.device).round().long()
         values, interpolant = profile(places, taps, along)
         start, _ = profile(places, taps, along._replace(shift=None, layers=(), extent=0))
-        axes.append({"axis": axis, "taps": taps.tolist(), "values": rounded(values, 3), "start": rounded(start, 3)})
+        axes.append({"axis": axis, "taps": integers(taps), "values": rounded(values, 3), "start": rounded(start, 3)})
         shift = 0.0 if along.shift is None else float(along.shift[along.shift_index].clamp(-MAX_SHIFT, MAX_SHIFT))
         residual = (values - interpolant).abs().max()
         drift.append({"axis": axis, "shift": rounded(shift), "residual_max_abs": rounded(residual)})

@@ -20,6 +20,7 @@ from ccrewrite.families import regions
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, factor
 from ccrewrite.families.look import readable
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.typed import TensorsFunction, from_numpy
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -48,7 +49,7 @@ def _takes(along: Along) -> bool:
     return small and along.shift is not None and along.shift.device.type == "cpu" and readable([along.shift])
 
 
-class _Factors(torch.autograd.Function):
+class _Factors(TensorsFunction):
     """Of axes with as many taps, as far apart, in windows with the same margin."""
 
     @staticmethod
@@ -58,7 +59,7 @@ class _Factors(torch.autograd.Function):
         ctx.save_for_backward(shift, *layers)
         ctx.near = near = _Near(index, shift, layers)
         ctx.index, ctx.spacing, ctx.margin = index, spacing, margin
-        return torch.from_numpy(_placed(near.values(), spacing, margin)).unbind()
+        return from_numpy(_placed(near.values(), spacing, margin)).unbind()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -68,7 +69,7 @@ class _Factors(torch.autograd.Function):
         else:
             arrived = _taken(np.stack([gradient.numpy() for gradient in gradients]), ctx.near.taps, ctx.spacing, ctx.margin)
             each = zip(ctx.near.backward(arrived), (shift, *layers), strict=True)
-            found = [torch.from_numpy(gradient).to(like.dtype) for gradient, like in each]
+            found = [from_numpy(gradient).to(like.dtype) for gradient, like in each]
         return None, None, None, *found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ccrewrite.gathering.filters import Bank
 from ccrewrite.gathering.strided import Strided, near_taps
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
+from ccrewrite.ir.typed import TensorFunction
 
 PER_SAMPLE = {False: 100, True: 110}
 """What a filtered sample costs, in multiplications of a dense convolution: in inference, and in training where these count
@@ -72,10 +73,10 @@ def filtered_conv(
 ) -> Tensor:
     """The convolution of ``geometry`` whose tap ``t`` contributes ``factors[axis][t_axis, c]`` to cell ``c`` of a window that
     exceeds the original extent by ``margin``. ``input`` is ``(N, in, *size)``. Differentiable, any number of times."""
-    return cast(Tensor, _Filtered.apply(input, weight, bias, geometry, margin, *factors))
+    return _Filtered.apply(input, weight, bias, geometry, margin, *factors)
 
 
-class _Filtered(torch.autograd.Function):
+class _Filtered(TensorFunction):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,

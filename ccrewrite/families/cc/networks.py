@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ccrewrite.families.cc.profile import features, taper
 from ccrewrite.families.interpolation import keys_cubic
+from ccrewrite.ir.typed import linalg
 
 FINENESS = 8
 """Samples per cell of the curve that a network is fitted to."""
@@ -102,7 +103,7 @@ class FilterNetwork(nn.Module):
         # A little ridge keeps the coefficients small enough for float32.
         system = torch.cat([importance * hidden, 1e-4 * torch.eye(hidden.shape[1], **factory)])
         wanted = torch.cat([importance * target, torch.zeros(hidden.shape[1], taps, **factory)])
-        found = torch.linalg.lstsq(system, wanted).solution
+        found = linalg.lstsq(system, wanted).solution
         self.last.weight.copy_(found[:-1].mT)
         self.last.bias.copy_(found[-1])
 

@@ -30,6 +30,7 @@ from ccrewrite.gathering.strided import (
 )
 from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, full_precision
+from ccrewrite.ir.typed import differentiated_, fake_of
 
 MIN_CHANNELS = 16
 """Input channels of a group (transposed: output channels), from which the form pays: slices are read along them."""
@@ -92,7 +93,7 @@ class Call(NamedTuple):
 
     def grouped(self, data: Tensor) -> Tensor:
         """``(N, C, *size)`` -> ``(N, *size, groups, C / groups)``"""
-        return data.movedim(1, -1).unflatten(-1, (self.groups, -1))
+        return torch.unflatten(data.movedim(1, -1), -1, (self.groups, -1))
 
     def flat(self, data: Tensor) -> Tensor:
         """``(N, *size, groups, ..., C)`` -> ``(N, *size, channels)``"""
@@ -102,12 +103,12 @@ class Call(NamedTuple):
         """``(out, taps * in/groups)``; transposed ``(groups * taps * out/groups, in/groups)``"""
         if not transposed:
             return weight.flatten(2).transpose(1, 2).flatten(1)
-        return weight.flatten(2).unflatten(0, (self.groups, -1)).permute(0, 3, 2, 1).flatten(0, 2)
+        return torch.unflatten(weight.flatten(2), 0, (self.groups, -1)).permute(0, 3, 2, 1).flatten(0, 2)
 
     def weights(self, mixing: Tensor, like: Tensor, transposed: bool) -> Tensor:
         """The inverse of ``mixing``."""
         if not transposed:
-            return mixing.unflatten(1, (self.taps, -1)).transpose(1, 2).reshape(like.shape)
+            return torch.unflatten(mixing, 1, (self.taps, -1)).transpose(1, 2).reshape(like.shape)
         return mixing.view(self.groups, self.taps, like.shape[1], -1).permute(0, 3, 2, 1).reshape(like.shape)
 
 
@@ -173,7 +174,7 @@ def _backward(gradient: Tensor, *arguments: Any) -> list[Tensor]:
     return [found.clone() for found in backward_of(gradient, *arguments)]
 
 
-@_forward.register_fake
+@fake_of(_forward)
 def _(
     input: Tensor,
     weight: Tensor,
@@ -188,7 +189,7 @@ def _(
     return input.new_empty(input.shape[0], *outputs, channels).movedim(-1, 1)
 
 
-@_backward.register_fake
+@fake_of(_backward)
 def _(gradient: Tensor, input: Tensor, weight: Tensor, factors: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
     wants, nothing = arguments[-1], input.new_empty(0)
     last = input.new_empty(input.shape[0], *input.shape[2:], input.shape[1]).movedim(-1, 1)
@@ -212,7 +213,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return first, second, (found[2:] if wants[2] else [None] * len(factors)), None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiated_(_forward, _differentiate, _setup_context)
 
 EXPANSIONS[torch.ops.ccrewrite.cc_conv.default] = forward_of
 EXPANSIONS[torch.ops.ccrewrite.cc_conv_backward.default] = backward_of

@@ -29,6 +29,7 @@ from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import full_precision
 from ccrewrite.ir.options import check_options
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.typed import fft
 
 Kernel = Literal["nodes", "mlp"]
 Sharing = Literal["tap", "axis"]
@@ -226,13 +227,12 @@ class CCSampling(ResizableSampling):
         alongs = self.along()
         for axis in self.axes:
             along = alongs[axis]
-            half = along.twice_support / 2
-            taps = torch.arange(self.kernel_size[axis], device=along.layers[0].device)
+            half, taps = along.twice_support / 2, torch.arange(self.kernel_size[axis], device=along.layers[0].device)
             with full_precision(taps.device):
                 places = torch.linspace(-half, half, round(16 * half) + 1, dtype=along.dtype, device=taps.device)[:-1]
                 values, bump = profile(places, taps, along)
-                spectrum = torch.fft.rfft(values - bump) / 8
-                beyond = torch.fft.rfftfreq(len(places), 1 / 8, device=taps.device) > 0.5
+                spectrum = fft.rfft(values - bump) / 8
+                beyond = fft.rfftfreq(len(places), 1 / 8, device=taps.device) > 0.5
                 total.append((spectrum.abs().square() * beyond).sum(-1).mean() / (2 * half))
         return torch.stack(total).sum()
 

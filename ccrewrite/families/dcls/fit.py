@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ccrewrite.families.dcls.place import place
 from ccrewrite.families.interpolation import SCRATCH_WIDTH, KeepInside, interpolate
+from ccrewrite.ir.typed import advance_, backward, linalg, split, step_
 
 GRID = 4
 """Dictionary positions per sample."""
@@ -65,14 +66,14 @@ def select(kernels: Tensor, taps: int, *, shared: bool, interpolation: str = "li
     """
     kernels = kernels.double()
     if not shared and len(kernels) > CHUNK:
-        parts = [select(part, taps, shared=False, interpolation=interpolation) for part in kernels.split(CHUNK)]
+        parts = [select(part, taps, shared=False, interpolation=interpolation) for part in split(kernels, CHUNK)]
         together = [torch.cat(axis) for axis in zip(*(p.positions for p in parts), strict=True)]
         return Path(together, [sum(e) for e in zip(*(p.errors for p in parts), strict=True)])
     kernels = _condensed(kernels) if shared else kernels
     window = kernels.shape[1:]
     grids = [torch.linspace(0, size - 1, GRID * (size - 1) + 1, dtype=kernels.dtype, device=kernels.device) for size in window]
     atoms = [_factor(interpolation, grid, None, size, len(window)) for grid, size in zip(grids, window, strict=True)]
-    unit = [a / a.norm(dim=-1, keepdim=True) for a in atoms]
+    unit = [a / linalg.vector_norm(a, dim=-1, keepdim=True) for a in atoms]
     sets = 1 if shared else len(kernels)
     positions = [kernels.new_zeros(sets, 0) for _ in window]
     at_once = math.ceil(taps / ROUNDS)
@@ -103,8 +104,8 @@ def refine(
         factors = _factors(interpolation, found.positions, found.widths, kernels.shape[1:])
         weight, fitted = _solve(kernels, factors)
         return Fit(weight, found.positions, found.widths, (kernels - fitted).square().flatten(1).sum(1))
-    starts = zip(*(p.split(CHUNK) for p in positions), strict=True)
-    parts = [_refine(k, p, interpolation, steps, rate) for k, p in zip(kernels.split(CHUNK), starts, strict=True)]
+    starts = zip(*(split(p, CHUNK) for p in positions), strict=True)
+    parts = [_refine(k, p, interpolation, steps, rate) for k, p in zip(split(kernels, CHUNK), starts, strict=True)]
     widths = [p.widths for p in parts if p.widths is not None]
     return Fit(
         torch.cat([p.weight for p in parts]),
@@ -120,13 +121,13 @@ def _condensed(kernels: Tensor) -> Tensor:
     flat = kernels.flatten(1)
     if len(flat) <= flat.shape[1]:
         return kernels
-    return torch.linalg.qr(flat, mode="r").R.view(-1, *kernels.shape[1:])
+    return linalg.qr(flat, mode="r").R.view(-1, *kernels.shape[1:])
 
 
 def _refine(kernels: Tensor, positions: Sequence[Tensor], interpolation: str, steps: int, rate: float) -> Fit:
     window = kernels.shape[1:]
     together = len(positions[0]) == 1
-    norms = kernels.square().sum().sqrt().expand(len(kernels)) if together else kernels.flatten(1).norm(dim=1)
+    norms = kernels.square().sum().sqrt().expand(len(kernels)) if together else linalg.vector_norm(kernels.flatten(1), dim=1)
     scale = norms.clamp_min(1e-30).view(-1, *(1,) * len(window))
     kernels = kernels / scale  # so that one rate suits all of them
     moving = [p.clone().requires_grad_() for p in positions]
@@ -144,9 +145,9 @@ def _refine(kernels: Tensor, positions: Sequence[Tensor], interpolation: str, st
         best = _better(best, weight, inside, widths, errors.detach())
         if step < steps:
             optimizer.zero_grad()
-            errors.sum().backward()
-            optimizer.step()
-            schedule.step()
+            backward(errors.sum())
+            step_(optimizer)
+            advance_(schedule)
     assert best is not None
     flat = scale.flatten()
     return Fit(best.weight * flat[:, None], best.positions, best.widths, best.errors * flat.square())
@@ -201,14 +202,14 @@ def _solve(kernels: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     sets, taps = factors[0].shape[:2]
     products = factors[0] @ kernels.flatten(2) if kernels.ndim > 2 else (factors[0] @ kernels[..., None])
     for factor in factors[1:]:
-        products = (products.unflatten(2, (factor.shape[2], -1)) * factor[..., None]).sum(2)
+        products = (torch.unflatten(products, 2, (factor.shape[2], -1)) * factor[..., None]).sum(2)
     gram = torch.ones((), dtype=kernels.dtype, device=kernels.device)
     for factor in factors:
         gram = gram * (factor @ factor.mT)
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
     gram = gram + ridge[:, None, None] * torch.eye(taps, dtype=gram.dtype, device=gram.device)
     products = products.view(len(kernels) // sets, sets, taps).permute(1, 2, 0)
-    weight = torch.cholesky_solve(products, torch.linalg.cholesky(gram)).permute(2, 0, 1).reshape(len(kernels), taps)
+    weight = torch.cholesky_solve(products, linalg.cholesky(gram)).permute(2, 0, 1).reshape(len(kernels), taps)
     return weight, _combined(weight, factors)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.typed import linalg
 
 
 def repulsive_loss(model: GivenModel) -> Tensor:
@@ -36,7 +37,7 @@ def repulsive_loss(model: GivenModel) -> Tensor:
             count = places.shape[-1]
             if count > 1:
                 first, second = torch.triu_indices(count, count, 1, device=places.device)
-                apart = torch.linalg.vector_norm(places[..., first] - places[..., second], dim=0)
+                apart = linalg.vector_norm(places[..., first] - places[..., second], dim=0)
                 terms.append((1 - apart).clamp_min(0).mean())
     if not terms:
         raise InputError("the model has no DCLS layer with two taps or more; nothing can repel")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ccrewrite.families.interpolation import interpolate, interpolate_backward
+from ccrewrite.ir.typed import TensorFunction
 
 MAX_NDIM = 3
 
@@ -32,7 +33,7 @@ def placed(
     return Place.apply(weight, kinds, sizes, *positions, *absent, *widths, *absent)
 
 
-class Place(torch.autograd.Function):
+class Place(TensorFunction):
     """``placed``, with its derivatives.
 
     What is beyond ``len(sizes)`` has None for both, as have widths of the linear form.
@@ -144,5 +145,5 @@ def _outer_backward(gradient: Tensor, factors: Sequence[Tensor]) -> list[Tensor]
     if len(factors) == 1:
         return [gradient]
     first, second = factors
-    gradient = gradient.unflatten(-1, (first.shape[-1], second.shape[-1]))
+    gradient = torch.unflatten(gradient, -1, (first.shape[-1], second.shape[-1]))
     return [(gradient @ second[..., None]).squeeze(-1), (first[..., None, :] @ gradient).squeeze(-2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,8 @@ from ccrewrite.families.interpolation import MIN_WIDTH
 from ccrewrite.families.learnable import Recording, clamp_between_, rounded
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.typed import integers
 
 SHOWN_POSITIONS = 200
 """Most positions that a picture lists; its statistics are of all."""
@@ -71,7 +72,7 @@ class TapPositions(Sampling):
     def recording(self) -> Recording:
         return Recording("positions", [self.positions().detach()], tuple(self.window[a] for a in self.axes))
 
-    def picture(self) -> dict[str, Any]:
+    def picture(self) -> JsonObject:
         cells = torch.stack(self.cells()).detach().double()  # (axes, A, B, taps)
         starts = torch.stack([axis.start(self.taps, cells) for axis in self.grid.axes])[:, None, None].expand_as(cells)
         centre = torch.tensor([(n - 1) / 2 for n in self.window], dtype=cells.dtype, device=cells.device)
@@ -96,7 +97,7 @@ class TapPositions(Sampling):
             "positions": {
                 "sets": sets,
                 "taps": taps,
-                "shown_sets": chosen.tolist(),
+                "shown_sets": integers(chosen),
                 "start": rounded(start),
                 "now": rounded(now),
             },

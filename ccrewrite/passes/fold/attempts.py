@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
@@ -18,12 +18,13 @@ from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.torch_private import submodules_of
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.passes.fold.layers import fold_hosted_, fold_layer_
 from ccrewrite.passes.fold.resized import Shapes, resized_layer
 from ccrewrite.passes.fold.sites import Answer, Folded, FoldedSite
 from ccrewrite.passes.fold.snap import Loss
 from ccrewrite.passes.fold.weights import evaluating
-from ccrewrite.passes.noise import JUDGED, judged, with_noise
+from ccrewrite.passes.noise import JUDGED, Judged, judged, with_noise
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
 
@@ -75,7 +76,7 @@ class Attempts:
 
     model: nn.Module
     inputs: Inputs
-    before: Mapping[str, Any]
+    before: Mapping[str, object]
     forms: Mapping[str, str]
     shapes: Shapes
     losses: Mapping[str, Loss]
@@ -97,10 +98,10 @@ class Attempts:
         if all(o.ok or o.max_rel_error == math.inf for o in attempt.outputs):
             return attempt
 
-        def run(inputs: Inputs) -> Mapping[str, Any]:
+        def run(inputs: Inputs) -> Mapping[str, object]:
             return outputs_of(self.model, inputs)
 
-        modules, pairs = dict(attempt.model.named_modules()), list[tuple[str, nn.Module, Callable[..., Any]]]()
+        modules, pairs = dict(named_modules(attempt.model)), list[Judged]()
         for name, site in rewritten_sites(self.model).items():
             path = site.path if site.key is None else site.sampling_paths[0]
             if path in modules:  # else the original call is back
@@ -155,7 +156,7 @@ def fold_verified(attempts: Attempts, chosen: Sequence[str]) -> Folded:
     return attempt.folded("sites that are right by themselves differ together")
 
 
-def compared(before: Mapping[str, Any], folded: nn.Module, inputs: Inputs) -> tuple[OutputCheck, ...]:
+def compared(before: Mapping[str, object], folded: nn.Module, inputs: Inputs) -> tuple[OutputCheck, ...]:
     """The outputs of a folded model, or the error that it raises, against those of the model ``before``."""
     try:
         return compare_outputs(before, outputs_of(folded, inputs))
@@ -166,7 +167,7 @@ def compared(before: Mapping[str, Any], folded: nn.Module, inputs: Inputs) -> tu
 
 def _exchanged(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """``model`` with one module for another, wherever it is registered."""
-    for path, module in list(model.named_modules(remove_duplicate=False)):
+    for path, module in list(named_modules(model, remove_duplicate=False)):
         if module is old and path:
             owner, _, name = path.rpartition(".")
             submodules_of(model.get_submodule(owner))[name] = new

@@ -37,7 +37,7 @@ def constants_computed(module: fx.GraphModule) -> fx.GraphModule:
         if node.op == "get_attr":
             values[node] = _attribute(module, str(node.target))
         elif node.op == "call_function":
-            arguments: Any = (node.args, dict(node.kwargs))
+            arguments: object = (node.args, dict(node.kwargs))
             if not tree_any(lambda a: isinstance(a, fx.Node) and a not in values, arguments):
                 args, kwargs = known(arguments)
                 values[node] = node.target(*args, **kwargs)

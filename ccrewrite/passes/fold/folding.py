@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +34,7 @@ from ccrewrite.passes.verify import compare_outputs, outputs_of
 @torch.no_grad()
 def fold(
     model: GivenModel,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     tol: float = 0.0,
     batch_norm: bool = False,
@@ -110,7 +109,7 @@ def _sites(model: nn.Module) -> dict[str, RewrittenSite]:
     return sites
 
 
-def _selected(sites: Mapping[str, RewrittenSite], include: Any, exclude: Any) -> list[str]:
+def _selected(sites: Mapping[str, RewrittenSite], include: object, exclude: object) -> list[str]:
     wanted = ("*",) if include is None else patterns_of(include, "include")
     unwanted = () if exclude is None else patterns_of(exclude, "exclude")
 
@@ -132,7 +131,7 @@ def _check_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
             raise InputError(f"site {name} can't be folded to {form!r}; the sites that have a choice are: {known}")
 
 
-def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, Any], given: nn.Module) -> Folded:
+def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, object], given: nn.Module) -> Folded:
     """``result`` with batch norms folded too, unless that changes its outputs."""
     model = copied(result.model)
     norms = fold_norms_(model, inputs)
@@ -149,7 +148,7 @@ def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, Any], given
 def _norms_fault(before: nn.Module, after: nn.Module, norms: Sequence[FoldedNorm], inputs: Inputs) -> str:
     """What is wrong with the convolutions of ``after`` that took in the norms of ``before``; empty where nothing is."""
 
-    def both(norm: FoldedNorm, *args: Any, **kwargs: Any) -> Any:
+    def both(norm: FoldedNorm, *args: object, **kwargs: object) -> object:
         convolved = before.get_submodule(norm.conv).forward(*args, **kwargs)
         return before.get_submodule(norm.name).forward(convolved)
 

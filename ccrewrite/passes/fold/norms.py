@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,7 @@ from ccrewrite.ir.capture import Inputs, capture
 from ccrewrite.ir.nested import Bodies
 from ccrewrite.ir.program import Program
 from ccrewrite.ir.torch_private import BatchNorm, ConvNd, forward_hooks_of, forward_pre_hooks_of, parameters_of
+from ccrewrite.ir.typed import named_modules
 from ccrewrite.passes.fold.sites import FoldedNorm
 
 PLAIN = (*TORCH_LAYERS, *PADDED.values(), *SPARSE.values())
@@ -32,7 +33,7 @@ CONDITIONAL = 0
 @torch.no_grad()
 def fold_norms_(model: nn.Module, inputs: Inputs) -> tuple[FoldedNorm, ...]:
     """Fold what can be folded of ``model``'s batch norms, in place."""
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, BatchNorm)}
+    norms = {name: m for name, m in named_modules(model) if isinstance(m, BatchNorm)}
     if not norms:
         return ()
     with whole_kernels(model):
@@ -60,7 +61,7 @@ def _norm_calls(model: nn.Module, bodies: Bodies) -> dict[int, list[fx.Node]]:
 
 def _owner(model: nn.Module, node: fx.Node) -> nn.Module:
     """The module whose forward makes this node."""
-    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack", {})
+    stack: dict[str, tuple[str, object]] = node.meta.get("nn_module_stack", {})
     return model.get_submodule(re.sub(r"@\d+", "", next(reversed(stack.values()))[0]) if stack else "")
 
 
@@ -75,7 +76,7 @@ def _answer_(model: nn.Module, program: Program, name: str, norm: BatchNorm, nod
     code = _obstacle(model, program, norm, conv, nodes, source)
     if not code:
         _fold_into_(conv, norm)
-        for path, module in list(model.named_modules(remove_duplicate=False)):
+        for path, module in list(named_modules(model, remove_duplicate=False)):
             if module is norm:
                 owner, _, attribute = path.rpartition(".")
                 setattr(model.get_submodule(owner), attribute, nn.Identity().train(norm.training))
@@ -106,7 +107,7 @@ def _fold_into_(conv: ConvNd, norm: BatchNorm) -> None:
     weight = conv.weight.to(scale.dtype)
     if conv.transposed:  # (in, out/groups, ...)
         groups, each = conv.groups, conv.out_channels // conv.groups
-        scaled = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, each, *(1,) * (weight.dim() - 2))
+        scaled = torch.unflatten(weight, 0, (groups, -1)) * scale.view(groups, 1, each, *(1,) * (weight.dim() - 2))
         scaled = scaled.flatten(0, 1)
     else:
         scaled = weight * scale.view(-1, *(1,) * (weight.dim() - 1))

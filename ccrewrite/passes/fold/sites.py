@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tabulate import tabulate
 from torch import nn
 
 from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import Outcome
 
 CODES: dict[str, str] = {
@@ -113,7 +114,7 @@ class Folded(Outcome[FoldedSite]):
             for s in self.sites
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data: ``{"sites", "norms", "check", "lost"}``."""
         return {
             "sites": [asdict(s) for s in self.sites],

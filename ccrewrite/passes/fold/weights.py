@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ccrewrite.ir.threads import one_at_a_time
-from ccrewrite.ir.torch_private import forward_pre_hooks_of, loading_hooks_of, parameters_of, pruned_name
+from ccrewrite.ir.torch_private import forward_pre_hooks_of, loading_hooks_of, parameters_of, unprune_
 
 
 def own_weight_(conv: nn.Module) -> bool:
@@ -28,14 +28,15 @@ def own_weight_(conv: nn.Module) -> bool:
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(conv, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(conv, pruned_name(hook))
+                unprune_(conv, hook)
     return "weight" in parameters_of(conv)
 
 
 def _remove_parametrizations_(conv: nn.Module) -> None:
-    for name in list(cast(Any, conv.parametrizations)):
+    parametrizations = cast(nn.ModuleDict, conv.parametrizations)
+    for name in list(parametrizations):
         value = getattr(conv, name).detach().clone()
-        several = not hasattr(cast(Any, conv.parametrizations)[name], "original")
+        several = not hasattr(parametrizations[name], "original")
         parametrize.remove_parametrizations(conv, name, leave_parametrized=several)
         setattr(conv, name, nn.Parameter(value, requires_grad=getattr(conv, name).requires_grad))
     # Weight norm's, which torch leaves behind: of no use any more, and local to a function, so not to be pickled.

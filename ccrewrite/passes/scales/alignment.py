@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from torch import fx
 from torch.utils._pytree import tree_leaves
@@ -19,6 +18,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.sites import RewrittenSite
 from ccrewrite.ir.capture import Inputs, Model, as_module, capture
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import SiteTable
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.follower import Follower
@@ -84,7 +84,7 @@ class Misalignment(SiteTable[FeatureMap]):
             for m in self
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """``{"maps": [{"module", "operation", "node", "size", "step", "centre", "expected", "offset"}]}``, in floats."""
         names = ("step", "centre", "expected", "offset")
         plain = ("module", "operation", "node", "size")
@@ -96,7 +96,7 @@ class Misalignment(SiteTable[FeatureMap]):
         return f"{len(self)} feature maps, the worst off by {float(self.worst):g} input samples"
 
 
-def misalignment(model: Model, example_inputs: Any) -> Misalignment:
+def misalignment(model: Model, example_inputs: object) -> Misalignment:
     """Where the output of each convolution and pool of ``model`` is centred, in input samples, and where it should be.
 
     Works on plain models and on rewritten ones, at the sizes that they are set to. What a site has learnt (a shift) is

@@ -61,7 +61,7 @@ def _stretch(node: fx.Node, of: GridsOf) -> Grids:
 
 
 def _pad(node: fx.Node, of: GridsOf) -> Grids:
-    grids, pads = list(of(node.args[0])), cast("Sequence[Any]", node.args[1])
+    grids, pads = list(of(node.args[0])), cast("Sequence[int]", node.args[1])
     for back, low in enumerate(pads[::2], 1):
         grids[-back] = then(grids[-back], 1, -int(low))
     return tuple(grids)
@@ -69,7 +69,7 @@ def _pad(node: fx.Node, of: GridsOf) -> Grids:
 
 def _slice(node: fx.Node, of: GridsOf) -> Grids:
     given = named_arguments(node)
-    grids, axis = list(of(node.args[0])), given.get("dim", 0)
+    grids, axis = list(of(node.args[0])), cast(int, given.get("dim", 0))
     start, size = given.get("start") or 0, int(shape_of(node.args[0])[axis])
     start = min(max(start + size if start < 0 else start, 0), size)
     grids[axis] = then(grids[axis], given.get("step", 1), start)
@@ -100,7 +100,7 @@ def _reshape(node: fx.Node, of: GridsOf) -> Grids:
     return tuple(grids)
 
 
-def _spans(shape: Sequence[Any]) -> list[tuple[int, int]]:
+def _spans(shape: Sequence[int]) -> list[tuple[int, int]]:
     """For each dimension the number of elements of those before it, and its size."""
     spans: list[tuple[int, int]] = []
     before = 1

@@ -15,12 +15,16 @@ from ccrewrite.ir.torch_private import schema_of
 def packet_of(node: fx.Node) -> str:
     """``aten.max_pool2d.default`` -> ``max_pool2d``."""
     target = node.target
-    return schema_of(target).name.split("::")[-1] if isinstance(target, OpOverload) else str(target)
+    return (
+        schema_of(cast("OpOverload[..., object]", target)).name.split("::")[-1]
+        if isinstance(target, OpOverload)
+        else str(target)
+    )
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """A node's arguments by the names of its operator's schema."""
-    schema = cast(Any, node.target)._schema
+    schema = schema_of(cast("OpOverload[..., object]", node.target))
     return {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,11 +24,11 @@ from ccrewrite.ir.wrappers import uncompiled, unwrapped, wrappers
 from ccrewrite.passes.scales.scale_groups import ScaleGroups, Settings, require_sites, scale_groups
 from ccrewrite.passes.scales.sizes import ChoosesSizes, samplings_of
 
-Shapes = tuple[Any, ...]
+Shapes = tuple[object, ...]
 """What a call's sizes depend on: the shapes of its tensors, and its other arguments."""
 
 
-_found: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], ScaleGroups]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], ScaleGroups]] = WeakKeyDictionary()
 """Scale groups by model, its resizable sites and the shapes of its inputs: what finding them cost is paid once."""
 
 
@@ -46,7 +45,7 @@ class Resizing(ChoosesSizes):
         self.known: dict[Shapes, dict[str, Ints]] = {}
         self.current: Shapes | None = None
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         shapes = _shapes((args, kwargs))
         if shapes != self.current and samplings_of(model):  # none: the model was reverted
             self.apply(model, shapes, Inputs(args, kwargs))
@@ -72,7 +71,7 @@ def resizings_of(module: nn.Module) -> list[Resizing]:
     return [hook for hook in hooks if isinstance(hook, Resizing)]
 
 
-def resize_(model: GivenModel, settings: Settings | None, example_inputs: Any = None) -> nn.Module:
+def resize_(model: GivenModel, settings: Settings | None, example_inputs: object = None) -> nn.Module:
     """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on; returns the model.
 
     ``settings`` maps the name of a scale group, the name of a site, or a glob of module paths (everything below) to the output
@@ -108,12 +107,12 @@ def resize_(model: GivenModel, settings: Settings | None, example_inputs: Any = 
         if example_inputs is not None:
             inputs = Inputs.of(example_inputs)
             resizing.apply(model, _shapes((inputs.args, inputs.kwargs)), inputs)
-        model.register_forward_pre_hook(cast(Any, resizing), with_kwargs=True)
+        model.register_forward_pre_hook(resizing, with_kwargs=True)
     return model
 
 
 @contextmanager
-def resized(model: GivenModel, settings: Settings, example_inputs: Any = None) -> Generator[nn.Module]:
+def resized(model: GivenModel, settings: Settings, example_inputs: object = None) -> Generator[nn.Module]:
     """Inside, ``model`` has the output sizes of ``settings``; afterwards those it had. Arguments and errors as ``resize_``'s.
 
     The sizes inside are those of ``settings`` alone; what ``resize_`` or an outer ``resized`` had set counts again afterwards.
@@ -136,7 +135,7 @@ def resized(model: GivenModel, settings: Settings, example_inputs: Any = None) -
     finally:
         resize_(model, None)
         for resizing in outer:
-            model.register_forward_pre_hook(cast(Any, resizing), with_kwargs=True)
+            model.register_forward_pre_hook(resizing, with_kwargs=True)
         for sampling, output_size, scale in before:
             sampling.output_size, sampling.scale = None, None
             sampling.output_size, sampling.scale = output_size, scale
@@ -154,7 +153,7 @@ def without_wrapper(model: nn.Module, *, compiled_alone: bool = False) -> nn.Mod
     return inside
 
 
-def _require_hits(model: nn.Module, settings: Mapping[str, Any]) -> None:
+def _require_hits(model: nn.Module, settings: Settings) -> None:
     """Group names are paths of sites or of modules around them, so a key that hits none can be told without a run."""
     known = samplings_of(model)
     sites = [site for name, site in rewritten_sites(model).items() if name in known]
@@ -173,6 +172,7 @@ def _groups(model: nn.Module, shapes: Shapes, inputs: Inputs) -> ScaleGroups:
     return of_model[key]
 
 
-def _shapes(values: Any) -> Shapes:
-    leaves = (tuple(v.shape) if isinstance(v, Tensor) else v for v in tree_leaves(values))
-    return tuple(v for v in leaves if isinstance(v, (tuple, int, float, str, bool)))
+def _shapes(values: object) -> Shapes:
+    leaves: list[object] = tree_leaves(values)
+    known = (tuple(v.shape) if isinstance(v, Tensor) else v for v in leaves if isinstance(v, (Tensor, int, float, str, bool)))
+    return tuple(known)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
-from typing import Any
 
 from torch import nn
 
@@ -18,6 +17,7 @@ from ccrewrite.errors import InputError, ModelRunError, SelectionError
 from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.names import hits
 from ccrewrite.ir.outcome import GivenModel, SiteTable, model_of
 from ccrewrite.ir.wrappers import unwrapped
@@ -120,7 +120,7 @@ class ScaleGroups(SiteTable[ScaleGroup]):
             for i, site in enumerate(g.sites)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """``{"groups": [{"name", "sites", "native", "pins", "relations", "free_axes"}]}``."""
         return {"groups": [{**asdict(g), "free_axes": g.free_axes} for g in self]}
 
@@ -133,7 +133,7 @@ class ScaleGroups(SiteTable[ScaleGroup]):
         return [known] if len(self) else []
 
 
-def scale_groups(model: GivenModel, example_inputs: Any) -> ScaleGroups:
+def scale_groups(model: GivenModel, example_inputs: object) -> ScaleGroups:
     """The groups of sites of a rewritten model whose output sizes must change together, and which of them can.
 
     Sites are those of layers that can give another size than their convolution's (CC).

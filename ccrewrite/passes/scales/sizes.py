@@ -34,6 +34,9 @@ from ccrewrite.passes.scales.whereabouts import OUTPUT, Where, Whereabouts, hint
 from ccrewrite.passes.verify import leaves
 
 Expr = Any
+Size = int | torch.SymInt
+Sizes = Callable[[str, tuple[Size, ...]], tuple[Size, ...]]
+"""A site's name and the sizes that its output has by itself -> those that it gets."""
 """A size: a ``sympy`` expression over the sites' symbols, or an int. sympy's operators have no types."""
 
 
@@ -76,16 +79,16 @@ class SizeEnv(ShapeEnv):
         self.where: Callable[[], Where] = lambda: Where("", "")
         self.values: dict[Expr, int] = {}
 
-    def fresh(self, name: str, native: int) -> tuple[Expr, Any]:
+    def fresh(self, name: str, native: int) -> tuple[Expr, torch.SymInt]:
         """A new symbol with its value in this run, and the size (a ``torch.SymInt``) to shape tensors with."""
         from torch._dynamo.source import ConstantSource  # seconds, which only those pay who ask
 
         source = ConstantSource(name)
         symbol = self.create_symbol(native, source, DimDynamic.DYNAMIC, None, do_not_specialize_zero_one=True)
         self.values[symbol] = native
-        return symbol, self.create_symintnode(symbol, hint=native, source=source)
+        return symbol, cast(torch.SymInt, self.create_symintnode(symbol, hint=native, source=source))
 
-    def evaluate_expr(self, orig_expr: Any, *_: Any, **__: Any) -> Any:
+    def evaluate_expr(self, orig_expr: Expr, *_: object, **__: object) -> Expr:
         """The value of ``orig_expr`` at the native sizes; the seam through which ``torch.SymInt`` asks."""
         value = orig_expr.xreplace(self.values)
         # Whether a size is 1 is asked of every stride and broadcast, mostly for nothing.
@@ -106,7 +109,7 @@ class SizeRun:
     sites: dict[str, SiteSizes]
     relations: tuple[Relation, ...]
     values: dict[Expr, int]
-    shapes: dict[str, Any]
+    shapes: dict[str, object]
     """Of the outputs, by path, at the native sizes."""
 
 
@@ -126,7 +129,7 @@ def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
     """
     env, sites, there = SizeEnv(), dict[str, SiteSizes](), rewritten_sites(model)
 
-    def sizes(name: str, natural: tuple[Any, ...]) -> tuple[Any, ...]:
+    def sizes(name: str, natural: tuple[Size, ...]) -> tuple[Size, ...]:
         native = tuple(hint_of(n) for n in natural)
         known = sites.get(name)
         if known is None:
@@ -137,11 +140,11 @@ def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
         known.calls.append(native)
         return made[name] if native == known.native else natural
 
-    made: dict[str, tuple[Any, ...]] = {}
+    made: dict[str, tuple[Size, ...]] = {}
     with _fake_run(model, inputs, sizes, env) as (run, whereabouts):
         env.where = whereabouts.here
         outputs = run()
-    shapes: dict[str, Any] = {}
+    shapes: dict[str, object] = {}
     for path, value in leaves(outputs, OUTPUT):
         for size in value.shape if isinstance(value, Tensor) else (value,):
             if isinstance(size, torch.SymInt):
@@ -151,14 +154,14 @@ def observe_sizes(model: nn.Module, inputs: Inputs) -> SizeRun:
 
 
 def try_sizes(
-    model: nn.Module, inputs: Inputs, sizes: Mapping[str, Ints], shapes: Mapping[str, Any]
+    model: nn.Module, inputs: Inputs, sizes: Mapping[str, Ints], shapes: Mapping[str, object]
 ) -> tuple[Where, str] | None:
     """Run ``model`` on fake tensors with the output sizes ``sizes`` (the other sites as they come).
 
     None where it runs and its outputs have the shapes ``shapes``; else where it fails, and how.
     """
 
-    def chosen(name: str, natural: tuple[Any, ...]) -> tuple[Any, ...]:
+    def chosen(name: str, natural: tuple[Size, ...]) -> tuple[Size, ...]:
         return sizes.get(name, natural)
 
     with _fake_run(model, inputs, chosen, None) as (run, whereabouts):
@@ -175,8 +178,8 @@ def try_sizes(
 
 @contextmanager
 def _fake_run(
-    model: nn.Module, inputs: Inputs, sizes: Callable[[str, tuple[Any, ...]], tuple[Any, ...]], env: SizeEnv | None
-) -> Generator[tuple[Callable[[], Any], Whereabouts]]:
+    model: nn.Module, inputs: Inputs, sizes: Sizes, env: SizeEnv | None
+) -> Generator[tuple[Callable[[], object], Whereabouts]]:
     """``model`` with each resizable sampling giving an empty output of the sizes that ``sizes(site, natural sizes)`` says."""
     dispatcher = enable_python_dispatcher() if env else nullcontext()  # some C++ operators would make numbers of symbols
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True, static_shapes=True)
@@ -207,10 +210,10 @@ def _quiet() -> Generator[None]:
             logger.disabled = disabled
 
 
-def _sized_forward(sampling: ResizableSampling, name: str, sizes: Callable[..., tuple[Any, ...]]) -> Callable[..., Tensor]:
+def _sized_forward(sampling: ResizableSampling, name: str, sizes: Sizes) -> Callable[..., Tensor]:
     function, ndim = FUNCTIONS[sampling.transposed, sampling.ndim], sampling.ndim
 
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any, **named: Any) -> Tensor:
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: object, **named: object) -> Tensor:
         call = as_call(function, (input, weight, bias, *arguments), named)
         assert call is not None
         geometry = call.geometry(weight.shape)
@@ -224,16 +227,16 @@ def _sized_forward(sampling: ResizableSampling, name: str, sizes: Callable[..., 
     return forward
 
 
-def _expr(size: Any) -> Expr:
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+def _expr(size: Size) -> Expr:
+    return cast(Any, size).node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """An output's shape, for a tensor, or the value itself; sizes as plain numbers."""
     if isinstance(value, Tensor):
         return tuple(hint_of(n) for n in value.shape)
     return hint_of(value) if isinstance(value, torch.SymInt) else value
 
 
-def _shown(shape: Any) -> str:
+def _shown(shape: object) -> str:
     return "x".join(map(str, cast("tuple[int, ...]", shape))) if isinstance(shape, tuple) else str(shape)

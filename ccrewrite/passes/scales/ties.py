@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import sympy
 
@@ -62,12 +61,12 @@ class Ties:
 
     def open(self, relation: Relation) -> list[Expr]:
         """The roots that the relation says something about and that nothing holds so far."""
-        difference = sympy.expand(self.size(_at_least_one(relation.left)) - self.size(_at_least_one(relation.right)))
+        difference = _expanded(self.size(_at_least_one(relation.left)) - self.size(_at_least_one(relation.right)))
         return [r for r in self._sorted(difference.free_symbols) if r not in self.held]
 
     def add(self, relation: Relation) -> None:
         left, right = (self.size(_at_least_one(side)) for side in (relation.left, relation.right))
-        difference = sympy.expand(left - right)
+        difference = _expanded(left - right)
         free = self._sorted(difference.free_symbols)
         if len(free) == 1:
             self._hold(free, relation.where)
@@ -114,13 +113,17 @@ def number(expression: Expr, known: Mapping[Expr, int]) -> int:
     return int(expression.xreplace(known))
 
 
+def _expanded(expression: Expr) -> Expr:
+    return sympy.expand(expression)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
 def _at_least_one(expression: Expr) -> Expr:
     """``Max(1, n)`` is ``n``: no size is below 1."""
 
-    def takes(e: Any) -> bool:
+    def takes(e: Expr) -> bool:
         return e.func.__name__ == "Max" and len(e.args) == 2 and sympy.Integer(1) in e.args
 
-    def other(e: Any) -> Expr:
+    def other(e: Expr) -> Expr:
         return next(a for a in e.args if a != 1)
 
     return expression.replace(takes, other)

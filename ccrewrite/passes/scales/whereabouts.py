@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,13 @@ class Whereabouts(TorchFunctionMode):
         self.running: list[str] = []
         self.failed: Where | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         name = _name(func)
         if name == "get":  # a property (x.shape): whatever is asked of sizes is asked by the code around it
             return func(*args, **(kwargs or {}))
@@ -61,7 +67,7 @@ class Whereabouts(TorchFunctionMode):
         return Where(self.running[-1] if self.running else "", self.stack[-1][0])
 
 
-def _with_constants(func: Any, args: Any, kwargs: Any) -> Any:
+def _with_constants(func: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> object:
     """``func(*args, **kwargs)`` in which single numbers that the model owns (a stride kept in a buffer) have their values."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if tensors and all(_is_constant(t) for t in tensors):
@@ -69,7 +75,7 @@ def _with_constants(func: Any, args: Any, kwargs: Any) -> Any:
             args, kwargs = tree_map(_copied, (args, dict(kwargs)))
             return func(*args, **kwargs)
 
-    def number(value: Any) -> Any:
+    def number(value: object) -> object:
         return value.item() if isinstance(value, Tensor) and value.ndim == 0 and _is_constant(value) else value
 
     if any(_is_constant(t) for t in tensors):
@@ -78,7 +84,7 @@ def _with_constants(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     """A copy of the model's number, for what is called may write to it; a size as a number."""
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -89,9 +95,9 @@ def _is_constant(tensor: Tensor) -> bool:
     return not isinstance(tensor, FakeTensor) and not tensor.is_meta and tensor.numel() == 1
 
 
-def _name(func: Any) -> str:
+def _name(func: object) -> str:
     return str(getattr(func, "__name__", func)).split(".")[0].strip("_")
 
 
-def hint_of(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+def hint_of(size: int | torch.SymInt) -> int:
+    return int(cast(Any, size).node.hint) if isinstance(size, torch.SymInt) else int(size)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ccrewrite.families.dcls.grid import Grid
 from ccrewrite.families.interpolation import interpolate, interpolate_backward
 from ccrewrite.families.regions import REGIONS, Region
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.typed import Context, TensorFunction
 
 NOMINAL_SIZE = 64
 """Samples per axis of a typical feature map, for the choice of form: it must not depend on the input, which may be symbolic."""
@@ -128,7 +129,12 @@ def _band(factor: Tensor, size: int, stride: int, pad: tuple[int, int]) -> Tenso
     return (factor[..., cell.clamp(0, window - 1)] * inside).transpose(0, 1)
 
 
-class Interpolate(torch.autograd.Function):
+class _Kept(Context, Protocol):
+    kind: str
+    ndim: int
+
+
+class Interpolate(TensorFunction):
     """``interpolate`` with ``interpolate_backward`` for a derivative: defined on the grid too."""
 
     generate_vmap_rule = True
@@ -138,12 +144,12 @@ class Interpolate(torch.autograd.Function):
         return interpolate(kind, position, width, size, ndim)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Kept, inputs: tuple[str, Tensor, Tensor | None, int, int], output: Tensor) -> None:
         ctx.kind, position, width, _, ctx.ndim = inputs
         ctx.save_for_backward(position, width)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         position, width = ctx.saved_tensors
         d_position, d_width = interpolate_backward(ctx.kind, position, width, gradient, ctx.ndim)
         return None, d_position, d_width, None, None

@@ -17,6 +17,7 @@ from ccrewrite.families.dcls.forms.slices import way_of
 from ccrewrite.families.dcls.forms.ways import Way
 from ccrewrite.gathering.places import Layout
 from ccrewrite.ir.operators import autocast
+from ccrewrite.ir.typed import differentiated_, fake_of
 
 
 def dcls_slices(input: Tensor, weight: Tensor, offset: Tensor, grid: str, layout: Layout) -> Tensor:
@@ -84,7 +85,7 @@ def _layout(window: Sequence[int], stride: Sequence[int], pads: Sequence[int], g
     return Layout(tuple(window), tuple(stride), list(zip(pads[::2], pads[1::2], strict=True)), groups)
 
 
-@_forward.register_fake
+@fake_of(_forward)
 def _(
     input: Tensor,
     weight: Tensor,
@@ -99,7 +100,7 @@ def _(
     return input.new_empty(input.shape[0], weight.shape[0], *outputs)
 
 
-@_backward.register_fake
+@fake_of(_backward)
 def _(gradient: Tensor, input: Tensor, weight: Tensor, offset: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     wants = arguments[-1]
     first, third = (like.new_empty(like.shape if want else (0,)) for like, want in ((input, wants[0]), (offset, wants[2])))
@@ -117,4 +118,4 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return *(g if wanted else None for g, wanted in zip(found, wants, strict=True)), None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiated_(_forward, _differentiate, _setup_context)

@@ -8,7 +8,7 @@ code eagerly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from ccrewrite.families.dcls.forms import products, shifts, taps
 from ccrewrite.families.regions import EXPANSIONS
 from ccrewrite.ir.operators import autocast
+from ccrewrite.ir.typed import Context, differentiated_, fake_of
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -113,7 +114,7 @@ def backward_of(
     return first, second, third
 
 
-@_forward.register_fake
+@fake_of(_forward)
 def _(
     input: Tensor, weight: Tensor, positions: Tensor, form: str, window: Sequence[int], pads: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -123,7 +124,7 @@ def _(
     return input.new_empty(batch, out, *outputs), input.new_empty(kept)
 
 
-@_backward.register_fake
+@fake_of(_backward)
 def _(
     gradient: Tensor,
     input: Tensor,
@@ -140,14 +141,23 @@ def _(
     return first, second, third
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+_Inputs = tuple[Tensor, Tensor, Tensor, str, Sequence[int], Sequence[int]]
+
+
+class _Kept(Context, Protocol):
+    form: str
+    window: Sequence[int]
+    pads: Sequence[int]
+
+
+def _setup_context(ctx: _Kept, inputs: _Inputs, output: tuple[Tensor, Tensor]) -> None:
     input, weight, positions, ctx.form, ctx.window, ctx.pads = inputs
     ctx.save_for_backward(input, weight, positions, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _differentiate(ctx: _Kept, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return (None,) * 6
     wants = list(ctx.needs_input_grad[:3])
@@ -156,7 +166,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple
     return *(g if wanted else None for g, wanted in zip(found, wants, strict=True)), None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiated_(_forward, _differentiate, _setup_context)
 
 
 def _pairs(pads: Sequence[int]) -> list[tuple[int, int]]:

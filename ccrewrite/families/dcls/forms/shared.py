@@ -117,4 +117,4 @@ class SharedProducts(SharedWay, Products):
 
 def _apart(data: Tensor, block: range) -> list[Tensor]:
     """``(N, *size, taps * C)`` -> of each tap ``(N, C, *size)``: views."""
-    return [each.movedim(-1, 1) for each in data.unflatten(-1, (len(block), -1)).unbind(-2)]
+    return [each.movedim(-1, 1) for each in torch.unflatten(data, -1, (len(block), -1)).unbind(-2)]

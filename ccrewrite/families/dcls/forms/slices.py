@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ccrewrite.families.dcls.forms.ways import Compiled, Depthwise, Indexed, Inp
 from ccrewrite.families.dcls.place import place
 from ccrewrite.gathering.corners import pad
 from ccrewrite.gathering.places import Layout
+from ccrewrite.ir.typed import Context, TensorFunction
 
 FEWER = 2
 """From so many times fewer output than input channels, products come first."""
@@ -75,10 +76,8 @@ def dcls_conv(
     way: Callable[..., Way] = way_of(input, weight, layout, own, of_outputs=of_outputs)
     if compiled is not None:
         way = functools.partial(Compiled, form=compiled)
-    return cast(
-        Tensor,
-        _Sliced.apply(input, weight, bias, places, layout, way, of_outputs or way is SharedProducts, torch.is_grad_enabled()),
-    )
+    trains = torch.is_grad_enabled()
+    return _Sliced.apply(input, weight, bias, places, layout, way, of_outputs or way is SharedProducts, trains)
 
 
 def way_of(input: Tensor, weight: Tensor, layout: Layout, own: bool, *, of_outputs: bool) -> type[Way]:
@@ -93,10 +92,16 @@ def way_of(input: Tensor, weight: Tensor, layout: Layout, own: bool, *, of_outpu
     return Products if of_outputs else Inputs
 
 
-class _Sliced(torch.autograd.Function):
+class _Kept(Context, Protocol):
+    layout: Layout
+    way: Callable[..., Way]
+    of_outputs: bool
+
+
+class _Sliced(TensorFunction):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
+        ctx: _Kept,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -113,7 +118,7 @@ class _Sliced(torch.autograd.Function):
         return call.forward(None if bias is None else bias.to(input.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors = dict(zip(("input", "weight", "positions"), ctx.saved_tensors, strict=True))
         wants_input, wants_weight, wants_bias, wants_positions = ctx.needs_input_grad[:4]
         wants = dict(zip(tensors, (wants_input, wants_weight, wants_positions), strict=True))

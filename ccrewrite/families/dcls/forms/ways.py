@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ccrewrite.ir.geometry import Ints
 
 BLOCK_BYTES = 4 * 2**20
 """Taps are read so many bytes at a time: about what a core's cache holds."""
+
+
+R = TypeVar("R")
 
 
 class Way(ABC):
@@ -195,21 +198,21 @@ class Indexed(Way):
     def _evaluated(self) -> tuple[Tensor, Tensor]:
         return self.run(operators.forward_of, self.input, self.weight, self.positions, self.form, *self.numbers)
 
-    def run(self, code: Callable[..., Any], *arguments: Any) -> Any:
+    def run(self, code: Callable[..., R], *arguments: object) -> R:
         return code(*arguments)
 
 
 class Compiled(Indexed):
     """The same code compiled, for all sizes and windows alike: layers that differ in these alone share it."""
 
-    def run(self, code: Callable[..., Any], *arguments: Any) -> Any:
+    def run(self, code: Callable[..., R], *arguments: object) -> R:
         tensors = [a.detach().contiguous() for a in arguments if isinstance(a, Tensor)]
         others = arguments[len(tensors) :]
         shapes = tuple(tuple(t.shape) for t in tensors)
         numbers = tuple(n for along in self.numbers for n in along)
         key = self.form, *map(alone.few, (*shapes, numbers)), *(t.dtype for t in tensors), tensors[0].device, *others[3:]
-        key = tuple(tuple(k) if isinstance(k, list) else k for k in key)
-        return alone.run_open(code, key, (*shapes, numbers), *tensors, *others)
+        hashed: tuple[object, ...] = tuple(tuple(cast("list[bool]", k)) if isinstance(k, list) else k for k in key)
+        return alone.run_open(code, hashed, (*shapes, numbers), *tensors, *others)
 
 
 def indexed_forms(weight: Tensor, sets: int, layout: Layout) -> list[str]:
