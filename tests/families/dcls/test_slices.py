@@ -195,3 +195,11 @@ def test_what_a_step_keeps() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         layer(x)
     assert sum(kept) <= 1.5 * x.numel() + math.prod(layer.weight.shape)
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_outputs_may_be_changed_in_place(groups: int) -> None:
+    layer = DclsConv2d(16, 16, 3, padding=8, dilation=8, groups=groups)
+    out = layer(torch.randn(2, 16, 20, 20, requires_grad=True))
+    out.relu_().sum().backward()
+    assert layer.sampling.offset.grad is not None

@@ -98,6 +98,11 @@ class _Kept(Context, Protocol):
     of_outputs: bool
 
 
+def _no_view(out: Tensor) -> Tensor:
+    """``out`` on its own: behind an autograd function torch lets nobody change a view in place, as a ReLU may."""
+    return out.new_empty(0).set_(out) if out._is_view() else out  # pyright: ignore[reportPrivateUsage]
+
+
 class _Sliced(TensorFunction):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -115,7 +120,7 @@ class _Sliced(TensorFunction):
         ctx.layout, ctx.way, ctx.of_outputs = layout, way, of_outputs
         call = way(input, weight, positions, layout)
         call.phase = "forward" if trains else "inference"
-        return call.forward(None if bias is None else bias.to(input.dtype))
+        return _no_view(call.forward(None if bias is None else bias.to(input.dtype)))
 
     @staticmethod
     def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
