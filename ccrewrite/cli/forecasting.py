@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ import ccrewrite
 from ccrewrite.cli.arguments import load, made, named
 from ccrewrite.cli.console import say
 from ccrewrite.cli.parameters import Json
+from ccrewrite.ir.json_types import JsonObject
 
 if TYPE_CHECKING:
     from ccrewrite.forecasting.answer import Forecast
@@ -51,5 +52,5 @@ def forecast_command(file: Path) -> Forecast:
     return ccrewrite.forecast(model, inputs, data, loss, seed=seed, **selection)
 
 
-def _data(chosen: Chosen | None) -> dict[str, Any]:
+def _data(chosen: Chosen | None) -> JsonObject:
     return {} if chosen is None else {"chosen": list(chosen), "left_out": dict(chosen.left_out)}

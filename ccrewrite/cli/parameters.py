@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ccrewrite.cli.arguments import options
+from ccrewrite.ir.json_types import JsonObject
 
 Factory = Annotated[str, typer.Argument(help="package.module:factory, a callable that returns the model or (model, inputs)")]
 Input = Annotated[
@@ -42,7 +43,7 @@ def _selected(
         Path | None,
         typer.Option(help="TOML file with include, exclude, kinds and rules: [[rules]] tables, or a [rules] table by pattern"),
     ] = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     return options(include, exclude, kinds, rule, config)
 
 

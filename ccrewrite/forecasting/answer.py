@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ccrewrite.errors import InputError
 from ccrewrite.forecasting.choose import Chosen, Limit, most_worth
@@ -44,7 +44,7 @@ class SiteForecast:
     signal: Signal
     cost: Cost | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         found = asdict(self) | {"signal": self.signal._asdict()}
         return found | {"cost": None if self.cost is None else self.cost.to_dict()}
 
@@ -151,7 +151,7 @@ class Forecast(SiteTable[SiteForecast]):
             *self.said,
         ]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """All of it as plain data; ``plan`` as ``Plan.to_dict`` gives it."""
         return {
             "verdict": self.verdict,

@@ -23,6 +23,7 @@ from ccrewrite.forecasting.sites import sites_of
 from ccrewrite.forecasting.timing import Clock, fitting, inference_seconds, step_seconds
 from ccrewrite.forecasting.verdict import Comparison, judged
 from ccrewrite.ir.capture import How, Inputs, Model, as_module
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.lowering.expenses import costs_of
@@ -40,7 +41,7 @@ SITE_SECONDS = 1.0
 
 def forecast(
     model: Model,
-    example_inputs: Any,
+    example_inputs: object,
     train_data: Any,
     loss: Callable[[Any, Any], Tensor],
     *,
@@ -96,7 +97,7 @@ def forecast(
         def stage(what: str) -> None:
             bar.update(task, advance=1, description=what)
 
-        options: dict[str, Any] = {"include": include, "exclude": exclude, "kinds": kinds, "how": how}
+        options: JsonObject = {"include": include, "exclude": exclude, "kinds": kinds, "how": how}
         result = rewrite(original, example_inputs, rules=rules, verify="outputs", **options)
         models = Models(original, result.model)
         if not models.geometry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.forecasting.data import Data
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.typed import backward, manual_seed, numbers, step_
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.groups import param_groups
@@ -70,7 +71,7 @@ class Arm:
     losses: tuple[tuple[float, ...], ...]
     along: Mapping[str, tuple[float, ...]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {name: value for name, value in asdict(self).items() if name != "along"}
 
 

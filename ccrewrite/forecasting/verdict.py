@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ccrewrite.forecasting.probes import Arm, Estimate
 from ccrewrite.forecasting.signals import Signal
+from ccrewrite.ir.json_types import JsonObject
 
 Verdict = Literal["pays", "does not pay", "unclear"]
 MARGIN = 0.02
@@ -36,7 +37,7 @@ class Comparison:
         gain, lead = Estimate.of((np.asarray(start) - ours).tolist()), Estimate.of((theirs - ours).tolist())
         return cls(float(np.mean(start)), geometry, weights, gain, lead)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         probes = {"geometry": self.geometry.to_dict(), "weights": self.weights.to_dict()}
         return {"start": self.start, **probes, "gain": asdict(self.gain), "lead": asdict(self.lead)}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from ccrewrite.ir.json_types import JsonObject
 
 DEAR = 5.0
 """From so many times the plain convolution's time, a site is marked."""
@@ -69,7 +70,7 @@ class Cost:
             "cost": self.how if self.how != "lowered" else f"lowered: {self.form}, {self.inference_form}",
         }
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As plain data, ratios included."""
         return {**asdict(self), "ratio": self.ratio, "step_ratio": self.step_ratio, "dear": self.dear}
 

@@ -54,7 +54,9 @@ class SiteCost:
         return self.seconds / self.plain_seconds
 
 
-def site_costs(model: GivenModel, example_inputs: Any, *, mode: Mode = "training", how: How = "eager") -> dict[str, SiteCost]:
+def site_costs(
+    model: GivenModel, example_inputs: object, *, mode: Mode = "training", how: How = "eager"
+) -> dict[str, SiteCost]:
     """What each site of a rewritten model costs once it has moved, by name; those that ``example_inputs`` don't reach are left
     out. ``model`` runs once and is left alone: layers like its own, with random weights, are timed at the shapes of the call.
 
