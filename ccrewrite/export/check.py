@@ -20,7 +20,6 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, OutputCheck
 from ccrewrite.ir.geometry import Ints
-from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.judging import Verdict, judged
@@ -38,7 +37,7 @@ OTHER_SIZES: tuple[Callable[[int], int], ...] = (
 """To try in place of an example's: networks want multiples of powers of two, or sizes that differ from them by as much."""
 
 
-def arguments(model: nn.Module, inputs: Inputs) -> JsonObject:
+def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The arguments by the names that ``model.forward`` has for them."""
     try:
         return dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)

@@ -23,7 +23,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ccrewrite import families, folded, gathering, ir
 from ccrewrite.families.regions import EXPANSIONS, REGIONS
-from ccrewrite.ir.json_types import JsonObject
 
 try:
     from torch._inductor import config
@@ -36,7 +35,7 @@ WORTH_SHARING = 2
 """So many equal calls in a graph are compiled as one subgraph."""
 
 
-def options() -> JsonObject:
+def options() -> dict[str, Any]:
     """For ``torch.compile(..., options=)`` and AOTInductor's ``inductor_configs``."""
     known = CustomGraphPass is not None and hasattr(config, "post_grad_custom_pre_pass")
     return {"post_grad_custom_pre_pass": _expansion()} if known else {}

@@ -6,7 +6,7 @@ import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir import typed
-from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, time_cases
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall
@@ -35,7 +34,7 @@ def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
     start; in their order, until one is ``GOOD``. Leaves the site's own sampling alone."""
     shapes = site.shapes
     generator = torch.Generator(shapes.device).manual_seed(0)
-    factory: JsonObject = {"device": shapes.device, "dtype": shapes.dtype}
+    factory: dict[str, Any] = {"device": shapes.device, "dtype": shapes.dtype}
     input = torch.randn(shapes.input, generator=generator, **factory).requires_grad_()
     weight = nn.Parameter(torch.randn(shapes.weight, generator=generator, **factory))
     outputs = shapes.weight[1] * shapes.arguments["groups"] if site.sampling.transposed else shapes.weight[0]
