@@ -19,7 +19,7 @@ from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Decision, Plan, Site
 from ccrewrite.passes.gradients import Reference
 from ccrewrite.passes.rules import rule_for
-from ccrewrite.passes.substitute import Substitution, substitute_
+from ccrewrite.passes.substitute import Substitution, copied, substitute_
 from ccrewrite.passes.verify import built_error, called, compare_outputs, culprits, outputs_of
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,9 @@ def carry_out_(
 
     step("rewrite", "comparing outputs with the original's")
     before = outputs_of(model if original is None else original, inputs)
-    reference = Reference(model if original is None else original, inputs) if gradients and good else None
     rewriting = _Rewriting(model, exact, planned.rules)
+    plain = rewriting.plain if original is None else lambda: copied(original)
+    reference = Reference(model if original is None else original, inputs, plain) if gradients and good else None
     try:
         found, note = _search(good, lambda names: _failure(rewriting.only_(names), exact, model, before, inputs, reference))
         rewriting.only_([name for name in good if name not in found])
@@ -84,6 +85,15 @@ class _Rewriting:
         settle_(self.model)
         self.done |= substitute_(self.model, [self.sites[n] for n in names if n not in self.done], self.rules)
         return self.done
+
+    def plain(self) -> nn.Module:
+        """A copy of the model as it was before."""
+        names = list(self.done)
+        self.only_([])
+        try:
+            return copied(self.model)
+        finally:
+            self.only_(names)
 
 
 def _search(names: Sequence[str], failure: Callable[[Sequence[str]], str]) -> tuple[dict[str, str], str]:

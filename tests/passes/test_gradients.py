@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ccrewrite
+from ccrewrite.families.dcls.sampling import DclsSampling
+from ccrewrite.passes import carry_out, gradients
 
 X = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -111,3 +113,49 @@ def test_the_model_and_its_inputs_are_as_before(in_place: bool) -> None:
     assert torch.equal(model[0].a.weight.grad, torch.ones(4, 4, 3, 3))
     assert all(torch.equal(v, model.state_dict()[n]) for n, v in before.items())
     assert all(m.training for m in model.modules())
+
+
+class Kinked(nn.Module):
+    """Signs before the ReLU are those of rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+        with torch.no_grad():
+            self.register_buffer("mean", self.conv(X))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y + F.relu(y - self.mean)
+
+
+@pytest.mark.parametrize("rewrite", [ccrewrite.rewrite, ccrewrite.rewrite_])
+@pytest.mark.parametrize("wrong", [1.0, 1.001])
+def test_signs_that_rounding_turns_are_looked_at_in_float64(monkeypatch: Any, rewrite: Any, wrong: float) -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return grad * wrong
+
+    torch.manual_seed(0)
+    model = Kinked()
+    forward = DclsSampling.forward
+    turned = 1 + 1e-6 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+
+    def rounds(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = forward(self, Wrong.apply(input), *args, **kwargs)
+        return out * turned.to(out) if out.dtype == torch.float32 and torch.is_grad_enabled() else out
+
+    monkeypatch.setattr(DclsSampling, "forward", rounds)
+    monkeypatch.setattr(gradients, "with_noise", lambda outputs, run, inputs: (outputs, ""))
+    if wrong != 1.0:
+        monkeypatch.setattr(carry_out, "built_error", lambda site, rule: 0.0)
+        assert rewrite(model, X).plan.sites[0].decision.code == "verification-failed"
+        return
+    result = rewrite(model, X)
+    assert result.sites[0].decision.rewritten, result.sites[0].decision
+    assert {g.dtype for g in result.check.gradients} == {"float64"}
