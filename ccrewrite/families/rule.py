@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import nn
 
 from ccrewrite.errors import CcrewriteError, InputError
@@ -71,10 +72,10 @@ class Rule(ABC):
 
     @contextmanager
     def asked_about(self, site: Site) -> Generator[None]:
-        """What a rule or its sampling raises inside becomes an ``InputError`` that names both."""
+        """What a rule or its sampling raises inside becomes an ``InputError`` that names both. Memory is no rule's fault."""
         try:
             yield
-        except CcrewriteError:
+        except (CcrewriteError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise InputError(

@@ -68,7 +68,7 @@ def lower(
     Raises ``InputError`` for an unknown mode, site or form, and where nothing in ``model`` was rewritten; ``ModelRunError``
     where the model can't run on ``example_inputs``, or torch can't compile it.
 
-    >>> import ccrewrite
+    >>> import ccrewrite, torch
     >>> model, x = nn.Conv2d(8, 8, 3, dilation=4, padding=4), torch.randn(1, 8, 16, 16)
     >>> lowered = lower(ccrewrite.rewrite(model, x), x, mode="training", measured=False, verify=False)
     >>> [(site.name, site.message) for site in lowered]
