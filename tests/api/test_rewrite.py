@@ -247,7 +247,7 @@ def test_raising_in_the_middle_leaves_the_model_as_it_was(
             with monkeypatch.context() as patched:
                 for kind in (CCSampling, DclsSampling):
                     patched.setattr(kind, "of", classmethod(of))
-                told = ccrewrite.InputError if error is RuntimeError else error
+                told = InputError if error is RuntimeError else error
                 with pytest.raises(told, match="no memory"):
                     ccrewrite.rewrite_(model, inputs, verify=verify)
             assert outline(model) == before
