@@ -24,8 +24,8 @@ from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.spent import peak_memory
 from ccrewrite.ir.timing import Case, Effort, time_cases
 
-MOST_CELLS = 1 << 26
-"""Of a kernel that ``dcls`` builds: more of them don't fit into memory, several times over."""
+MOST_CELLS = 1 << 22
+"""Of a kernel that ``dcls`` builds, many times over: more of them take minutes and gigabytes a call."""
 Run = Callable[[], object]
 Build = Callable[[], tuple[nn.Module, Any]]
 
