@@ -100,7 +100,7 @@ class _Kept(Context, Protocol):
 
 def _no_view(out: Tensor) -> Tensor:
     """``out`` on its own: behind an autograd function torch lets nobody change a view in place, as a ReLU may."""
-    return out.new_empty(0).set_(out) if out._is_view() else out  # pyright: ignore[reportPrivateUsage]
+    return out.new_empty(0).set_(out) if out._is_view() else out  # pyright: ignore[reportPrivateUsage, reportArgumentType]
 
 
 class _Sliced(TensorFunction):
