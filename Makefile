@@ -112,7 +112,7 @@ release: .venv-release/.ready  ## dist/: sdist and wheel, checked, installed in 
 
 lock: pyproject.toml constraints.txt  ## dev.lock anew: every package that development installs; needs uv
 	uv pip compile pyproject.toml --extra dev -c constraints.txt --universal --python-version 3.11 \
-		--no-emit-index-url --no-annotate --no-header --quiet --output-file dev.lock
+		--no-annotate --no-header --quiet --output-file dev.lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
