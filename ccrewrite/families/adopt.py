@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
+from ccrewrite.families.adapters import ADAPTERS
 from ccrewrite.families.methods import Rerouted, rerouted, rerouted_methods
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
@@ -199,12 +200,6 @@ def _hosting_class(base: type[nn.Module]) -> type[nn.Module]:
     names |= {"forward": rerouted(base.forward), **rerouted_methods(base)}
     names |= {"ccrewrite_replaced": base, "__reduce__": _reduce}
     return subclass(base.__name__, (Rerouted, base), names)
-
-
-ADAPTERS = (
-    "to be merged into the weight later, but its branch would not have this layer's geometry: put adapters on the original and "
-    "merge them before rewriting, or on what ccrewrite.fold returns"
-)
 
 
 def _refuse(self: RewrittenConv, *arguments: Any, **named: Any) -> None:

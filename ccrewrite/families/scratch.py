@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self, cast
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.families.adopt import ADAPTERS, RewrittenConv, has_own_forward
+from ccrewrite.families.adapters import ADAPTERS
+from ccrewrite.families.adopt import RewrittenConv, has_own_forward
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.subclass import change_class_, subclass
 from ccrewrite.ir.geometry import ConvGeometry

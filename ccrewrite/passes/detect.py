@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
+from ccrewrite.families.adapters import tuner_around
 from ccrewrite.families.adopt import HOSTED, TORCH_LAYERS, RewrittenConv, has_own_forward, hosted_by, torch_layer
 from ccrewrite.families.methods import calling_operator
 from ccrewrite.families.reroute import Route
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import RewrittenSite, call_suffix, free_name, rewritten_sites, site_name, suffix_of
 from ccrewrite.ir.geometry import ConvGeometry
-from ccrewrite.ir.names import paths
 from ccrewrite.ir.program import ConvCall, Program
 from ccrewrite.ir.sites import ROOT, UNDECIDED, Decision, Site
 from ccrewrite.ir.typed import named_modules
@@ -151,6 +151,8 @@ def _refusal(model: nn.Module, site: Site, sites: Iterable[Site]) -> Decision | 
         if hasattr(_submodule(model, site.module), "sampling"):
             return Decision(False, "name-taken", f"{site.layer} has an attribute called sampling")
         return _adapted(model, site.module) or _operator(model, site.module) or _ambiguous(site, others)
+    if (adapted := _adapted(model, site.module)) is not None:
+        return adapted
     host = host_of(model, site.module, weight_of(model, site.weight))[0]
     if hasattr(found := _submodule(model, host), HOSTED) and hosted_by(found) is None:
         return Decision(False, "name-taken", f"{host or 'the model'} has an attribute called {HOSTED}")
@@ -184,11 +186,10 @@ def _operator(model: nn.Module, path: str) -> Decision | None:
 
 
 def _adapted(model: nn.Module, path: str) -> Decision | None:
-    """PEFT's adapters merge into the weight what two convolutions of their own make, on the plain grid all three."""
-    for around in paths(path)[:-1]:
-        if any(kind.__name__ == "BaseTunerLayer" for kind in type(_submodule(model, around)).__mro__):
-            return Decision(False, "adapter", f"{around} is an adapter: merge it first (merge_and_unload), then rewrite")
-    return None
+    """PEFT's adapters merge into the weight what convolutions of their own make, on the plain grid all."""
+    if (around := tuner_around(model, path)) is None:
+        return None
+    return Decision(False, "adapter", f"{around} is an adapter: merge it first (merge_and_unload), then rewrite")
 
 
 def _same_weight(site: Site, other: Site) -> bool:

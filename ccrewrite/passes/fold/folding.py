@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError, SelectionError
+from ccrewrite.families.adapters import branch_around
 from ccrewrite.families.methods import Rerouted
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.folded.alternative import Alternative
@@ -60,8 +61,8 @@ def fold(
     of sites, globs or "re:...". ``forms`` says what a site (by its name) becomes: "dense", or one of its ``alternatives``,
     such as "shifted", "gathered" or "sparse".
 
-    Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device and
-    ``forms`` that a site can't take, ``SelectionError`` where no site is selected.
+    Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device,
+    adapters that aren't merged and ``forms`` that a site can't take, ``SelectionError`` where no site is selected.
 
     >>> import ccrewrite
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2, padding=2), torch.randn(1, 3, 16, 16)
@@ -74,7 +75,8 @@ def fold(
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
     given, inputs, forms = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs), forms or {}
-    chosen = _selected(_sites(given), include, exclude)
+    chosen = _selected(sites := _sites(given), include, exclude)
+    _check_adapters(given, [sites[name] for name in chosen])
     _check_forms(given, forms)
     step("fold", f"making {len(chosen)} sites plain, and comparing outputs")
     snapped = copied(given)
@@ -120,6 +122,15 @@ def _selected(sites: Mapping[str, RewrittenSite], include: object, exclude: obje
     if not chosen:
         raise SelectionError(f"include={include!r}, exclude={exclude!r} selects none of the rewritten sites {', '.join(sites)}")
     return chosen
+
+
+def _check_adapters(model: nn.Module, chosen: Sequence[RewrittenSite]) -> None:
+    for site in chosen:
+        if (tuner := branch_around(model, site.path)) is not None:
+            raise InputError(
+                f"{tuner} is an adapter on the site {site.name}, whose branch needs its geometry: merge it first "
+                "(merge_and_unload), then fold; or leave the site out (exclude)"
+            )
 
 
 def _check_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
