@@ -46,7 +46,7 @@ def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functi
     kept = _kept(there.values(), sizes, functions=functions)
     sites: dict[str, OnnxSite] = {}
     if len(kept) < len(there):
-        result = fold(model, inputs, exclude=[f"re:{re.escape(name)}" for name in kept])
+        result = fold(model, inputs, exclude=[f"re:{re.escape(name)}" for name in kept], forms="estimated")
         if not result.check.ok:
             raise ExportError(f"the folded model differs from the rewritten one:\n{result}")
         model = result.model

@@ -193,7 +193,7 @@ class Sampling(Learnable, Unscriptable, ABC):
     def alternatives(self, geometry: ConvGeometry) -> tuple[Alternative, ...]:
         """What a layer of this ``geometry`` can be folded to, as the sampling is now, besides one with a dense kernel.
 
-        ``ccrewrite.fold`` takes the one that pays most, or what ``forms=`` names; the name is then the site's code.
+        ``ccrewrite.fold`` takes what is fastest, or what ``forms=`` names; the name is then the site's code.
         """
         return ()
 

@@ -136,9 +136,11 @@ class FilteredConvTranspose(Fusing):
 
 
 def _eager(data: Tensor) -> bool:
-    """Whether sums of slices are computed: in eager mode on a CPU. Elsewhere, and for any runtime, torch's convolutions."""
+    """Whether sums of slices are computed: in eager mode on a CPU. Elsewhere, for any runtime, and where gradients pass (sums
+    in place are slow to differentiate), torch's convolutions."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return data.device.type == "cpu" and data.numel() > 0 and not traced
+    differentiated = torch.is_grad_enabled() and data.requires_grad
+    return data.device.type == "cpu" and data.numel() > 0 and not traced and not differentiated
 
 
 def _axes(layer: FilteredConv | FilteredConvTranspose, sizes: Ints, pads: Sequence[tuple[int, int]]) -> list[Strided]:

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -59,6 +59,10 @@ class Effort:
     """Shortest time of one sample; faster cases run several times in it."""
 
 
+QUICK = Effort(0.1, (3, 7), 0.005)
+"""A tenth of a second for a layer, or six runs in each form where it takes longer."""
+
+
 def time_cases(
     cases: Mapping[str, Case],
     effort: Effort,
@@ -71,6 +75,12 @@ def time_cases(
     """Time ``cases``, by name. On CUDA by events, else by ``clock``. ``progress`` is told the share that is done."""
     found = samples(cases, effort, seed=seed, cuda=cuda, clock=clock, progress=progress)
     return {name: _timing(found[name], found[case.reference], seed) for name, case in cases.items()}
+
+
+def seconds_of(runs: Mapping[str, Callable[[], object]], device: torch.device, effort: Effort = QUICK) -> dict[str, float]:
+    """Seconds of each of ``runs``, by name."""
+    cases = {name: Case(run, nullcontext, name) for name, run in runs.items()}
+    return {name: timing.median_s for name, timing in time_cases(cases, effort, cuda=device.type == "cuda").items()}
 
 
 def samples(

@@ -26,6 +26,7 @@ from ccrewrite.ir.written import replacing, writable
 from ccrewrite.lowering.choose import choose_folded
 from ccrewrite.lowering.observed import judge
 from ccrewrite.passes.fold import fold
+from ccrewrite.passes.fold.choose import estimated
 from ccrewrite.passes.fold.sites import FoldedSite
 from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.verify import compare_outputs
@@ -73,7 +74,7 @@ def aot(
     path = writable(path)
     given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
     chosen = choose_folded(given, inputs, {}) if measured else {}
-    folded = fold(given, inputs, forms={name: choice.form for name, choice in chosen.items()})
+    folded = fold(given, inputs, forms=estimated(given) | {name: choice.form for name, choice in chosen.items()})
 
     def run(inputs: Inputs) -> dict[str, object]:
         with torch.no_grad(), preserved(given, inputs.tensors()):

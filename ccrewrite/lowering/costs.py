@@ -14,14 +14,15 @@ from ccrewrite.families.adopt import RewrittenConv, adopt_
 from ccrewrite.families.estimate import plain_seconds
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.choice import Choice, Seconds
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.sites import ROOT
-from ccrewrite.ir.timing import Effort
+from ccrewrite.ir.timing import Effort, seconds_of
 from ccrewrite.ir.torch_private import ConvNd
 from ccrewrite.lowering.calls import SiteCall, site_calls
-from ccrewrite.lowering.choose import Choice, choose, choose_folded, key_of
-from ccrewrite.lowering.measure import compiled_call, nudged, times
-from ccrewrite.lowering.times import Seconds, Times, cache_key
+from ccrewrite.lowering.choose import choose, choose_folded, key_of
+from ccrewrite.lowering.measure import EFFORT, compiled_call, nudged
+from ccrewrite.lowering.times import Times, cache_key
 from ccrewrite.passes.fold.layers import fold_layer_
 from ccrewrite.passes.substitute import copied
 
@@ -121,7 +122,7 @@ def _eager(site: SiteCall, training: bool) -> SiteCost:
     x = random_input(site)
     layers = {"plain": plain_layer(site), "moved": moved_layer(site)}
     runs = {name: _run(layer, x, training) for name, layer in layers.items()}
-    return _cost("eager", "measured", times(runs, x.device, QUICK))
+    return _cost("eager", "measured", seconds_of(runs, x.device, QUICK))
 
 
 def _lowered(site: SiteCall, training: bool) -> SiteCost:
@@ -140,7 +141,7 @@ def _lowered(site: SiteCall, training: bool) -> SiteCost:
     seconds, _ = kept.of(
         key and cache_key(x.device, "costs", key, training, choice.form),
         tuple(runs),
-        lambda: times({name: _run(run, x, training, compiled_call()) for name, run in runs.items()}, x.device),
+        lambda: seconds_of({name: _run(run, x, training, compiled_call()) for name, run in runs.items()}, x.device, EFFORT),
     )
     kept.keep()
     return _cost(choice.form, choice.how, seconds)

@@ -13,16 +13,18 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir import typed
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
+from ccrewrite.ir.choice import Choice
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import site_calls
 from ccrewrite.lowering.check import checked
-from ccrewrite.lowering.choose import Choice, check_forced, choose, choose_folded
+from ccrewrite.lowering.choose import check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
 from ccrewrite.lowering.observed import judge
 from ccrewrite.lowering.sites import compile_sites_, eager, release_
 from ccrewrite.passes.fold import fold
+from ccrewrite.passes.fold.choose import estimated
 from ccrewrite.passes.judging import Verdict
 from ccrewrite.passes.scales.resize import without_wrapper
 
@@ -124,7 +126,8 @@ Prepared = tuple[nn.Module, tuple[LoweredSite, ...]]
 def _for_inference(model: nn.Module, inputs: Inputs, forced: Mapping[str, str], measured: bool) -> Prepared:
     """The folded model, and what each of its sites became."""
     chosen = choose_folded(model, inputs, forced) if measured else {}
-    folded = fold(model, inputs, forms={name: choice.form for name, choice in chosen.items()} | dict(forced))
+    measured_forms = {name: choice.form for name, choice in chosen.items()}
+    folded = fold(model, inputs, forms=estimated(model) | measured_forms | dict(forced))
 
     def choice(name: str) -> Choice:
         return Choice("", "forced", {}) if name in forced else chosen.get(name, Choice("", "folded", {}))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ccrewrite.families.adopt import RewrittenConv
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir import typed
-from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, time_cases
+from ccrewrite.ir.timing import MIN_ROUNDS, Effort, seconds_of
 from ccrewrite.lowering import inductor
 from ccrewrite.lowering.calls import SiteCall
-from ccrewrite.passes.fold.layers import fold_layer_
-from ccrewrite.passes.substitute import copied
+from ccrewrite.passes.fold.choose import Question
 
 EFFORT = Effort(0, (MIN_ROUNDS, MIN_ROUNDS), 0.03)
 """A third of a second for each form."""
@@ -57,23 +54,19 @@ def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
     plain_weight = nn.Parameter(torch.randn(*shapes.weight[:2], *site.sampling.kernel_size, generator=generator, **factory))
     found: dict[str, float] = {}
     for form in forms:
-        timed = times({"plain": plain, form: step(form)}, shapes.device)
+        timed = seconds_of({"plain": plain, form: step(form)}, shapes.device, EFFORT)
         found[form] = timed[form]
         if timed[form] <= GOOD * timed["plain"]:
             break
     return found
 
 
-def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[str]) -> dict[str, float]:
-    """Seconds of one compiled call of ``layer`` folded to each of ``forms``, on random data of this shape."""
-    like = next(layer.parameters())
-    generator = torch.Generator(like.device).manual_seed(0)
-    input = torch.randn(tuple(shape), generator=generator, device=like.device, dtype=like.dtype)
+def measure_folded(question: Question) -> dict[str, float]:
+    """Seconds of one compiled call of a layer folded to each of its forms, on random data."""
+    input = question.example()
 
     def inference(form: str) -> Callable[[], object]:
-        folded, run = copied(layer), compiled_call()
-        fold_layer_(cast(RewrittenConv, folded), form=form)
-        folded.eval()
+        folded, run = question.folded(form), compiled_call()
 
         @torch.no_grad()
         def forward() -> None:
@@ -81,13 +74,7 @@ def measure_folded(layer: RewrittenConv, shape: Sequence[int], forms: Sequence[s
 
         return forward
 
-    return times({form: inference(form) for form in forms}, like.device)
-
-
-def times(runs: Mapping[str, Callable[[], object]], device: torch.device, effort: Effort = EFFORT) -> dict[str, float]:
-    """Seconds of each of ``runs``, by name."""
-    cases = {form: Case(run, nullcontext, form) for form, run in runs.items()}
-    return {form: timing.median_s for form, timing in time_cases(cases, effort, cuda=device.type == "cuda").items()}
+    return seconds_of({form: inference(form) for form in question.forms}, input.device, EFFORT)
 
 
 def nudged(sampling: Sampling, form: str | None = None) -> Sampling:

@@ -14,12 +14,11 @@ import torch
 from pydantic import Field
 
 from ccrewrite.errors import InputError
+from ccrewrite.ir.choice import Seconds
 from ccrewrite.ir.documents import checked, read_json
 from ccrewrite.ir.written import refused, replacing
 from ccrewrite.lowering import inductor
 
-Seconds = Mapping[str, float]
-"""By form."""
 Known = dict[str, Annotated[dict[str, Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]], Field(min_length=1)]]
 """What the file holds: seconds by form, for each key."""
 

@@ -163,4 +163,8 @@ def move_(model: nn.Module, std: float = 0.3) -> None:
 
 def forms(case: Case) -> list[str]:
     """What becomes of the case's sites when it is folded."""
-    return ["size-input"] if case.kinds == ("sizes",) else sorted({site.code for site in ccrewrite.fold(*rewritten(case))})
+    return (
+        ["size-input"]
+        if case.kinds == ("sizes",)
+        else sorted({site.code for site in ccrewrite.fold(*rewritten(case), forms="estimated")})
+    )

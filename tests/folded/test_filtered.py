@@ -65,6 +65,29 @@ def test_what_is_compiled_computes_the_same(case: str) -> None:
     torch.testing.assert_close(traced(x), model(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_pass(case: str) -> None:
+    """Of the input, and of the weights that folding left: a tap's weights are in a dense kernel's cells, times its factors."""
+    model, x = rewritten(case)
+    found: list[Tensor] = []
+    for form in ("filtered", "dense"):
+        given = x.clone().requires_grad_()
+        out = fold(model, x, forms={"(root)": form}).model(given.sin())
+        (gradient,) = torch.autograd.grad((out * out.detach().cos()).sum(), given)
+        found.append(gradient)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    layer = fold(model, x, forms={"(root)": "filtered"}).model
+    slope = torch.ones_like(layer.weight)
+    layer(x).square().sum().backward()
+    with torch.no_grad():
+        ends = []
+        for step in (1e-5, -1e-5):
+            layer.weight += step * slope
+            ends.append(layer(x).square().sum())
+            layer.weight -= step * slope
+    torch.testing.assert_close(layer.weight.grad.sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
 @torch.no_grad()
 def test_sharing_reach_and_shift_alone() -> None:
     for options in ({"sharing": "axis"}, {"reach": 0}, {"reach": 1}):
@@ -103,4 +126,4 @@ def test_it_is_taken_where_it_pays() -> None:
     model = ccrewrite.rewrite(conv, x).model
     with torch.no_grad():
         model.sampling.shift.fill_(0.2)
-    assert fold(model, x)["(root)"].code == "filtered"
+    assert fold(model, x, forms="estimated")["(root)"].code == "filtered"

@@ -82,7 +82,7 @@ def test_traced(first: str) -> None:
     x = torch.randn(2, 64, 15, 14, dtype=torch.float64)
     model = DclsConv2d(64, 64, 3, dilation=6, padding=6, sharing="tap" if first == "shifted" else "out", dtype=torch.float64)
     nn.init.uniform_(model.sampling.offset, -1, 1)
-    folded = fold(nn.Sequential(model), x)
+    folded = fold(nn.Sequential(model), x, forms="estimated")
     assert folded["0"].code == first
     for traced in (torch.fx.symbolic_trace(folded.model), torch.jit.trace(folded.model, x)):
         torch.testing.assert_close(traced(x), folded.model(x), rtol=0, atol=0)

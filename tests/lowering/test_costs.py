@@ -56,13 +56,13 @@ def test_estimated() -> None:
 def test_measured_eagerly_once_for_equal_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def times(runs: Any, device: torch.device, effort: Any = None) -> dict[str, float]:
+    def seconds_of(runs: Any, device: torch.device, effort: Any = None) -> dict[str, float]:
         for run in runs.values():
             run()
         asked.append(tuple(runs))
         return {"plain": 1.0, "moved": 3.0}
 
-    monkeypatch.setattr(costs, "times", times)
+    monkeypatch.setattr(costs, "seconds_of", seconds_of)
     found = site_costs(ccrewrite.rewrite(Net(), X), X, mode="inference")
     assert len(asked) == 4
     assert {name: (cost.seconds, cost.plain_seconds) for name, cost in found.items() if name != "first"} == {

@@ -14,6 +14,7 @@ import ccrewrite
 from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.observe import Like
 from ccrewrite.lowering import choose
 from ccrewrite.lowering import measure as measuring
 from ccrewrite.lowering.calls import site_calls
@@ -21,6 +22,8 @@ from ccrewrite.lowering.lower import lower
 from ccrewrite.lowering.lowered import Lowered
 from ccrewrite.lowering.measure import measure, measure_folded
 from ccrewrite.lowering.times import cache_file, load_times, save_times
+from ccrewrite.passes.fold import choose as folding
+from ccrewrite.passes.fold.choose import Question
 
 X = torch.randn(2, 4, 13, 13, generator=torch.Generator().manual_seed(0))
 
@@ -91,12 +94,12 @@ def test_training_computes_what_eager_computes():
 def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[int, ...]] = []
 
-    def measure_folded(layer: nn.Module, shape: Any, forms: Any) -> dict[str, float]:
-        asked.append(tuple(shape))
-        return {form: 1.0 + n for n, form in enumerate(forms)}
+    def measure_folded(question: Question) -> dict[str, float]:
+        asked.append(question.input.shape)
+        return {form: 10.0 - n for n, form in enumerate(question.forms)}
 
     monkeypatch.setattr(choose, "measure_folded", measure_folded)
-    monkeypatch.setattr(choose, "WORTH_MEASURING", 1e9)
+    monkeypatch.setattr(folding, "WORTH_MEASURING", 1e9)
     assert found(lower(rewritten(), X, forms={"far": "dense"}, verify=False)) == {
         "near": ("shifted", "measured"),
         "far": ("convolution", "forced"),
@@ -115,7 +118,8 @@ def test_inference_measures_what_can_be_either(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_measuring_folded_layers():
     model = rewritten()
-    times = measure_folded(model.far, (2, 6, 13, 13), ("shifted", "dense"))
+    input = Like((2, 6, 13, 13), torch.float32, torch.device("cpu"))
+    times = measure_folded(Question(model.far, input, ("dense", "shifted"), None))
     assert set(times) == {"shifted", "dense"}
     assert all(t > 0 for t in times.values())
 
@@ -125,7 +129,7 @@ def test_measuring_folded_layers():
 def test_inference_is_the_folded_model_compiled():
     model = rewritten().eval()
     lowered = lower(model, X, fullgraph=True, measured=False)
-    assert [s.code for s in lowered] == [s.code for s in ccrewrite.fold(model, X)]
+    assert [s.code for s in lowered] == [s.code for s in ccrewrite.fold(model, X, forms="estimated")]
     assert lowered.check.ok
     assert 0 < lowered.check.max_rel_error < 1e-5
     with torch.no_grad():
@@ -163,13 +167,13 @@ def test_forms_that_cannot_win_are_not_compiled(monkeypatch: pytest.MonkeyPatch)
     """In the order of their estimates, until one comes near the plain convolution."""
     compiled: list[str] = []
 
-    def times(runs: Any, device: torch.device) -> dict[str, float]:
+    def seconds_of(runs: Any, device: torch.device, effort: Any) -> dict[str, float]:
         (form,) = set(runs) - {"plain"}
         compiled.append(form)
         runs["plain"]()
         return {"plain": 1.0, form: {"shifts": 3.0, "products": 1.05}.get(form, 2.0)}
 
-    monkeypatch.setattr(measuring, "times", times)
+    monkeypatch.setattr(measuring, "seconds_of", seconds_of)
     model = rewritten()
     calls = site_calls(model, Inputs.of(X), {"near": model.near.sampling})
     assert measure(calls["near"], ("shifts", "products", "slices")) == {"shifts": 3.0, "products": 1.05}

@@ -6,30 +6,33 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import nn
 
 from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.adapters import branch_around
-from ccrewrite.families.methods import Rerouted
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
-from ccrewrite.folded.alternative import Alternative
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.choice import Choice
 from ccrewrite.ir.names import hits, patterns_of
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.passes.fold.attempts import Attempts, compared, fold_verified
-from ccrewrite.passes.fold.layers import DENSE, alternatives_of
+from ccrewrite.passes.fold.choose import alternatives, chosen, estimated, measured
+from ccrewrite.passes.fold.layers import DENSE
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import resized_shapes, settle_sizes_
-from ccrewrite.passes.fold.sites import Folded, FoldedNorm
+from ccrewrite.passes.fold.sites import Folded, FoldedNorm, FoldedSite
 from ccrewrite.passes.fold.snap import snap_
 from ccrewrite.passes.fold.weights import evaluating
 from ccrewrite.passes.noise import JUDGED, judged, with_noise
 from ccrewrite.passes.scales.resize import without_wrapper
 from ccrewrite.passes.substitute import copied
 from ccrewrite.passes.verify import compare_outputs, outputs_of
+
+FORMS = ("measured", "estimated")
 
 
 @torch.no_grad()
@@ -41,7 +44,7 @@ def fold(
     batch_norm: bool = False,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    forms: Mapping[str, str] | None = None,
+    forms: Mapping[str, str] | Literal["measured", "estimated"] = "measured",
 ) -> Folded:
     """A copy of a rewritten model whose learned geometry has become plain layers, for inference and export.
 
@@ -58,11 +61,17 @@ def fold(
     ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
     ``site.kernel_error`` and ``result.lost`` say how much. ``batch_norm``: the scale and shift of batch norms go into the
     convolutions before them, rewritten or not, wherever that is right (``result.norms``). ``include`` and ``exclude`` are names
-    of sites, globs or "re:...". ``forms`` says what a site (by its name) becomes: "dense", or one of its ``alternatives``,
-    such as "shifted", "gathered" or "sparse".
+    of sites, globs or "re:...".
+
+    A site may have a choice: a "dense" kernel, or one of its ``alternatives``, such as "shifted", "gathered" or "sparse". With
+    ``forms="measured"`` each is timed in eager mode on this device at the size of the example call (some tenths of a second for
+    each kind of layer; ``site.milliseconds``), unless they are estimated to be far from each other; none is taken that is
+    slower than the next best. "estimated" goes by shapes alone, and gives the same on every machine. A mapping says what sites
+    become, by name; the others are measured.
 
     Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device,
-    adapters that aren't merged and ``forms`` that a site can't take, ``SelectionError`` where no site is selected.
+    adapters that aren't merged and ``forms`` that are unknown or that a site can't take, ``SelectionError`` where no site is
+    selected.
 
     >>> import ccrewrite
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2, padding=2), torch.randn(1, 3, 16, 16)
@@ -74,32 +83,25 @@ def fold(
     """
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
-    given, inputs, forms = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs), forms or {}
-    chosen = _selected(sites := _sites(given), include, exclude)
-    _check_adapters(given, [sites[name] for name in chosen])
-    _check_forms(given, forms)
-    step("fold", f"making {len(chosen)} sites plain, and comparing outputs")
+    given, inputs = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs)
+    names = _selected(sites := _sites(given), include, exclude)
+    _check_adapters(given, [sites[name] for name in names])
+    asked = _asked_forms(given, forms)
     snapped = copied(given)
-    losses = snap_(snapped, chosen, tol) if tol else {}
+    losses = snap_(snapped, names, tol) if tol else {}
     settle_sizes_(snapped, inputs)
     before = outputs_of(snapped, inputs)
+    open_ = [] if forms == "estimated" else [name for name in names if name not in asked]
+    timed = chosen(snapped, inputs, open_, measured)
+    step("fold", f"making {len(names)} sites plain, and comparing outputs")
+    forms = estimated(snapped) | {name: choice.form for name, choice in timed.items()} | asked
     attempts = Attempts(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses)
-    result = fold_verified(attempts, chosen)
+    result = fold_verified(attempts, names)
+    result = replace(result, sites=tuple(_with_times(site, timed) for site in result.sites))
     if batch_norm:
         result = _with_norms(result, inputs, before, snapped)
     lost = compare_outputs(outputs_of(given, inputs), outputs_of(result.model, inputs)) if tol else ()
     return replace(result, lost=lost)
-
-
-def alternatives(model: GivenModel) -> dict[str, tuple[Alternative, ...]]:
-    """What the sites of ``model`` could become besides a convolution with a dense kernel, by site: what ``forms`` of ``fold``
-    takes. Sites without a choice are left out."""
-    found: dict[str, tuple[Alternative, ...]] = {}
-    for name, site in rewritten_sites(model_of(model, "what is asked for alternatives")).items():
-        own = site.key is None and not isinstance(site.module, Rerouted)
-        if own and not site.sampling.resized and not site.sampling.at_start():
-            found[name] = alternatives_of(site.module, site.sampling)
-    return {name: offered for name, offered in found.items() if offered}
 
 
 def _sites(model: nn.Module) -> dict[str, RewrittenSite]:
@@ -133,13 +135,25 @@ def _check_adapters(model: nn.Module, chosen: Sequence[RewrittenSite]) -> None:
             )
 
 
-def _check_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
+def _asked_forms(model: nn.Module, forms: Mapping[str, str] | str) -> dict[str, str]:
+    """What ``forms`` says of sites by their names."""
+    if not isinstance(forms, Mapping):
+        if forms not in FORMS:
+            raise InputError(f"forms must be {' or '.join(map(repr, FORMS))} or name the form of a site; found {forms!r}")
+        return {}
     offered = alternatives(model) if forms else {}
     allowed = {name: [*(a.name for a in found), DENSE] for name, found in offered.items()}
     for name, form in forms.items():
         if form not in allowed.get(name, ()):
             known = ", ".join(f"{n} ({' or '.join(names)})" for n, names in allowed.items()) or "none"
             raise InputError(f"site {name} can't be folded to {form!r}; the sites that have a choice are: {known}")
+    return dict(forms)
+
+
+def _with_times(site: FoldedSite, timed: Mapping[str, Choice]) -> FoldedSite:
+    if site.name not in timed:
+        return site
+    return replace(site, milliseconds={form: 1e3 * seconds for form, seconds in timed[site.name].seconds.items()})
 
 
 def _with_norms(result: Folded, inputs: Inputs, before: Mapping[str, object], given: nn.Module) -> Folded:

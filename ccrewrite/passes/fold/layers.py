@@ -59,7 +59,7 @@ def _with_own_weight_(conv: ConvNd, sampling: Sampling, form: str | None) -> Ans
     """``conv`` with a weight that holds the geometry; or why it can't have one."""
     if not own_weight_(conv):
         return "a hook computes its weight"
-    alternative = _taken(alternatives_of(conv, sampling), form)
+    alternative = taken(alternatives_of(conv, sampling), form)
     if alternative is not None:
         return Answer(alternative.name, alternative.make_(conv))
     answer = with_kernel_(conv, sampling.kernel(conv.weight), sampling.margin)
@@ -85,7 +85,8 @@ def alternatives_of(conv: nn.Module, sampling: Sampling) -> tuple[Alternative, .
     return sampling.alternatives(ConvGeometry.from_module(cast(ConvNd, conv))) if plain in TORCH_LAYERS else ()
 
 
-def _taken(offered: tuple[Alternative, ...], form: str | None) -> Alternative | None:
+def taken(offered: tuple[Alternative, ...], form: str | None) -> Alternative | None:
+    """The one of this name; with None, the one that pays most by estimate. None: a dense kernel."""
     fitting = [a for a in offered if (a.pays if form is None else a.name == form)]
     return max(fitting, key=lambda a: a.cost_of_dense, default=None)
 

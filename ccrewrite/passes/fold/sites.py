@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from tabulate import tabulate
@@ -59,7 +59,8 @@ class FoldedSite:
     """What became of one site. ``code`` is a key of ``CODES``.
 
     ``moved`` is the largest distance, in samples, by which ``tol`` let a position be snapped, and ``kernel_error`` what that
-    did to the effective kernel, ``|K' - K| / |K|`` (2-norms): 0 where nothing was snapped.
+    did to the effective kernel, ``|K' - K| / |K|`` (2-norms): 0 where nothing was snapped. ``milliseconds`` are those of the
+    example call in each form, where several were measured.
     """
 
     name: str
@@ -69,6 +70,7 @@ class FoldedSite:
     message: str
     moved: float = 0.0
     kernel_error: float = 0.0
+    milliseconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def folded(self) -> bool:
@@ -110,6 +112,7 @@ class Folded(Outcome[FoldedSite]):
                 "message": s.message,
                 "snapped by": f"{s.moved:.2g}" if s.moved else "",
                 "kernel error": f"{s.kernel_error:.1e}" if s.moved else "",
+                "milliseconds": ", ".join(f"{form} {ms:.3g}" for form, ms in s.milliseconds.items()),
             }
             for s in self.sites
         ]

@@ -58,7 +58,7 @@ def test_no_choice_where_nothing_moved_or_the_class_is_somebody_elses() -> None:
             layer = rewrite(Own(256, 8, 3, dilation=12), torch.randn(1, 256, 26, 26)).model
         nn.init.constant_(layer.sampling.offset, 0.5)
         assert names(layer) == offered
-        result = fold(layer, torch.randn(1, 256, 26, 26))
+        result = fold(layer, torch.randn(1, 256, 26, 26), forms="estimated")
         assert (result["(root)"].code, result.check.ok) == (offered[0] if offered else "convolution", True)
         assert isinstance(result.model, kind)
 
@@ -92,10 +92,10 @@ def test_a_form_that_a_site_lacks() -> None:
 )
 def test_taken_where_a_dense_kernel_would_be_mostly_zeros(options: dict[str, Any], code: str) -> None:
     layer = moved(**options)
-    assert fold(layer, torch.randn(1, options["channels"], 26, 26))["(root)"].code == code
+    assert fold(layer, torch.randn(1, options["channels"], 26, 26), forms="estimated")["(root)"].code == code
 
 
 @pytest.mark.parametrize(("elements", "code"), [(3, "sparse"), (34, "convolution")])
 def test_taken_where_few_cells_count(elements: int, code: str) -> None:
     layer = DclsConv2d(8, 8, groups=8, elements=elements, window=17, position_init="uniform")
-    assert fold(layer, torch.randn(1, 8, 40, 40))["(root)"].code == code
+    assert fold(layer, torch.randn(1, 8, 40, 40), forms="estimated")["(root)"].code == code

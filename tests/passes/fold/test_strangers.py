@@ -83,11 +83,11 @@ def test_where_the_weight_is_read_elsewhere(kind: type[VolumeSampling]) -> None:
 
 def test_a_layer_that_it_offers_is_taken() -> None:
     assert [a.name for a in alternatives(model(Rounding))["0"]] == ["quiet", "loud"]
-    for forms, code in ((None, "loud"), ({"0": "quiet"}, "quiet"), ({"0": "dense"}, "convolution")):
+    for forms, code in (("estimated", "loud"), ({"0": "quiet"}, "quiet"), ({"0": "dense"}, "convolution")):
         result = fold(model(Rounding), X, forms=forms)
         assert (result["0"].code, result.check.ok) == (code, True)
         assert worst(result.model, model(Rounding), X) <= 1e-12
-    assert fold(model(Rounding), X)["0"].message == "4 filters, each turned up or down"
+    assert fold(model(Rounding), X, forms="estimated")["0"].message == "4 filters, each turned up or down"
     with pytest.raises(InputError, match=r"'silent'; the sites that have a choice are: 0 \(quiet or loud or dense\)"):
         fold(model(Rounding), X, forms={"0": "silent"})
 
