@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ccrewrite.ir.geometry import ConvArguments, Ints
+from ccrewrite.ir.geometry import ConvArguments, Ints, Padding
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
+from ccrewrite.ir.torch_private import ConvNd
 from ccrewrite.ir.typed import integers
 
 Pads = tuple[tuple[int, int], ...]
@@ -76,6 +77,11 @@ def described(kernel: Tensor, cuts: Sequence[Cut]) -> str:
     sizes = "x".join(map(str, kernel.shape[kernel.dim() - len(cuts) :]))
     steps = "x".join(str(c.step) for c in cuts)
     return f"k{sizes}" + (f" d{steps}" if any(c.step > 1 for c in cuts) else "")
+
+
+def arguments_of(layer: ConvNd) -> ConvArguments:
+    """What the layer's convolution is given; of a transposed one without ``output_padding``."""
+    return {"stride": layer.stride, "padding": cast(Padding, layer.padding), "dilation": layer.dilation, "groups": layer.groups}
 
 
 def conv_of_cut(

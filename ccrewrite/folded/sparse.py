@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -19,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccrewrite.folded.cuts import crop_or_pad, cut_out, described, laid_out, used
+from ccrewrite.folded.cuts import Cut, arguments_of, conv_of_cut, crop_or_pad, cut_out, described, laid_out, used
 from ccrewrite.folded.fusing import Fusing
-from ccrewrite.folded.padded import PaddedConv
+from ccrewrite.folded.padded import parts_of
 from ccrewrite.gathering.corners import Pads
 from ccrewrite.gathering.last import depthwise, last
 from ccrewrite.gathering.last import first as channels_first
@@ -115,10 +116,11 @@ def _touch(one: Box, other: Box) -> bool:
     return all(a <= d and c <= b for (a, b), (c, d) in zip(one, other, strict=True))
 
 
-class SparseConv(Fusing, PaddedConv):
-    """Mixin for ``nn.ConvNd``: ``weight`` is the dense kernel as in ``PaddedConv``, and ``cells`` ``(out, K)`` says where it is
-    not zero: flat indices into a filter, filled up with the number of cells."""
+class SparseConv(Fusing):
+    """Mixin for ``nn.ConvNd``: ``weight`` is the dense kernel, cut as ``cuts`` say, and ``cells`` ``(out, K)`` says where it is
+    not zero: flat indices into a filter, filled up with the number of cells. ``kernel_size`` and so on are the original's."""
 
+    cuts: tuple[Cut, ...]
     cells: Tensor
     boxes: tuple[Box, ...]
     """What eager mode convolves with, of the kernel; none: all of it."""
@@ -127,7 +129,8 @@ class SparseConv(Fusing, PaddedConv):
         layer, ndim, steps = cast(ConvNd, self), len(self.cuts), [c.step for c in self.cuts]
         fused = self.fused()
         if not fused and not self.boxes:
-            return super()._conv_forward(input, weight, bias)
+            how = arguments_of(layer), self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode
+            return conv_of_cut(input, weight, bias, *how)
         batched = input if input.dim() == ndim + 2 else input[None]
         batched, pads = laid_out(batched, self.cuts, ConvGeometry.from_module(layer).pads, layer.padding_mode)
         if fused:
@@ -137,8 +140,14 @@ class SparseConv(Fusing, PaddedConv):
         out = out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * ndim)
         return out if input.dim() == ndim + 2 else out[0]
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script, torch's own layers, which share the weight."""
+        layer = cast(ConvNd, self)
+        return nn.Sequential(OrderedDict(parts_of(layer, cast(nn.Parameter, layer.weight), self.cuts))).train(layer.training)
+
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, visits {self.cells.shape[1]} of {math.prod(cast(Tensor, self.weight).shape[2:])} cells"
+        cells = f"visits {self.cells.shape[1]} of {math.prod(cast(Tensor, self.weight).shape[2:])} cells"
+        return f"{super().extra_repr()}, cuts={tuple(tuple(c) for c in self.cuts)}, {cells}"
 
 
 @contextmanager

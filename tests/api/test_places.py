@@ -183,10 +183,21 @@ def test_folded_layers_are_scripted(kind: type[Any], mode: str) -> None:
     torch.manual_seed(0)
     size = {nn.Conv1d: (13,), nn.Conv2d: (13, 12), nn.Conv3d: (9, 8, 7)}[kind]
     model, x = nn.Sequential(kind(4, 4, 3, stride=2, padding=1, padding_mode=mode)).eval(), torch.randn(1, 4, *size)
-    folded = ccrewrite.fold(moved(ccrewrite.rewrite(model, x).model), x)
+    folded = ccrewrite.fold(moved(ccrewrite.rewrite(model, x).model), x, forms="estimated")
     assert [s.code for s in folded] == ["padded"]
     scripted = torch.jit.script(folded.model)
     assert torch.equal(scripted(x), folded.model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_folded_transposed_layers_are_scripted(kind: type[Any]) -> None:
+    torch.manual_seed(0)
+    size = {nn.ConvTranspose1d: (13,), nn.ConvTranspose2d: (7, 8), nn.ConvTranspose3d: (5, 4, 3)}[kind]
+    model, x = nn.Sequential(kind(4, 4, 3, stride=2, padding=1)).eval(), torch.randn(1, 4, *size)
+    folded = ccrewrite.fold(moved(ccrewrite.rewrite(model, x).model), x, forms="estimated")
+    assert [s.code for s in folded] == ["padded"]
+    assert torch.equal(torch.jit.script(folded.model)(x), folded.model(x))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -194,7 +205,8 @@ def test_what_can_not_be_scripted_says_so() -> None:
     rewritten = moved(ccrewrite.rewrite(network("dilated"), X).model)
     with pytest.raises(InputError, match=r"torch\.jit\.script can't read a DclsSampling.*ccrewrite\.fold"):
         torch.jit.script(rewritten)
-    up = ccrewrite.fold(moved(ccrewrite.rewrite(network("transposed"), X).model), X)
-    assert up.sites[0].code == "padded"
-    with pytest.raises(InputError, match=r"can't read a PaddedConvTranspose2d.*torch\.export"):
-        torch.jit.script(up.model)
+    x = torch.randn(1, 8, 40, 40)
+    far = ccrewrite.fold(moved(ccrewrite.rewrite(nn.Conv2d(8, 8, 3, dilation=9), x).model), x, forms="estimated")
+    assert far.sites[0].code == "shifted"
+    with pytest.raises(InputError, match=r"can't read a ShiftedConv2d.*torch\.export"):
+        torch.jit.script(far.model)

@@ -91,7 +91,7 @@ def test_nodes_say_where_they_come_from(exported: tuple[nn.Module, Any, Path]) -
     }
     assert nodes["down/Conv"]["ccrewrite.from"].startswith("CCConv2d"), "the batch norm merged into it changes nothing"
     assert nodes["up/ConvTranspose"]["ccrewrite.module"] == "up"
-    assert {"across.weight", "up.weight"} <= {i.name for i in file.graph.initializer}
+    assert {"across.weight", "up.conv.weight"} <= {i.name for i in file.graph.initializer}
 
 
 def test_no_trace_of_this_machine(exported: tuple[nn.Module, Any, Path]) -> None:

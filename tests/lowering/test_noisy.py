@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ccrewrite
 from ccrewrite.errors import ExportError
-from ccrewrite.folded.padded import PaddedConv2d
+from ccrewrite.folded.padded import PaddedConv
 from ccrewrite.lowering import aot as packages
 from ccrewrite.lowering.lower import lower
 
@@ -85,7 +85,7 @@ def packaging(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
 
     def load(path: str) -> Any:
         module = programs[-1].module()
-        name = next(n for n, _ in module.named_parameters() if n.endswith("first.weight"))
+        name = next(n for n, _ in module.named_parameters() if n.endswith("first.conv.weight"))
         with torch.no_grad():
             module.get_parameter(name).mul_(1 + error)
         return module
@@ -97,7 +97,7 @@ def packaging(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
 def test_aot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaging(monkeypatch, 1e-7)
     package = ccrewrite.aot(moved(), tmp_path / "m.pt2", X, measured=False)
-    assert isinstance(ccrewrite.fold(moved(), X).model.first, PaddedConv2d)
+    assert isinstance(ccrewrite.fold(moved(), X).model.first, PaddedConv)
     assert "this model amplifies rounding by" in package.check.note
 
 

@@ -1,4 +1,4 @@
-"""A layer whose weight is the effective kernel, cut to its non-zero cells: torch's own, or one that pads unevenly."""
+"""A layer whose weight is the effective kernel, cut to its non-zero cells: torch's own, and a pad or a crop beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ccrewrite.folded import padded
 from ccrewrite.folded.cuts import Cut, cut_out
-from ccrewrite.folded.padded import PADDED
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.torch_private import ConvNd, set_border_
 from ccrewrite.passes.fold.sites import Answer
@@ -16,14 +15,14 @@ from ccrewrite.passes.fold.sites import Answer
 
 def with_kernel_(conv: ConvNd, kernel: Tensor, margin: Ints) -> Answer | None:
     """Give ``conv`` this effective kernel, ``(*weight.shape[:2], *window)``, in a window that exceeds the original extent by
-    ``margin``. In place; None, and nothing done, for a class that can't pad as the cut kernel needs."""
+    ``margin``. In place; None, and nothing done, for a layer that can't pad as the cut kernel needs: one of a class of somebody
+    else's, or with submodules."""
     cut, cuts = cut_out(kernel, margin)
     padding = _torch_padding(ConvGeometry.from_module(conv), cuts)
-    if padding is None and type(conv) not in PADDED:
-        return None
-    conv.weight = nn.Parameter(cut, requires_grad=conv.weight.requires_grad)
     if padding is None:
-        return Answer("padded", padded.make_(conv, cuts))
+        message = padded.make_(conv, cut, cuts) if type(conv) in padded.TORCH else None
+        return None if message is None else Answer("padded", message)
+    conv.weight = nn.Parameter(cut, requires_grad=conv.weight.requires_grad)
     conv.kernel_size = tuple(conv.weight.shape[2:])
     conv.dilation = tuple(c.step if k > 1 else 1 for c, k in zip(cuts, conv.kernel_size, strict=True))
     conv.padding = padding

@@ -52,6 +52,7 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = 
         return fix_layer_(conv, sampling, "its weight or attributes are read elsewhere")
     with evaluating(conv, sampling):
         answer = _with_own_weight_(conv, sampling, form)
+    conv.train(conv.training)  # what it was given, too
     return answer if isinstance(answer, Answer) else fix_layer_(conv, sampling, answer)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ccrewrite.families.adopt import TORCH_LAYERS
-from ccrewrite.folded.padded import PADDED
+from ccrewrite.folded.padded import Crop, PaddedConv
 from ccrewrite.folded.sparse import SPARSE, whole_kernels
 from ccrewrite.ir.capture import Inputs, capture
 from ccrewrite.ir.nested import Bodies
@@ -24,7 +24,7 @@ from ccrewrite.ir.torch_private import BatchNorm, ConvNd, forward_hooks_of, forw
 from ccrewrite.ir.typed import named_modules
 from ccrewrite.passes.fold.sites import FoldedNorm
 
-PLAIN = (*TORCH_LAYERS, *PADDED.values(), *SPARSE.values())
+PLAIN = (*TORCH_LAYERS, *SPARSE.values())
 """Layers whose weight can be scaled along its output channels."""
 
 CONDITIONAL = 0
@@ -66,14 +66,15 @@ def _owner(model: nn.Module, node: fx.Node) -> nn.Module:
 
 
 def _answer_(model: nn.Module, program: Program, name: str, norm: BatchNorm, nodes: list[fx.Node]) -> FoldedNorm:
-    source = cast(fx.Node, nodes[0].args[0])
-    # Not always the convolution itself: a folded layer may crop what it gives.
-    conv = _owner(model, source) if source.op == "call_function" else None
+    way = [cast(fx.Node, nodes[0].args[0])]  # from the norm back to the convolution
+    while way[-1].op == "call_function" and isinstance(_owner(model, way[-1]), Crop):
+        way.append(cast(fx.Node, way[-1].args[0]))
+    conv = _owner(model, way[-1]) if way[-1].op == "call_function" else None
     call = next((c for c in program.calls if model.get_submodule(c.module) is conv), None)
     if call is None or type(conv) not in PLAIN or "weight" not in parameters_of(cast(nn.Module, conv)):
         return FoldedNorm(name, "no-convolution")
     conv = cast(ConvNd, conv)
-    code = _obstacle(model, program, norm, conv, nodes, source)
+    code = _obstacle(model, program, norm, conv, nodes, way)
     if not code:
         _fold_into_(conv, norm)
         for path, module in list(named_modules(model, remove_duplicate=False)):
@@ -83,18 +84,21 @@ def _answer_(model: nn.Module, program: Program, name: str, norm: BatchNorm, nod
     return FoldedNorm(name, code or "folded", call.module)
 
 
-def _obstacle(model: nn.Module, program: Program, norm: BatchNorm, conv: ConvNd, nodes: list[fx.Node], source: fx.Node) -> str:
+def _obstacle(
+    model: nn.Module, program: Program, norm: BatchNorm, conv: ConvNd, nodes: list[fx.Node], way: list[fx.Node]
+) -> str:
     modules = [model.get_submodule(c.module) for c in program.calls]
     if len(nodes) > 1 or sum(m is conv for m in modules) > 1:
         return "several-calls"
-    if len(source.users) > 1:
+    if any(len(node.users) > 1 for node in way):
         return "several-users"
     owners = Counter(id(p) for m in model.modules() for p in parameters_of(m).values() if p is not None)
     if parametrize.is_parametrized(conv) or any(owners[id(p)] > 1 for p in (conv.weight, conv.bias) if p is not None):
         return "shared-weight"
     if norm.running_mean is None or norm.running_var is None:
         return "no-statistics"
-    if any((forward_hooks_of(conv), forward_pre_hooks_of(conv), forward_hooks_of(norm), forward_pre_hooks_of(norm))):
+    around = [m for m in model.modules() if isinstance(m, PaddedConv) and m.conv is conv]
+    if any(forward_hooks_of(m) or forward_pre_hooks_of(m) for m in (conv, norm, *around)):
         return "hooked"
     return ""
 
