@@ -18,8 +18,8 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-fuzz: $(READY)  ## 10,000 generated geometries against torch, 2,000 generated networks
-	$(BIN)/python -m pytest -m slow tests/families tests/api
+fuzz: $(READY)  ## 10,000 generated geometries against torch, 2,000 generated networks; the DCLS tests without the CC family
+	$(BIN)/python -m pytest -m slow tests/families tests/api tests/test_house.py
 	CCREWRITE_EXAMPLES=10000 $(BIN)/python -m pytest tests/families/cc/test_cc_sizes.py -k plain_convolution
 
 CASES = ../cases
@@ -51,8 +51,8 @@ deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer
 page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser, its internal sizes on sliders
 	.venv-deploy/bin/python examples/browser/build.py
 
-lowering: $(READY)  ## compiled models: forms, choices, packages; needs a C++ compiler
-	$(BIN)/python -m pytest -m slow tests/lowering/test_lower.py tests/lowering/test_aot.py tests/plugin
+lowering: $(READY)  ## compiled models: forms, choices, packages, folded layers; needs a C++ compiler
+	$(BIN)/python -m pytest -m slow tests/lowering tests/folded tests/plugin
 
 gpu:  ## on a CUDA machine with torch and triton, installing nothing: what every form computes and takes there: reports/gpu
 	PYTHONPATH=. $(PYTHON) benchmarks/speed/gpu.py $(OPTIONS)

@@ -161,6 +161,7 @@ def test_forms_and_inference() -> None:
 def test_compiled() -> None:
     """One function for layers that differ in channels, dilation and padding; one for equal CC layers."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     alone._compiled.clear()
     model = moved()
     expected = step(model)
@@ -168,8 +169,8 @@ def test_compiled() -> None:
     torch.testing.assert_close(step(model), expected, rtol=1e-4, atol=1e-4)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs == 3, "a forward and a backward; and one for the first layer, whose input wants no gradient"
-    layers = [nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(2)]
-    x = torch.randn(1, 4, 16, 16)
+    layers = [nn.Conv2d(16, 16, 3, stride=2, padding=1) for _ in range(2)]
+    x = torch.randn(1, 16, 16, 16)
     strided = [ccrewrite.rewrite(layer, x).model for layer in layers]
     for layer in strided:
         nn.init.constant_(layer.sampling.shift, 0.2)
