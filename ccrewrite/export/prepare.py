@@ -13,6 +13,7 @@ from ccrewrite.export.kept import Calls, keep_, tensors_of
 from ccrewrite.export.report import CODES, OnnxSite
 from ccrewrite.export.sizes import SizePlan
 from ccrewrite.export.traced_sizes import TracedSizes, take_sizes_
+from ccrewrite.families.adapters import require_merged
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.passes.fold import fold
@@ -41,6 +42,7 @@ def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functi
     where folding changed what the model computes."""
     model = sizes.model if sizes else model
     there = rewritten_sites(model)
+    require_merged(model, there.values(), "export")
     if not there:
         return Prepared(copied(model).eval(), (), {}, {}, {})
     kept = _kept(there.values(), sizes, functions=functions)

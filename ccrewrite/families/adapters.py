@@ -9,9 +9,9 @@ merged. PEFT asks nothing of a layer that it wraps, so torch's hook for register
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -27,9 +27,12 @@ from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.names import paths
 from ccrewrite.ir.torch_private import ConvNd, submodules_of
 
+if TYPE_CHECKING:
+    from ccrewrite.families.sites import RewrittenSite
+
 ADAPTERS = (
     "to be merged into the weight later, but its branch would not have this layer's geometry: put adapters on the original and "
-    "merge them before rewriting, or on what ccrewrite.fold returns"
+    "merge them before rewriting, or on what ccrewrite.fold returns. LoRA can be here: ccrewrite.training.register_lora(config)"
 )
 BRANCHES = ("adalora", "boft", "hira", "hra", "loha", "lokr")
 """Tuners that convolve with a weight of the layer's shape: with its change, or with the changed weight."""
@@ -49,10 +52,14 @@ def tuner_around(model: nn.Module, path: str) -> str | None:
     return next((p for p, module in around if is_tuner(module) and _method(module) not in SCALES), None)
 
 
-def branch_around(model: nn.Module, path: str) -> str | None:
-    """Path of the innermost tuner around the layer at ``path`` whose branch is the layer's; None where there is none."""
-    around = ((p, nn.Module.get_submodule(model, p)) for p in reversed(paths(path)[:-1]))
-    return next((p for p, module in around if is_tuner(module) and _routed(module)), None)
+def require_merged(model: nn.Module, sites: Iterable[RewrittenSite], what: str) -> None:
+    """Raises ``InputError`` where one of ``sites`` is inside a tuner, whose branch ``what`` would lose."""
+    for site in sites:
+        if (tuner := tuner_around(model, site.path)) is not None:
+            raise InputError(
+                f"{tuner} is an adapter on the site {site.name}, whose branch needs its geometry: merge it first "
+                f"(merge_and_unload), then {what}"
+            )
 
 
 def _method(tuner: nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from ccrewrite.errors import InputError, ModelRunError
+from ccrewrite.families.adapters import require_merged
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir import typed
 from ccrewrite.ir.capture import Inputs
@@ -86,6 +87,8 @@ def lower(
         raise InputError(
             f"nothing in this {type(given).__name__} was rewritten, so there is nothing to lower; use torch.compile"
         )
+    if mode == "inference":
+        require_merged(given, known.values(), "lower")
     forced = dict(forms or {})
     unknown = forced.keys() - known.keys()
     if unknown:

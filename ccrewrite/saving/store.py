@@ -16,6 +16,8 @@ from torch import fx, nn
 
 from ccrewrite.api import Result
 from ccrewrite.errors import CcrewriteError, InputError
+from ccrewrite.families.adapters import require_merged
+from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Model, as_module
 from ccrewrite.ir.outcome import GivenModel, model_of
@@ -54,6 +56,7 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
     model = model_of(rewritten, "what save keeps")
     recipe = Recipe.of(model)
     model = unwrapped(model)
+    require_merged(model, rewritten_sites(model).values(), "save")
     if not recipe.samplings:
         raise InputError(
             f"nothing in this {type(model).__name__} is rewritten; rewrite returns a copy, and save takes that (result.model)"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ccrewrite.nn import WidthSchedule, nyquist_penalty, repulsive_loss
     from ccrewrite.training.distillation import Distillation
     from ccrewrite.training.groups import param_groups
+    from ccrewrite.training.lora import register_lora
     from ccrewrite.training.observe import Movement, Recorder
     from ccrewrite.training.positions import Snapped, clamp_positions, snap, snapped
     from ccrewrite.training.schedules import FreezeSchedule
@@ -30,6 +31,7 @@ __all__ = [
     "gathered",
     "nyquist_penalty",
     "param_groups",
+    "register_lora",
     "repulsive_loss",
     "snap",
     "snapped",
@@ -46,6 +48,7 @@ _HOME = {
     "gathered": "training.sharded",
     "nyquist_penalty": "nn",
     "param_groups": "training.groups",
+    "register_lora": "training.lora",
     "repulsive_loss": "nn",
     "snap": "training.positions",
     "snapped": "training.positions",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError, SelectionError
-from ccrewrite.families.adapters import branch_around
+from ccrewrite.families.adapters import require_merged
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.choice import Choice
@@ -85,7 +85,7 @@ def fold(
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
     given, inputs = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs)
     names = _selected(sites := _sites(given), include, exclude)
-    _check_adapters(given, [sites[name] for name in names])
+    require_merged(given, [sites[name] for name in names], "fold, or leave the site out (exclude)")
     asked = _asked_forms(given, forms)
     snapped = copied(given)
     losses = snap_(snapped, names, tol) if tol else {}
@@ -124,15 +124,6 @@ def _selected(sites: Mapping[str, RewrittenSite], include: object, exclude: obje
     if not chosen:
         raise SelectionError(f"include={include!r}, exclude={exclude!r} selects none of the rewritten sites {', '.join(sites)}")
     return chosen
-
-
-def _check_adapters(model: nn.Module, chosen: Sequence[RewrittenSite]) -> None:
-    for site in chosen:
-        if (tuner := branch_around(model, site.path)) is not None:
-            raise InputError(
-                f"{tuner} is an adapter on the site {site.name}, whose branch needs its geometry: merge it first "
-                "(merge_and_unload), then fold; or leave the site out (exclude)"
-            )
 
 
 def _asked_forms(model: nn.Module, forms: Mapping[str, str] | str) -> dict[str, str]:
