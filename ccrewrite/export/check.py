@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ccrewrite.errors import ExportError, InputError, ModelRunError
+from ccrewrite.errors import ExportError
+from ccrewrite.export.examples import arguments
 from ccrewrite.export.report import FileCheck, FileRun
 from ccrewrite.export.sizes import SizePlan
 from ccrewrite.families.sites import rewritten_sites
@@ -25,58 +25,7 @@ from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.judging import Verdict, judged
 from ccrewrite.passes.noise import with_noise
 from ccrewrite.passes.scales.resize import resized
-from ccrewrite.passes.verify import compare_outputs, outputs_of
-
-OTHER_SIZES: tuple[Callable[[int], int], ...] = (
-    lambda n: n + max(1, n // 2),
-    lambda n: n + 32,
-    lambda n: 2 * n,
-    lambda n: 2 * n - 1,
-    lambda n: n + 1,
-)
-"""To try in place of an example's: networks want multiples of powers of two, or sizes that differ from them by as much."""
-
-
-def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The arguments by the names that ``model.forward`` has for them."""
-    try:
-        return dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
-    except TypeError as error:
-        raise InputError(f"{type(model).__name__} can't be called with the example inputs: {error}") from error
-
-
-def named_axes(axes: object) -> dict[int, str]:
-    """The names of an argument's open axes; none where ``axes`` says nothing of them."""
-    named = cast("dict[int, str]", axes) if isinstance(axes, dict) else {}
-    return named if all(isinstance(label, str) for label in named.values()) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
-
-
-def at_other_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, object]) -> Inputs:
-    """The example inputs at another size of every named axis, one that ``model`` runs at. Values are repeated or cut."""
-    found = arguments(model, inputs)
-    sizes = {label: found[name].shape[axis] for name, axes in shapes.items() for axis, label in named_axes(axes).items()}
-    error: Exception | None = None
-    for grow in OTHER_SIZES:
-        wanted = {label: grow(n) for label, n in sizes.items()}
-        changed = {n: _resized(v, named_axes(shapes[n]), wanted) for n, v in found.items()}
-        args = tuple(changed[n] for n in list(found)[: len(inputs.args)])
-        candidate = Inputs(args, {n: changed[n] for n in inputs.kwargs})
-        try:
-            outputs_of(model, candidate)
-        except ModelRunError as raised:
-            error = raised
-        else:
-            return candidate
-    raise InputError(
-        f"the model ran at no other size of {', '.join(sizes)} that was tried; pass check_inputs, or leave them out of dynamic"
-    ) from error
-
-
-def _resized(value: object, axes: Mapping[int, str], sizes: Mapping[str, int]) -> object:
-    for axis, label in axes.items():
-        tensor = cast(Tensor, value)
-        value = tensor.index_select(axis, torch.arange(sizes[label], device=tensor.device) % tensor.shape[axis])
-    return value
+from ccrewrite.passes.verify import compare_outputs
 
 
 def checked(model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: SizePlan | None, tolerance: float | None) -> FileCheck:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError
-from ccrewrite.export.check import at_other_sizes, checked
+from ccrewrite.export.check import checked
+from ccrewrite.export.examples import at_other_sizes, without_ones
 from ccrewrite.export.files import require_packages, save
 from ccrewrite.export.prepare import FUNCTION, Prepared, prepared
 from ccrewrite.export.report import ExportedFile, OnnxSite, times
@@ -94,6 +95,7 @@ def export_onnx(
     shapes = dynamic_shapes(module, inputs, dynamic)
     if shapes is not None:
         runs.append(at_other_sizes(module, inputs, shapes))
+    example = inputs if shapes is None else without_ones(module, inputs, shapes)
     from ccrewrite.export.branch import branched
     from ccrewrite.export.functions import expand_, name_tensors_
     from ccrewrite.export.graph import histogram
@@ -101,7 +103,7 @@ def export_onnx(
 
     def written(ready: Prepared, plan: SizePlan | None) -> tuple[Any, dict[str, str], dict[str, int]]:
         """The graph, its initializers that were learned (and whose they are), its operators before constants were folded."""
-        graph = traced(ready.model, inputs, shapes, opset, plan)
+        graph = traced(ready.model, example, shapes, opset, plan)
         expand_(graph, ready.calls, functions=functions)
         learned = name_tensors_(graph, ready.tensors)
         before = histogram(graph)

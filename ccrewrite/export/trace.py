@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ccrewrite.errors import ExportError, InputError
-from ccrewrite.export.check import arguments, named_axes
+from ccrewrite.export.examples import arguments, named_axes
 from ccrewrite.export.sizes import SizePlan
 from ccrewrite.export.traced_sizes import SIZES
 from ccrewrite.export.translations import translations

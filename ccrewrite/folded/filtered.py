@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ccrewrite.folded.fusing import Fusing
 from ccrewrite.gathering.filters import Bank
-from ccrewrite.gathering.mixing import mix
+from ccrewrite.gathering.mixing import mixed
 from ccrewrite.gathering.strided import Strided, convolved, convolved_transposed
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
@@ -70,7 +70,7 @@ class FilteredConv(Fusing):
         padding = tuple(low for low, _ in wide)
         read = (self._read(data, tap, padding, whole) for tap in range(len(self.starts)))
         each = [torch.unflatten(x, 1, (layer.groups, -1)) for x in read]
-        out = _mixed(torch.stack(each, 2).flatten(1, 3), weight, layer.groups)
+        out = mixed(torch.stack(each, 2).flatten(1, 3), weight, layer.groups)
         out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
         return out if input.dim() == ndim + 2 else out[0]
 
@@ -116,7 +116,7 @@ class FilteredConvTranspose(Fusing):
             out = Bank(_axes(self, tuple(batched.shape[2:]), wide), layer.weight.T).finer(batched)
             out = out if layer.bias is None else out + layer.bias.view(-1, *(1,) * ndim)
             return out if input.dim() == ndim + 2 else out[0]
-        out = _mixed(batched, layer.weight, 1)
+        out = mixed(batched, layer.weight, 1)
         # The last axis first: its taps are next to each other.
         for axis in reversed(range(ndim)):
             factor: Tensor = getattr(self, f"factor_{axis}")
@@ -155,15 +155,6 @@ def _axes(layer: FilteredConv | FilteredConvTranspose, sizes: Ints, pads: Sequen
         )
         axes.append(Strided(factor, stride, low, fine, coarse, [range(*ends) for ends in layer.near[axis]]))
     return axes
-
-
-def _mixed(x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """A convolution with a kernel of one tap. While something compiles or exports it, as torch's of these axes."""
-    ndim = x.dim() - 2
-    if torch.compiler.is_compiling():
-        ones, zeros = (1,) * ndim, (0,) * ndim
-        return CONVOLUTIONS[ndim - 1](x, weight.view(*weight.shape, *ones), None, ones, zeros, ones, groups)
-    return mix(x.flatten(2), weight[:, :, None], groups).view(len(x), -1, *x.shape[2:])
 
 
 class FilteredConv1d(FilteredConv, nn.Conv1d):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ccrewrite.folded.fusing import Fusing
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Corners, Pads, pad, row_strides
+from ccrewrite.gathering.mixing import mixed
 from ccrewrite.gathering.moved import channel_rows, moved_sum
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.torch_private import ConvNd
@@ -62,11 +63,11 @@ def gathered_conv(
         pads = [(0, 0)] * ndim
     size = batched.shape[2:]
     if fused and not any(s > 1 for s in stride):
-        mixed = torch.mm(weight, channel_rows(batched)).view(taps, out, batched.shape[0], *size)
-        total = moved_sum(mixed, positions, window, pads)
+        products = torch.mm(weight, channel_rows(batched)).view(taps, out, batched.shape[0], *size)
+        total = moved_sum(products, positions, window, pads)
     else:
-        mixed = (weight @ batched.flatten(2)).view(-1, taps, out, *size)
-        total = gathered_sum(mixed, positions, window, pads, stride)
+        products = mixed(batched, weight, 1).view(batched.shape[0], taps, out, *size)
+        total = gathered_sum(products, positions, window, pads, stride)
     total = total if bias is None else total + bias.to(total.dtype).view(-1, *(1,) * ndim)
     return total if input.dim() == ndim + 2 else total[0]
 

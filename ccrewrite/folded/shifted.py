@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccrewrite.folded.fusing import Fusing
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Pads
-from ccrewrite.gathering.mixing import mix
+from ccrewrite.gathering.mixing import mixed
 from ccrewrite.gathering.places import Layout, Tap, padded, read
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import bind
@@ -27,7 +28,7 @@ from ccrewrite.ir.torch_private import ConvNd
 Taps = tuple[Tap, ...]
 
 
-class ShiftedConv(Unscriptable):
+class ShiftedConv(Unscriptable, Fusing):
     """Mixin for ``nn.ConvNd``: ``weight`` mixes channels, ``(out, taps * in)`` where the input is read (``reads_input``), else
     ``(taps * out, in)``; ``kernel_size`` and the rest are the original's."""
 
@@ -39,7 +40,7 @@ class ShiftedConv(Unscriptable):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = cast(ConvNd, self)
         pads = [(low + m, high + m) for (low, high), m in zip(ConvGeometry.from_module(layer).pads, self.margin, strict=True)]
-        how = self.taps, self.window, layer.stride, pads, layer.padding_mode, self.reads_input
+        how = self.taps, self.window, layer.stride, pads, layer.padding_mode, self.reads_input, self.fused()
         return shifted_conv(input, weight, bias, *how)
 
     def extra_repr(self) -> str:
@@ -47,7 +48,7 @@ class ShiftedConv(Unscriptable):
         return f"{super().extra_repr()}, taps={len(self.taps)} apart in {self.window}, {what} read"
 
 
-class ShiftedSampling(Unscriptable):
+class ShiftedSampling(Unscriptable, Fusing):
     """The same for weights that are known at run time only. Called as the sampling that it replaces: with the arguments of the
     torch function, of one group.
 
@@ -70,7 +71,7 @@ class ShiftedSampling(Unscriptable):
         geometry = ConvGeometry(1, 1, self.kernel_size, (1,) * ndim, padding, self.dilation, 1, (0,) * ndim)
         pads = [(low + m, high + m) for (low, high), m in zip(geometry.pads, self.margin, strict=True)]
         reads_input = reads(weight.shape, call["stride"])
-        how = self.taps, self.window, call["stride"], pads, "zeros", reads_input
+        how = self.taps, self.window, call["stride"], pads, "zeros", reads_input, self.fused()
         return shifted_conv(input, mixing_of(weight, reads_input), bias, *how)
 
     def describe(self) -> str:
@@ -92,6 +93,7 @@ def shifted_conv(
     pads: Pads,
     padding_mode: str,
     reads_input: bool,
+    fused: bool,
 ) -> Tensor:
     """``ShiftedConv``'s forward; ``padding_mode`` is torch's. A leaf for ``torch.fx.symbolic_trace``."""
     ndim = len(window)
@@ -102,22 +104,14 @@ def shifted_conv(
     outputs = Layout(window, stride, pads, 1).outputs(batched)
     if reads_input:
         data = padded(batched, pads)
-        total = _mixed(torch.cat([read(data, tap, outputs, stride) for tap in taps], 1), weight)
+        total = mixed(torch.cat([read(data, tap, outputs, stride) for tap in taps], 1), weight, 1, fused=fused)
     else:
-        products = padded(_mixed(batched, weight), pads).chunk(len(taps), 1)
+        products = padded(mixed(batched, weight, 1, fused=fused), pads).chunk(len(taps), 1)
         total = read(products[0], taps[0], outputs, stride)
         for product, tap in zip(products[1:], taps[1:], strict=True):
             total = total + read(product, tap, outputs, stride)
     total = total if bias is None else total + bias.view(-1, *(1,) * ndim)
     return total if input.dim() == ndim + 2 else total[0]
-
-
-def _mixed(x: Tensor, weight: Tensor) -> Tensor:
-    """A convolution with a kernel of one tap. While something compiles or exports it, as the matrix product that it is: then
-    Inductor fuses around it without changing layouts."""
-    flat = x.flatten(2)
-    out = weight @ flat if torch.compiler.is_compiling() else mix(flat, weight[:, :, None], 1)
-    return out.view(*out.shape[:-1], *x.shape[2:])
 
 
 class ShiftedConv1d(ShiftedConv, nn.Conv1d):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ccrewrite.ir.operators import CONVOLUTIONS
+
 FEW = 48
 """Below so many channels a matrix product is faster than a convolution of one tap."""
 
@@ -18,6 +20,19 @@ def mix(data: Tensor, mixing: Tensor, groups: int) -> Tensor:
     if _few(mixing, groups):
         return mixing.flatten(1) @ data
     return torch.ops.aten.convolution(data, mixing, None, *_ONE_TAP, groups)
+
+
+def mixed(x: Tensor, weight: Tensor, groups: int, *, fused: bool = False) -> Tensor:
+    """``(N, in, *size)`` and ``(out, in/groups)`` -> ``(N, out, *size)``. Where something compiles or exports it, as torch's
+    convolution of these axes; as a matrix product, of one group, where it is ``fused``: then Inductor fuses around it without
+    changing layouts. Exported, that product would make an open batch of 1 a constant."""
+    ndim, shape = x.dim() - 2, (x.shape[0], weight.shape[0], *x.shape[2:])
+    if fused:
+        return (weight @ x.flatten(2)).view(shape)
+    if torch.compiler.is_compiling():
+        ones, zeros = (1,) * ndim, (0,) * ndim
+        return CONVOLUTIONS[ndim - 1](x, weight.view(*weight.shape, *ones), None, ones, zeros, ones, groups)
+    return mix(x.flatten(2), weight[:, :, None], groups).view(shape)
 
 
 def mix_backward(gradient: Tensor, data: Tensor, mixing: Tensor, groups: int, wants_data: bool) -> tuple[Tensor, Tensor]:

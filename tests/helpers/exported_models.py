@@ -14,8 +14,8 @@ import ccrewrite
 from ccrewrite.nn import Sampling
 
 
-def moved(model: nn.Module, inputs: Any) -> nn.Module:
-    rewritten = ccrewrite.rewrite(model, inputs).model
+def moved(model: nn.Module, inputs: Any, rules: Any = None) -> nn.Module:
+    rewritten = ccrewrite.rewrite(model, inputs, rules=rules).model
     with torch.no_grad():
         for m in rewritten.modules():
             if isinstance(m, Sampling):
