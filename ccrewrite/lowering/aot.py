@@ -23,6 +23,7 @@ from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
+from ccrewrite.lowering import inductor
 from ccrewrite.lowering.choose import choose_folded
 from ccrewrite.lowering.observed import judge
 from ccrewrite.passes.fold import fold
@@ -56,22 +57,24 @@ def aot(
     *,
     dynamic_shapes: Any = None,
     inductor_configs: Mapping[str, object] | None = None,
+    compile_mode: str | None = None,
     measured: bool = True,
 ) -> Package:
     """Fold a rewritten model, compile it ahead of time with AOTInductor and write the package (``.pt2``) to ``path``.
 
     ``torch._inductor.aoti_load_package(path)`` runs it, in Python or C++, for the device that it was compiled on.
-    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor. Layers that can be folded to several forms are
+    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor, on top of the options of
+    ``compile_mode``, one of torch.compile's modes. Layers that can be folded to several forms are
     timed in each, as ``ccrewrite.lower`` does; with ``measured=False`` an estimate decides. The package is loaded, and its
     outputs on ``example_inputs`` compared with the model's in evaluation mode, before it takes its name.
 
-    Raises ``InputError`` for a path that doesn't end in ``.pt2`` or can't be written and for models with nothing rewritten, and
-    ``ExportError`` where torch can't export or compile the model, or the package computes something else.
+    Raises ``InputError`` for a path that doesn't end in ``.pt2`` or can't be written, an unknown mode and models with nothing
+    rewritten, and ``ExportError`` where torch can't export or compile the model, or the package computes something else.
     """
     path = Path(path)
     if path.suffix != ".pt2":
         raise InputError(f"an AOTInductor package is called something.pt2, found {str(path)!r}")
-    path = writable(path)
+    path, configs = writable(path), inductor.of_mode(compile_mode) | dict(inductor_configs or {})
     given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
     chosen = choose_folded(given, inputs, {}) if measured else {}
     folded = fold(given, inputs, forms=estimated(given) | {name: choice.form for name, choice in chosen.items()})
@@ -96,7 +99,7 @@ def aot(
         packaged = io.BytesIO()  # written here, for torch's writer may end the process where the disk is full
         step("aot", "compiling the package")
         try:
-            aoti_compile_and_package(program, package_path=packaged, inductor_configs=dict(inductor_configs or {}))
+            aoti_compile_and_package(program, package_path=packaged, inductor_configs=configs)
         except Exception as error:
             raise ExportError(f"AOTInductor can't compile this {name}: {error}") from error
         return packaged

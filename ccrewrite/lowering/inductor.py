@@ -11,7 +11,7 @@ import functools
 import hashlib
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
@@ -22,23 +22,44 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ccrewrite import families, folded, gathering, ir
+from ccrewrite.errors import InputError
 from ccrewrite.families.regions import EXPANSIONS, REGIONS
 
 try:
-    from torch._inductor import config
-    from torch._inductor.custom_graph_pass import CustomGraphPass
+    from torch._inductor import config, list_mode_options
+    from torch._inductor.custom_graph_pass import CustomGraphPass, CustomInferenceAwareGraphPass
     from torch._inductor.decomposition import select_decomp_table
 except ImportError:  # pragma: no cover
-    config = CustomGraphPass = select_decomp_table = None
+    config = CustomGraphPass = CustomInferenceAwareGraphPass = list_mode_options = select_decomp_table = None
 
 WORTH_SHARING = 2
 """So many equal calls in a graph are compiled as one subgraph."""
 
 
-def options() -> dict[str, Any]:
-    """For ``torch.compile(..., options=)`` and AOTInductor's ``inductor_configs``."""
-    known = CustomGraphPass is not None and hasattr(config, "post_grad_custom_pre_pass")
-    return {"post_grad_custom_pre_pass": _expansion()} if known else {}
+PASS = "post_grad_custom_pre_pass"
+
+
+def options(own: Mapping[str, object] | None = None, compile_mode: str | None = None) -> dict[str, Any]:
+    """For ``torch.compile(..., options=)``: ours, beside a user's ``own`` and those of one of torch.compile's modes. A pass of
+    theirs at the same place, from ``own`` or set in Inductor's configuration now, runs after ours.
+
+    Raises ``InputError`` for an unknown mode.
+    """
+    given = of_mode(compile_mode) | dict(own or {})
+    known = CustomGraphPass is not None and hasattr(config, PASS)
+    if not known:
+        return given
+    theirs = given.get(PASS, getattr(config, PASS))
+    passes = tuple(theirs) if isinstance(theirs, (list, tuple)) else () if theirs is None else (theirs,)
+    return given | {PASS: _expansion(passes)}
+
+
+def of_mode(compile_mode: str | None) -> dict[str, Any]:
+    """Inductor's options for one of torch.compile's modes."""
+    try:
+        return dict(list_mode_options(compile_mode)) if compile_mode and list_mode_options else {}
+    except RuntimeError as error:
+        raise InputError(f"compile_mode is one of torch.compile's modes: {error}") from error
 
 
 def code_hash() -> str | None:
@@ -164,16 +185,22 @@ def _inline_(graph: fx.Graph, code: fx.GraphModule, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _expansion() -> Any:
+def _expansion(others: Sequence[Any] = ()) -> Any:
     assert CustomGraphPass is not None
+    assert CustomInferenceAwareGraphPass is not None
 
-    class Expansion(CustomGraphPass):
-        """The pass as Inductor takes it; its identity goes into the key of Inductor's cache."""
+    class Expansion(CustomInferenceAwareGraphPass):
+        """The pass as Inductor takes it, ``others`` after it; its identity goes into the key of Inductor's cache."""
 
-        def __call__(self, graph: fx.Graph) -> None:
+        def __call__(self, graph: fx.Graph, is_inference: bool) -> None:
             expand_(graph)
+            for other in others:
+                more = {"is_inference": is_inference} if isinstance(other, CustomInferenceAwareGraphPass) else {}
+                other(graph, **more)
 
         def uuid(self) -> object:
-            return code_hash()
+            """None, so nothing cached, where one of them has none."""
+            known = [code_hash(), *(p.uuid() if isinstance(p, CustomGraphPass) else None for p in others)]
+            return None if None in known else known[0] if len(known) == 1 else tuple(known)
 
     return Expansion()

@@ -44,6 +44,8 @@ def lower(
     verify: bool = True,
     dynamic: bool | None = None,
     fullgraph: bool = False,
+    options: Mapping[str, object] | None = None,
+    compile_mode: str | None = None,
 ) -> Lowered:
     """Compile a rewritten model with torch.compile and Inductor, every site in the cheapest form for its shapes.
 
@@ -66,10 +68,12 @@ def lower(
     (``result.check``): for "inference" in evaluation mode, for "training" as ``model`` stands. A warning says where they
     differ. Else nothing is compiled before the first call.
 
-    ``dynamic`` and ``fullgraph`` are torch.compile's.
+    ``dynamic``, ``fullgraph`` and ``options`` are torch.compile's, ``compile_mode`` is its ``mode`` ("max-autotune" and so on).
+    A ``post_grad_custom_pre_pass`` of yours, among the options or in Inductor's configuration, runs after ours. Forms are timed
+    without any of them.
 
-    Raises ``InputError`` for an unknown mode, site or form, and where nothing in ``model`` was rewritten; ``ModelRunError``
-    where the model can't run on ``example_inputs``, or torch can't compile it.
+    Raises ``InputError`` for an unknown mode, option, site or form, and where nothing in ``model`` was rewritten;
+    ``ModelRunError`` where the model can't run on ``example_inputs``, or torch can't compile it.
 
     >>> import ccrewrite, torch
     >>> model, x = nn.Conv2d(8, 8, 3, dilation=4, padding=4), torch.randn(1, 8, 16, 16)
@@ -96,8 +100,11 @@ def lower(
     skipped = Check((), ran=False, note="verify=False")
     training = mode == "training"
     if scope == "sites":
-        if dynamic is not None or fullgraph:
-            raise InputError('dynamic and fullgraph are for scope="model"; with scope="sites" each layer is compiled by itself')
+        if dynamic is not None or fullgraph or options or compile_mode:
+            raise InputError(
+                'dynamic, fullgraph, options and compile_mode are for scope="model"; with scope="sites" each layer is compiled '
+                "by itself"
+            )
         samplings = {name: site.sampling for name, site in known.items()}
         step("lower", f"compiling {len(known)} layers")
         sites = compile_sites_(given, inputs, samplings, forced, training=training)
@@ -109,13 +116,17 @@ def lower(
             raise
         return Lowered(given, mode, sites, check)
     prepare = _for_training_ if mode == "training" else _for_inference
+    every = inductor.options(options, compile_mode)
     prepared, sites = prepare(given, inputs, forced, measured)
-    compiled = typed.compiled(prepared, dynamic=dynamic, fullgraph=fullgraph, options=inductor.options())
+    try:
+        compiled = typed.compiled(prepared, dynamic=dynamic, fullgraph=fullgraph, options=every)
+    except RuntimeError as error:
+        raise InputError(f"torch.compile refuses these options: {error}") from error
     step("lower", "compiling the model, and comparing outputs")
 
     def judged() -> Verdict:
         def run(module: nn.Module) -> object:
-            return typed.compiled(module, dynamic=dynamic, options=inductor.options())(*inputs.args, **inputs.kwargs)
+            return typed.compiled(module, dynamic=dynamic, options=every)(*inputs.args, **inputs.kwargs)
 
         return judge(given, inputs, prepared, run, gradients=training)
 

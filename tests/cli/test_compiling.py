@@ -39,16 +39,16 @@ def test_lower(right: bool, status: int, model: str, monkeypatch: pytest.MonkeyP
         return Lowered(model, "training", (), Check((OutputCheck("output", "float32", (1,), 0.0, 0.0, 0, right),), True))
 
     monkeypatch.setattr(ccrewrite, "lower", lower)
-    done = CliRunner().invoke(app, ["lower", model, "--mode", "training", "--no-measured"])
+    done = CliRunner().invoke(app, ["lower", model, "--mode", "training", "--no-measured", "--compile-mode", "max-autotune"])
     assert done.exit_code == status, done.output
-    assert calls == [{"mode": "training", "measured": False}]
+    assert calls == [{"mode": "training", "measured": False, "compile_mode": "max-autotune"}]
     assert ("outputs are equal" if right else "outputs DIFFER") in done.stdout
     assert CliRunner().invoke(app, ["lower", model, "--mode", "faster"]).exit_code == 2
 
 
 def test_aot(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def aot(model: nn.Module, path: Path, inputs: Any) -> str:
-        assert (type(model).__name__, inputs.shape) == ("DclsConv1d", (1, 2, 9))
+    def aot(model: nn.Module, path: Path, inputs: Any, compile_mode: str | None) -> str:
+        assert (type(model).__name__, inputs.shape, compile_mode) == ("DclsConv1d", (1, 2, 9), None)
         return f"package {path}"
 
     monkeypatch.setattr(ccrewrite, "aot", aot)

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import config
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomInferenceAwareGraphPass
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.forms.operators import FORMS, dcls_conv
 from ccrewrite.families.regions import REGIONS, Region
 from ccrewrite.lowering import inductor
@@ -64,6 +67,60 @@ def test_the_pass_has_an_identity_for_inductors_cache():
 def test_without_the_hook_there_are_no_options(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inductor, "CustomGraphPass", None)
     assert inductor.options() == {}
+
+
+class Named(CustomGraphPass):
+    """Somebody's own pass."""
+
+    def __init__(self, name: str, seen: list[str]) -> None:
+        self.name, self.seen = name, seen
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        self.seen.append(self.name)
+        assert not any("ccrewrite" in str(n.target) for n in graph.nodes), "ours are expanded before"
+
+    def uuid(self) -> object:
+        return self.name
+
+
+class Aware(CustomInferenceAwareGraphPass):
+    """One that is told whether it is for inference."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def __call__(self, graph: torch.fx.Graph, is_inference: bool) -> None:
+        self.seen.append(f"inference {is_inference}")
+
+    def uuid(self) -> object:
+        return "aware"
+
+
+def test_passes_of_others_run_after_ours():
+    seen: list[str] = []
+    _, traced_graph = traced("products")
+    with config.patch(post_grad_custom_pre_pass=Named("from the configuration", seen)):
+        expansion = inductor.options({"max_autotune": True})["post_grad_custom_pre_pass"]
+    expansion(traced_graph.graph, is_inference=False)
+    assert seen == ["from the configuration"]
+    assert expansion.uuid() == (inductor.code_hash(), "from the configuration")
+    asked = inductor.options({"post_grad_custom_pre_pass": [Named("asked for", seen), Aware(seen)]})
+    asked["post_grad_custom_pre_pass"](traced_graph.graph, is_inference=True)
+    assert seen[1:] == ["asked for", "inference True"]
+    plain = inductor.options({"post_grad_custom_pre_pass": lambda graph: seen.append("a function")})
+    plain["post_grad_custom_pre_pass"](traced_graph.graph, is_inference=True)
+    assert seen[3:] == ["a function"]
+    assert plain["post_grad_custom_pre_pass"].uuid() is None, "a function has no identity: nothing may be cached"
+
+
+def test_options_of_a_mode():
+    options = inductor.options({"coordinate_descent_tuning": False}, "max-autotune-no-cudagraphs")
+    assert {k: options[k] for k in ("max_autotune", "coordinate_descent_tuning")} == {
+        "max_autotune": True,
+        "coordinate_descent_tuning": False,
+    }
+    with pytest.raises(InputError, match=r"torch.compile's modes: .*max-everything"):
+        inductor.options(compile_mode="max-everything")
 
 
 def test_calls_that_are_alike_share_one_subgraph():

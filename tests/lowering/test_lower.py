@@ -324,3 +324,18 @@ def test_forms_fall_back_outside_the_compiler():
     sampling.form = "products"
     program = torch.export.export(rewritten(), (X,))
     assert not any("ccrewrite" in str(n.target) for n in program.graph.nodes)
+
+
+def test_options_of_torch_compile(monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: seen.append(options) or model)
+    lower(rewritten(), X, measured=False, verify=False, options={"epilogue_fusion": False}, compile_mode="max-autotune")
+    assert {k: v for k, v in seen[0]["options"].items() if k != "post_grad_custom_pre_pass"} == {
+        **torch._inductor.list_mode_options("max-autotune"),
+        "epilogue_fusion": False,
+    }
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"refuses these options: .*no_such_option"):
+        lower(rewritten(), X, measured=False, verify=False, options={"no_such_option": 1})
+    with pytest.raises(InputError, match=r"torch\.compile's modes"):
+        lower(rewritten(), X, compile_mode="no such mode")
