@@ -52,7 +52,8 @@ def lower(
     With ``scope="sites"`` only the rewritten layers are compiled, in place, each where that pays: ``result.model is model``,
     which runs eagerly else, with its own parameters, hooks and classes. Layers that are alike are compiled once. They run
     compiled at the sizes that ``example_inputs`` give them, and eagerly at others. Nothing is folded in either mode, and
-    ``revert``, ``save``, copies and wrappers work as before. A form "eager" leaves a layer as it was; none is timed.
+    ``revert``, ``save``, copies and wrappers work as before. Each kind of layer is timed compiled and as eager code
+    (``measured``), and one that isn't faster compiled has the form "eager": it is left as it was.
 
     With ``scope="model"``, "inference" gives a copy without learnable geometry (``ccrewrite.fold``), so that no kernel is built
     at run time; later changes of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each site's
@@ -66,7 +67,7 @@ def lower(
 
     With ``verify`` the compiled model runs once on ``example_inputs``, and its outputs are compared with those of ``model``
     (``result.check``): for "inference" in evaluation mode, for "training" as ``model`` stands. A warning says where they
-    differ. Else nothing is compiled before the first call.
+    differ. Else nothing but what is timed is compiled before the first call.
 
     ``dynamic``, ``fullgraph`` and ``options`` are torch.compile's, ``compile_mode`` is its ``mode`` ("max-autotune" and so on).
     A ``post_grad_custom_pre_pass`` of yours, among the options or in Inductor's configuration, runs after ours. Forms are timed
@@ -107,7 +108,7 @@ def lower(
             )
         samplings = {name: site.sampling for name, site in known.items()}
         step("lower", f"compiling {len(known)} layers")
-        sites = compile_sites_(given, inputs, samplings, forced, training=training)
+        sites = compile_sites_(given, inputs, samplings, forced, training=training, measured=measured)
         before = functools.partial(eager, samplings.values())
         try:
             check = checked(given, given, inputs, training=training, given=before) if verify else skipped

@@ -20,7 +20,7 @@ HOW = {
     "not run": "not called with the example inputs",
     "folded": "",
     "alone": "compiled by itself",
-    "eager": "left eager, which is as fast",
+    "eager": "left eager, which is as fast by estimate",
 }
 """How a site's form was chosen -> what its message says of it. A folded site's message says what the layer is."""
 

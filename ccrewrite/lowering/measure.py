@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,45 +20,76 @@ from ccrewrite.passes.fold.choose import Question
 EFFORT = Effort(0, (MIN_ROUNDS, MIN_ROUNDS), 0.03)
 """A third of a second for each form."""
 
-
+EAGER = "eager"
+"""The form of a layer that isn't compiled."""
 GOOD = 1.1
 """No form is expected to beat the plain convolution by much: once one takes at most so many times its time, the forms after it
 are not compiled."""
 
 
-def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
-    """Seconds of one compiled call and its backward in ``forms``, on random data of the site's shapes, with geometry off its
-    start; in their order, until one is ``GOOD``. Leaves the site's own sampling alone."""
-    shapes = site.shapes
-    generator = torch.Generator(shapes.device).manual_seed(0)
-    factory: dict[str, Any] = {"device": shapes.device, "dtype": shapes.dtype}
-    input = torch.randn(shapes.input, generator=generator, **factory).requires_grad_()
-    weight = nn.Parameter(torch.randn(shapes.weight, generator=generator, **factory))
-    outputs = shapes.weight[1] * shapes.arguments["groups"] if site.sampling.transposed else shapes.weight[0]
-    bias = nn.Parameter(torch.randn(outputs, generator=generator, **factory)) if shapes.bias else None
+class _Trial:
+    """Random data of the shapes of a site's call."""
 
-    def step(form: str) -> Callable[[], object]:
-        sampling, run = nudged(site.sampling, form), compiled_call()
-        wanted = [t for t in (input, weight, bias, *sampling.parameters()) if t is not None]
+    def __init__(self, site: SiteCall) -> None:
+        self.site, self.shapes = site, site.shapes
+        self.generator = torch.Generator(site.shapes.device).manual_seed(0)
+        outputs = self.shapes.weight[1] * self.shapes.arguments["groups"]
+        self.input = self.drawn(self.shapes.input)
+        self.weight = self.drawn(self.shapes.weight)
+        self.bias = self.drawn((outputs if site.sampling.transposed else self.shapes.weight[0],)) if self.shapes.bias else None
+
+    def drawn(self, size: Sequence[int]) -> Tensor:
+        where: dict[str, Any] = {"device": self.shapes.device, "dtype": self.shapes.dtype}
+        return torch.randn(tuple(size), generator=self.generator, **where).requires_grad_()
+
+    def run(
+        self, call: Callable[..., Tensor], weight: Tensor, learned: Sequence[Tensor], *, training: bool
+    ) -> Callable[[], object]:
+        """``call(input, weight, bias)``; with ``training``, and the gradients of these and of what is ``learned``."""
+        wanted = [t for t in (self.input, weight, self.bias, *learned) if t is not None]
 
         def both() -> None:
-            out = run(sampling, (input, weight, bias), shapes.arguments)
-            torch.autograd.grad(out, wanted, torch.ones_like(out), allow_unused=True)
+            with torch.set_grad_enabled(training):
+                out = call(self.input, weight, self.bias)
+                if training:
+                    torch.autograd.grad(out, wanted, torch.ones_like(out), allow_unused=True)
 
         return both
 
-    def plain() -> None:
-        out = site.sampling.plain(input, plain_weight, bias, **shapes.arguments)
-        torch.autograd.grad(out, [t for t in (input, plain_weight, bias) if t is not None], torch.ones_like(out))
 
-    plain_weight = nn.Parameter(torch.randn(*shapes.weight[:2], *site.sampling.kernel_size, generator=generator, **factory))
+def measure(site: SiteCall, forms: Sequence[str]) -> dict[str, float]:
+    """Seconds of one compiled call and its backward in ``forms``, on random data of the site's shapes, with geometry off its
+    start; in their order, until one is ``GOOD``. Leaves the site's own sampling alone."""
+    trial, arguments = _Trial(site), site.shapes.arguments
+    plain_weight = trial.drawn((*site.shapes.weight[:2], *site.sampling.kernel_size))
+    plain = trial.run(lambda *given: site.sampling.plain(*given, **arguments), plain_weight, (), training=True)
+
+    def step(form: str) -> Callable[[], object]:
+        sampling, run = nudged(site.sampling, form), compiled_call()
+        learned = list(sampling.parameters())
+        return trial.run(lambda *given: run(sampling, given, arguments), trial.weight, learned, training=True)
+
     found: dict[str, float] = {}
     for form in forms:
-        timed = seconds_of({"plain": plain, form: step(form)}, shapes.device, EFFORT)
+        timed = seconds_of({"plain": plain, form: step(form)}, site.shapes.device, EFFORT)
         found[form] = timed[form]
         if timed[form] <= GOOD * timed["plain"]:
             break
     return found
+
+
+def measure_alone(site: SiteCall, form: str, *, training: bool) -> Mapping[str, float]:
+    """Seconds of one call (with ``training``, and its backward) as eager code runs it, and of one that is compiled by itself in
+    ``form``; on random data, with geometry off its start."""
+    trial, arguments = _Trial(site), site.shapes.arguments
+
+    def of(name: str) -> Callable[[], object]:
+        sampling = nudged(site.sampling, None if name == EAGER else form)
+        sampling.compiled_at = frozenset() if name == EAGER else site.inputs
+        learned = list(sampling.parameters())
+        return trial.run(lambda *given: sampling(*given, **arguments), trial.weight, learned, training=training)
+
+    return seconds_of({name: of(name) for name in (EAGER, form)}, site.shapes.device)
 
 
 def measure_folded(question: Question) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,36 +12,65 @@ from torch.utils._pytree import tree_leaves
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.choice import Choice, Seconds
 from ccrewrite.ir.preserve import unwatched
+from ccrewrite.ir.progress import step
+from ccrewrite.ir.timing import seconds_of
 from ccrewrite.lowering.calls import SiteCall, site_calls
+from ccrewrite.lowering.choose import key_of
 from ccrewrite.lowering.lowered import LoweredSite
-
-EAGER = "eager"
-"""The form of a layer that is left as it was."""
+from ccrewrite.lowering.measure import EAGER, measure_alone
+from ccrewrite.lowering.times import Times, cache_key
 
 
 def compile_sites_(
-    model: nn.Module, inputs: Inputs, samplings: Mapping[str, Sampling], forced: Mapping[str, str], *, training: bool
+    model: nn.Module,
+    inputs: Inputs,
+    samplings: Mapping[str, Sampling],
+    forced: Mapping[str, str],
+    *,
+    training: bool,
+    measured: bool,
 ) -> tuple[LoweredSite, ...]:
     """Let each of ``samplings`` run compiled at the sizes that ``inputs`` give; in place. Those where that doesn't pay stay
-    eager. Raises ``InputError`` where a site has no such form as ``forced`` says."""
+    eager: where eager code is as fast by estimate, or when ``measured``. Raises ``InputError`` where a site has no such form
+    as ``forced`` says, ``ModelRunError`` where one that is measured can't be compiled."""
     for name, form in forced.items():
         forms = (*samplings[name].forms, EAGER)
         if form not in forms:
             raise InputError(f"site {name} can't take the form {form!r}; it has the forms {', '.join(forms)}")
     release_(samplings.values())
     calls = site_calls(model, inputs, samplings)
-    return tuple(_compile_(n, s, calls.get(n), forced.get(n), training) for n, s in samplings.items())
+    times = Times() if measured else None
+    chosen = {n: _choice(n, s, calls.get(n), forced.get(n), training, times) for n, s in samplings.items()}
+    found = tuple(LoweredSite.chosen(name, *choice) for name, choice in chosen.items())
+    for site in found:
+        if site.code != EAGER:
+            samplings[site.name].form, samplings[site.name].compiled_at = site.code, calls[site.name].inputs
+    if times is not None:
+        times.keep()
+    return found
 
 
-def _compile_(name: str, sampling: Sampling, call: SiteCall | None, forced: str | None, training: bool) -> LoweredSite:
+def _choice(
+    name: str, sampling: Sampling, call: SiteCall | None, forced: str | None, training: bool, times: Times | None
+) -> Choice:
     if call is None:
-        return LoweredSite.chosen(name, EAGER, "not run", {})
+        return Choice(EAGER, "not run", {})
     form = forced or sampling.form_alone(call.shapes, training) or EAGER
-    if form != EAGER:
-        sampling.form, sampling.compiled_at = form, call.inputs
-    how = "forced" if forced else EAGER if form == EAGER else "alone"
-    return LoweredSite.chosen(name, form, how, {})
+    if forced or form == EAGER or times is None:
+        return Choice(form, "forced" if forced else EAGER if form == EAGER else "alone", {})
+    key, autocast = key_of(call), torch.is_autocast_enabled(call.shapes.device.type)
+    step("lower", f"compiling {name}, and timing it")
+    try:
+        seconds, known = times.of(
+            key and cache_key(call.shapes.device, "alone", key, training, autocast, form),
+            (EAGER, form),
+            lambda: measure_alone(call, form, training=training),
+        )
+    except Exception as error:  # Dynamo's, Inductor's or the compiler's, of many kinds
+        raise ModelRunError(f"{name} can't be compiled: {type(error).__name__}: {error}") from error
+    return Choice.fastest("cached" if known else "measured", seconds)
 
 
 def release_(samplings: Iterable[Sampling]) -> None:
@@ -67,12 +96,37 @@ def step_once(model: nn.Module, inputs: Inputs) -> None:
 
     Raises ``ModelRunError`` where it can't run.
     """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with unwatched([model], inputs.tensors(), evaluate=False), torch.enable_grad():
-            model.train()
-            outputs = [t for t in tree_leaves(inputs.run(model)) if isinstance(t, Tensor) and t.requires_grad]
-            if wanted and outputs:
-                torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True)
+        with _stepping(model, inputs) as run:
+            run()
     except Exception as error:  # Dynamo's, Inductor's or the compiler's, of many kinds
         raise ModelRunError(f"a compiled step of this {type(model).__name__} fails: {type(error).__name__}: {error}") from error
+
+
+def step_seconds(model: nn.Module, inputs: Inputs, samplings: Iterable[Sampling]) -> Seconds:
+    """Of a step of ``model``, forward and backward in training mode: with ``samplings`` eager, and as they are ("sites").
+    Leaves no trace on it."""
+    every = list(samplings)
+    with _stepping(model, inputs) as run:
+
+        def eagerly() -> None:
+            with eager(every):
+                run()
+
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return seconds_of({EAGER: eagerly, "sites": run}, device)
+
+
+@contextmanager
+def _stepping(model: nn.Module, inputs: Inputs) -> Generator[Callable[[], None]]:
+    """A step of ``model`` in training mode; what it changes is as before afterwards."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def run() -> None:
+        outputs = [t for t in tree_leaves(inputs.run(model)) if isinstance(t, Tensor) and t.requires_grad]
+        if wanted and outputs:
+            torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True)
+
+    with unwatched([model], inputs.tensors(), evaluate=False), torch.enable_grad():
+        model.train()
+        yield run

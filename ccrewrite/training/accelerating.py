@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import DistributedType
+
+
+T = TypeVar("T")
 
 
 class Accelerated(Protocol):
@@ -72,6 +75,17 @@ def sent(batch: object, accelerator: Accelerated) -> object:
     from accelerate.utils import send_to_device  # pyright: ignore[reportUnknownVariableType]
 
     return cast(object, send_to_device(batch, accelerator.device))
+
+
+def agreed(value: T, accelerator: Accelerated) -> T:
+    """The main process's ``value``, in all of them."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list  # pyright: ignore[reportUnknownVariableType]
+
+    found = [value]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def size_of(batch: object) -> int | None:

@@ -48,9 +48,10 @@ class FinetuneConfig:
     """ "no", "fp16" or "bf16"; None: what `accelerate launch` says, else "no"."""
     compile: Compile | Literal["auto"] = "auto"
     """What runs compiled (``ccrewrite.lower``); needs a C++ compiler, on a GPU triton. Not under FSDP. False: nothing. "sites":
-    the rewritten layers alone, at the sizes of the first batch; some seconds for each kind of layer. True: the whole model,
-    after minutes of compiling, and for each shape of a batch again. "auto": "sites" where the run is long enough to gain by it
-    and compiling works, else nothing; ``History.compile`` says which."""
+    the rewritten layers alone, those that are faster so, at the sizes of the first batch; some seconds for each kind of layer.
+    True: the whole model, after minutes of compiling, and for each shape of a batch again. "auto": "sites" where the run is
+    long enough to gain by it, compiling works, and some steps that are timed both ways are faster so, else nothing;
+    ``History.compile`` says which. A resumed run takes what it took, layer by layer."""
     repulsion: float = 0.0
     """Weight of ``repulsive_loss(model) ** 2``."""
     smoothness: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -109,14 +109,15 @@ def finetune(
         train = Batches(train_data, "train_data", config.seed, rank, world)
         valid = None if validation is None else Batches(validation, "validation", config.seed, rank, world)
         folder = None if out is None else RunFolder(out, accelerated.is_main_process, accelerated.wait_for_everyone)
+        before = folder.forms() if resume and folder is not None else None
         if config.compile == "auto" and resume and folder is not None:
             config = replace(config, compile=folder.compiled() if folder.compiled() is not None else "auto")
-        called, compile = _compiled(model, train, config, accelerated, stack)
+        called, compile, forms = _compiled(model, train, config, accelerated, stack, before)
         config = replace(config, compile=compile)
         groups = param_groups(model, config.lr, config.weight_decay, position_lr_scale=config.position_lr_scale)
         run = Steps(model, called, loss, original, config, optimizer(groups), schedules, accelerated, stack)
         try:
-            return Loop(run, train, valid, folder, progress).all(resume)
+            return Loop(run, train, valid, folder, progress, forms).all(resume)
         finally:
             for name in ("forward", "_original_forward"):  # of mixed precision
                 vars(model).pop(name, None)
@@ -126,20 +127,28 @@ def finetune(
 
 
 def _compiled(
-    model: nn.Module, train: Batches, config: FinetuneConfig, accelerator: Accelerated, stack: ExitStack
-) -> tuple[nn.Module, Compile]:
-    """What is called in the steps, and what of it runs compiled."""
+    model: nn.Module,
+    train: Batches,
+    config: FinetuneConfig,
+    accelerator: Accelerated,
+    stack: ExitStack,
+    before: Mapping[str, str] | None,
+) -> tuple[nn.Module, Compile, Mapping[str, str]]:
+    """What is called in the steps, what of it runs compiled, and the form of each site that may; ``before``: those of the run
+    that is resumed."""
     compile = "sites" if config.compile == "auto" and gains(model, train, config, accelerator) else config.compile
     if compile in (False, "auto"):
-        return model, False
+        return model, False, {}
     from ccrewrite.training.compiled import (
         compiled,
         with_compiled_sites,
     )  # Inductor: a second, which only those pay who compile
 
     if compile is True:
-        return compiled(model, train, accelerator, stack), True
-    return model, with_compiled_sites(model, train, accelerator, stack, must=config.compile == "sites")
+        return compiled(model, train, accelerator, stack), True, {}
+    must = config.compile == "sites"
+    forms = with_compiled_sites(model, train, accelerator, stack, must=must, forms=before)
+    return model, "sites" if must or forms else False, forms
 
 
 @contextmanager

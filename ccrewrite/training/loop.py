@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -63,8 +64,16 @@ class History:
 class Loop:
     """Epochs, log, checkpoints, early stopping."""
 
-    def __init__(self, run: Steps, train: Batches, valid: Batches | None, folder: RunFolder | None, progress: bool) -> None:
-        self.run, self.train, self.valid, self.folder = run, train, valid, folder
+    def __init__(
+        self,
+        run: Steps,
+        train: Batches,
+        valid: Batches | None,
+        folder: RunFolder | None,
+        progress: bool,
+        forms: Mapping[str, str],
+    ) -> None:
+        self.run, self.train, self.valid, self.folder, self.forms = run, train, valid, folder, forms
         self.config, self.accelerator = run.config, run.accelerator
         self.per_epoch = -(-len(train) // self.config.accumulate)
         self.total = self.config.epochs * self.per_epoch
@@ -180,10 +189,11 @@ class Loop:
     def _settings(self) -> dict[str, object]:
         """What must be the same for a run to go on."""
         state = self.run.model.state_dict()
-        return {
+        settings: dict[str, object] = {
             "config": asdict(self.config),
             "batches in an epoch": len(self.train),
             "schedules": [type(s).__name__ for s in self.run.schedules],
             "processes": f"{self.accelerator.num_processes}, {self.accelerator.distributed_type.value}",
             "model": {name: str(tuple(value.shape)) for name, value in state.items()},
         }
+        return settings | {"forms": dict(self.forms)} if self.forms else settings

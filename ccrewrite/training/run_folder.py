@@ -1,6 +1,6 @@
 """The folder of a fine-tuning run: settings, log, checkpoints. What it holds is complete, whenever the run is killed.
 
-run.json             config, and what of model and data must be the same for going on
+run.json             config, and what must be the same for going on: of model and data, and the forms of compiled sites
 log.csv              one row for each step
 checkpoint-00000120  accelerate's: weights, optimizer, gradient scaler; and progress.pt, what ``finetune`` adds
 best.safetensors     weights at the best validation, where early stopping was asked for
@@ -50,6 +50,12 @@ class RunFolder:
         stored = cast(JsonObject, read_json(file, finite=False))
         found = stored.get("config", {}).get("compile", False)
         return found if found in (True, "sites") else False
+
+    def forms(self) -> dict[str, str] | None:
+        """The form of each site in that run, where some ran compiled by themselves; None: nothing says it."""
+        file = self.path / "run.json"
+        found = cast(JsonObject, read_json(file, finite=False)).get("forms") if file.exists() else None
+        return None if found is None else checked(dict[str, str], found, file)
 
     def begin(self, settings: Mapping[str, object], resume: bool) -> Path | None:
         """The checkpoint to go on from, or None for a start. Raises ``InputError`` where the folder can't be used so."""

@@ -15,6 +15,8 @@ import ccrewrite
 from ccrewrite import lower
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families import alone
+from ccrewrite.ir.capture import Inputs
+from ccrewrite.lowering import measure, sites
 
 pytestmark = pytest.mark.filterwarnings(  # Dynamo's and Inductor's own
     "ignore:.*torch.jit:DeprecationWarning", "ignore:.*should not be instantiated:DeprecationWarning"
@@ -52,6 +54,11 @@ def step(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
     return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(autouse=True)
+def _own_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCREWRITE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be compiled runs as it is."""
@@ -63,7 +70,7 @@ def test_computes_the_same() -> None:
     model = moved()
     before = {id(module): type(module) for module in model.modules()}
     expected = step(model)
-    lowered = lower(model, X, mode="training", scope="sites")
+    lowered = lower(model, X, mode="training", scope="sites", measured=False)
     assert lowered.model is model
     assert {id(module): type(module) for module in model.modules()} == before
     assert [(s.name, s.code) for s in lowered] == [("near", "taps"), ("far", "taps"), ("last", "taps")]
@@ -74,7 +81,7 @@ def test_computes_the_same() -> None:
 @pytest.mark.usefixtures("_no_compiler")
 def test_second_derivatives() -> None:
     gradients = []
-    for model in (moved(), lower(moved(), X, mode="training", scope="sites", verify=False).model):
+    for model in (moved(), lower(moved(), X, mode="training", scope="sites", measured=False, verify=False).model):
         x = X.clone().requires_grad_()
         (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
         first.square().sum().backward()
@@ -102,7 +109,7 @@ def test_forms_of_devices(sharing: Any) -> None:
 
 @pytest.mark.usefixtures("_no_compiler")
 def test_stays_the_users_model(tmp_path: Path) -> None:
-    lowered = lower(moved(), X, mode="training", scope="sites", verify=False).model
+    lowered = lower(moved(), X, mode="training", scope="sites", measured=False, verify=False).model
     expected = lowered(X)
     buffer = io.BytesIO()
     torch.save(lowered, buffer)
@@ -119,7 +126,7 @@ def test_stays_the_users_model(tmp_path: Path) -> None:
 
 
 def test_other_sizes_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lower(moved(), X, mode="training", scope="sites", verify=False).model
+    model = lower(moved(), X, mode="training", scope="sites", measured=False, verify=False).model
 
     def compiling(*_: Any, **__: Any) -> Any:
         raise AssertionError
@@ -151,10 +158,63 @@ def test_forms_and_inference() -> None:
         lower(model, X, scope="layers")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="each layer is compiled by itself"):
         lower(model, X, scope="sites", fullgraph=True)
-    lowered = lower(model, X, scope="sites", forms={"near": "eager", "far": "window"})
+    lowered = lower(model, X, scope="sites", forms={"near": "eager", "far": "window"}, measured=False)
     assert lowered.model is model
     assert [(s.code, s.how) for s in lowered] == [("eager", "forced"), ("window", "forced"), ("taps", "alone")]
     assert lowered.check.ok
+
+
+@pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize("mode", ["training", "inference"])
+def test_layers_that_are_slower_compiled_stay_eager(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    timed: list[tuple[str, ...]] = []
+
+    def seconds_of(runs: Any, device: torch.device) -> dict[str, float]:
+        timed.append(tuple(runs))
+        for run in runs.values():
+            run()
+        return {"eager": 1.0, "taps": 0.5 if len(timed) == 1 else 1.5}
+
+    monkeypatch.setattr(measure, "seconds_of", seconds_of)
+    model = moved()
+    expected = step(model)
+    lowered = lower(model, X, mode=mode, scope="sites")
+    assert [(s.name, s.code, s.how) for s in lowered] == [
+        ("near", "taps", "measured"),
+        ("far", "eager", "measured"),
+        ("last", "eager", "measured"),
+    ]
+    assert lowered["far"].milliseconds == {"eager": 1e3, "taps": 1.5e3}
+    assert (model.near.sampling.compiled_at, model.far.sampling.compiled_at) == ({(2, 4, 300)}, frozenset())
+    torch.testing.assert_close(step(model), expected, rtol=1e-4, atol=1e-4)
+    again = lower(moved(), X, mode=mode, scope="sites")
+    assert [(s.code, s.how) for s in again] == [("taps", "cached"), ("eager", "cached"), ("eager", "cached")]
+    assert timed == [("eager", "taps")] * 3
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_a_step_is_timed_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = moved().eval()
+    lower(model, X, mode="training", scope="sites", measured=False, verify=False)
+    compiled: list[bool] = []
+    monkeypatch.setattr(alone, "_of", lambda function, key, dynamic: (compiled.append(True), function)[1])
+    seen: dict[str, int] = {}
+
+    def seconds_of(runs: Any, device: torch.device) -> dict[str, float]:
+        for name, run in runs.items():
+            compiled.clear()
+            run()
+            seen[name] = len(compiled)
+        return dict.fromkeys(runs, 1.0)
+
+    monkeypatch.setattr(sites, "seconds_of", seconds_of)
+    samplings = [m for m in model.modules() if isinstance(m, ccrewrite.nn.Sampling)]
+    assert sites.step_seconds(model, Inputs.of(X), samplings) == {"eager": 1.0, "sites": 1.0}
+    assert seen["eager"] == 0
+    assert seen["sites"] >= 3
+    assert all(s.compiled_at for s in samplings)
+    assert not any(m.training for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.slow
@@ -165,7 +225,7 @@ def test_compiled() -> None:
     alone._compiled.clear()
     model = moved()
     expected = step(model)
-    lower(model, X, mode="training", scope="sites", verify=False)
+    lower(model, X, mode="training", scope="sites", measured=False, verify=False)
     torch.testing.assert_close(step(model), expected, rtol=1e-4, atol=1e-4)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs == 3, "a forward and a backward; and one for the first layer, whose input wants no gradient"
@@ -175,7 +235,7 @@ def test_compiled() -> None:
     for layer in strided:
         nn.init.constant_(layer.sampling.shift, 0.2)
         eager = layer(x)
-        assert lower(layer, x, mode="training", scope="sites", verify=False)[0].code == "filtered"
+        assert lower(layer, x, mode="training", scope="sites", measured=False, verify=False)[0].code == "filtered"
         torch.testing.assert_close(layer(x), eager)
         layer(x).sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1

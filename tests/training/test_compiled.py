@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,10 @@ import ccrewrite
 from ccrewrite import FinetuneConfig, finetune
 from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families import alone
+from ccrewrite.ir.progress import progress
+from ccrewrite.lowering import sites
+from ccrewrite.lowering.calls import SiteCall
+from ccrewrite.training import compiled as compiled_module
 from ccrewrite.training import gains
 from ccrewrite.training.batches import Batches
 from ccrewrite.training.compiled import compiled, with_compiled_sites
@@ -34,6 +39,13 @@ DATA = TensorDataset(pictures(12), torch.arange(12) % 3)
 def small() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 3, 3, padding=2, dilation=2), nn.Dropout(0.2)
+    return ccrewrite.rewrite(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), pictures()).model
+
+
+def strided() -> nn.Module:
+    """Two CC layers."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 3, 3, stride=2, padding=1)
     return ccrewrite.rewrite(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), pictures()).model
 
 
@@ -86,6 +98,11 @@ def test_not_under_fsdp() -> None:
         with_compiled_sites(small(), Batches(DataLoader(DATA), "train_data", 0), accelerator, ExitStack(), must=True)
 
 
+@pytest.fixture(autouse=True)
+def _own_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCREWRITE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be compiled runs as it is."""
@@ -99,15 +116,73 @@ def _long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gains, "COMPILING", 0.0)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What is measured: seconds of a step, eager and with compiled layers, and of any compiled layer but the first."""
+    seconds = {"eager": 1.0, "sites": 0.5, "layer": 0.5}
+
+    def alone_(site: SiteCall, form: str, *, training: bool) -> dict[str, float]:
+        return {"eager": 1.0, form: seconds["layer"] if site.shapes.weight[1] > 1 else 1.5}
+
+    def steps(*_: Any) -> dict[str, float]:
+        return {name: seconds[name] for name in ("eager", "sites")}
+
+    monkeypatch.setattr(sites, "measure_alone", alone_)
+    monkeypatch.setattr(compiled_module, "step_seconds", steps)
+    return seconds
+
+
 @pytest.mark.usefixtures("_no_compiler", "_long")
-def test_auto_compiles_layers_where_a_run_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tuned(small(), out=tmp_path, compile="auto")
+def test_auto_compiles_layers_where_a_run_gains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: dict[str, float]
+) -> None:
+    expected = tuned(strided(), out=tmp_path / "run", compile="auto")
     assert expected.compile == "sites"
-    assert tuned(small(), compile="sites") == expected
-    # A resumed run takes what it took, whatever would be taken now.
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (stored["config"]["compile"], stored["forms"]) == ("sites", {"0": "eager", "1": "separable"})
+    assert tuned(strided(), compile="sites") == expected
+    # A resumed run takes what it took, layer by layer, whatever would be taken now.
     monkeypatch.setattr(gains, "SHORT", 10**9)
-    assert tuned(small(), out=tmp_path, resume=True) == expected
-    assert tuned(small()).compile is False
+    monkeypatch.setattr(sites, "measure_alone", lambda *_, **__: pytest.fail("a resumed run measures nothing"))
+    monkeypatch.setattr(compiled_module, "step_seconds", lambda *_: pytest.fail("a resumed run measures nothing"))
+    monkeypatch.setenv("CCREWRITE_CACHE", str(tmp_path / "nothing"))
+    longer = tuned(strided(), out=tmp_path / "run", resume=True, compile="auto")
+    assert longer == expected
+    assert tuned(strided()).compile is False
+
+
+@pytest.mark.usefixtures("_no_compiler", "_long")
+@pytest.mark.parametrize("slower", ["sites", "layer"])
+def test_auto_keeps_eager_code_that_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: dict[str, float], slower: str
+) -> None:
+    """A whole step, or every layer."""
+    clock[slower] = 1.5
+    with progress((said := []).append):
+        history = tuned(strided(), out=tmp_path / "run")
+    assert history.compile is False
+    assert history == tuned(strided(), compile=False)
+    if slower == "sites":
+        assert "a step takes eager 1e+03 ms, sites 1.5e+03 ms: nothing is compiled" in [s.what for s in said]
+    assert "forms" not in json.loads((tmp_path / "run" / "run.json").read_text())
+
+
+@pytest.mark.usefixtures("_no_compiler", "clock")
+def test_processes_take_what_the_main_one_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_main(found: list[Any]) -> None:
+        found[:] = [{"0": "filtered", "1": "eager"}]
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", from_main)
+    model, cpu = strided(), torch.device("cpu")
+    one: Any = SimpleNamespace(distributed_type=DistributedType.NO, device=cpu, num_processes=1, autocast=nullcontext)
+    data = Batches(DataLoader(DATA, 4), "train_data", 0)
+    with ExitStack() as stack:
+        assert with_compiled_sites(model, data, one, stack, must=False) == {"0": "eager", "1": "separable"}
+        one.num_processes = 2
+        assert with_compiled_sites(model, data, one, stack, must=False) == {"0": "filtered", "1": "eager"}
+        assert (model[0].sampling.form, model[1].sampling.form) == ("filtered", None)
+        assert (bool(model[0].sampling.compiled_at), bool(model[1].sampling.compiled_at)) == (True, False)
+    assert not model[0].sampling.compiled_at
 
 
 @pytest.mark.usefixtures("_long")
