@@ -204,9 +204,7 @@ class Sampling(Learnable, Unscriptable, ABC):
 
     def describe(self) -> str:
         """What was added, in one line for a plan's table."""
-        added = sum(p.numel() for p in self.parameters())
-        window = "x".join(map(str, self.window))
-        return f"{type(self).__name__.removesuffix('Sampling')}, {added} parameters added, window {window}"
+        return f"{sum(p.numel() for p in self.parameters())} parameters added, window {'x'.join(map(str, self.window))}"
 
     def runs_plain(self) -> bool:
         """Whether a call made now may run the plain convolution: geometry at its start, and no gradient wanted for it.

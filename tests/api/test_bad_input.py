@@ -17,7 +17,7 @@ from ccrewrite import CcrewriteError
 from ccrewrite.errors import InputError, ModelRunError, SelectionError
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.:DeprecationWarning", "ignore:.*quantiz:DeprecationWarning", "ignore:.*quantiz:UserWarning"
+    "ignore:.torch.jit.", "ignore:.*quantiz:DeprecationWarning", "ignore:.*quantiz:UserWarning"
 )
 X = torch.zeros(1, 4, 17, 17)
 FUNCTIONS = (ccrewrite.plan, ccrewrite.rewrite, ccrewrite.rewrite_)

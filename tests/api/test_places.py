@@ -158,7 +158,7 @@ def test_weights_of_inference_mode_are_refused_where_they_would_stay(tmp_path: A
     result.model(X).sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_traced(kind: str) -> None:
     model = moved(ccrewrite.rewrite(network(kind), X).model)
@@ -168,7 +168,7 @@ def test_traced(kind: str) -> None:
         torch.testing.assert_close(traced(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_a_resized_layer_is_not_traced() -> None:
     model: Any = ccrewrite.rewrite(network("strided"), X).model
     model[0].sampling.scale = 0.5
@@ -176,7 +176,7 @@ def test_a_resized_layer_is_not_traced() -> None:
         torch.jit.trace(model, X)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
 def test_folded_layers_are_scripted(kind: type[Any], mode: str) -> None:
@@ -189,7 +189,7 @@ def test_folded_layers_are_scripted(kind: type[Any], mode: str) -> None:
     assert torch.equal(scripted(x), folded.model(x))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
 def test_folded_transposed_layers_are_scripted(kind: type[Any]) -> None:
     torch.manual_seed(0)
@@ -200,7 +200,7 @@ def test_folded_transposed_layers_are_scripted(kind: type[Any]) -> None:
     assert torch.equal(torch.jit.script(folded.model)(x), folded.model(x))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_what_can_not_be_scripted_says_so() -> None:
     rewritten = moved(ccrewrite.rewrite(network("dilated"), X).model)
     with pytest.raises(InputError, match=r"torch\.jit\.script can't read a DclsSampling.*ccrewrite\.fold"):

@@ -42,6 +42,22 @@ def test_steps_are_heard(tmp_path: Path) -> None:
     assert len(heard) == before
 
 
+def test_sparse_layers_say_which_is_fitted() -> None:
+    model, x = nn.Sequential(*(nn.Conv1d(4, 4, 9, padding=4, groups=4) for _ in range(2))), torch.randn(1, 4, 32)
+    heard: list[Step] = []
+    for rule in (ccrewrite.LargeToDcls(elements=3, steps=2), ccrewrite.LargeToDcls(budget=0.5, steps=2)):
+        heard.clear()
+        with progress(heard.append):
+            ccrewrite.plan(model, x, rules=[rule])
+        told = [(one.what, one.share) for one in heard if "taps" in one.what]
+        assert told == [
+            ("choosing taps of 0", None),
+            ("choosing taps of 1", None),
+            ("fitting taps to the kernels of 0", 0.0),
+            ("fitting taps to the kernels of 1", 0.5),
+        ]
+
+
 def test_steps_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="ccrewrite"):
         moved()

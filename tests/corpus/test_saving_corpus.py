@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,3 +100,33 @@ def test_hugging_face_and_sparse_layers(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         Net.from_pretrained(tmp_path)
     same(ccrewrite.load(Net(Net.config_class.from_pretrained(tmp_path)), tmp_path), result.model, (x,))
+
+
+def test_hugging_face_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a folder in the hub's place: what ``push_to_hub`` uploads, and the geometry uploaded beside it."""
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+    from huggingface_hub.errors import EntryNotFoundError
+
+    hub = tmp_path / "hub"
+
+    def commit(self: HfApi, repo_id: str, operations: list[CommitOperationAdd], **_: Any) -> str:
+        for operation in operations:
+            target = hub / repo_id / operation.path_in_repo
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with operation.as_file() as file:
+                target.write_bytes(file.read())
+        return "a commit"
+
+    def no_card(*_: object, **__: object) -> None:
+        raise EntryNotFoundError("there is none")
+
+    monkeypatch.setattr(ModelCard, "load", no_card)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    name = next(n for n in TRANSFORMERS if n not in NORMED_AFTERWARDS)
+    original, model, inputs = rewritten(name)
+    model.push_to_hub("somebody/net")
+    ccrewrite.save(model, tmp_path / "geometry", geometry_only=True)
+    there = hub / "somebody" / "net"
+    shutil.copytree(tmp_path / "geometry", there, dirs_exist_ok=True)
+    same(ccrewrite.load(type(original).from_pretrained(there), there), model, inputs)

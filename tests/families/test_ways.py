@@ -21,7 +21,7 @@ from ccrewrite.nn import RewrittenConv, Sampling
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning",
     "ignore:While compiling, we found certain side effects:UserWarning",
-    "ignore:.torch.jit.script:DeprecationWarning",
+    "ignore:.torch.jit.script",
 )
 
 

@@ -40,7 +40,7 @@ def rewritten(case: str, sharing: str = "out") -> tuple[nn.Module, torch.Tensor]
 
 @pytest.mark.parametrize("backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_same_outputs(case: str, backend: str | None) -> None:
     model, x = rewritten(case)
     folded = fold(model, x, forms=OUT)
@@ -77,7 +77,9 @@ def test_exported() -> None:
 
 
 @pytest.mark.parametrize("first", ["shifted", "gathered"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of sizes that don't change
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning"
+)  # of sizes that don't change
 def test_traced(first: str) -> None:
     x = torch.randn(2, 64, 15, 14, dtype=torch.float64)
     model = DclsConv2d(64, 64, 3, dilation=6, padding=6, sharing="tap" if first == "shifted" else "out", dtype=torch.float64)

@@ -44,7 +44,7 @@ def compiled(model: nn.Module, **options: Any) -> Any:
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_same_outputs(case: str, backend: str) -> None:
     model, x = layer(case)
     folded = fold(model, x, forms={"(root)": "sparse"})

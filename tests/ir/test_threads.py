@@ -126,7 +126,7 @@ def test_what_another_thread_prints_is_seen(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("another's, after", "another's")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_hooks_come_first_and_leave_no_trace_on_script_modules_either() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.ReLU()))
     model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), scripted).eval()

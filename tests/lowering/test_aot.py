@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,37 @@ def test_packages_run_without_ccrewrite(tmp_path: Path):
         expected = model(x)
     torch.testing.assert_close(once, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(twice, torch.cat([expected, expected]), rtol=1e-4, atol=1e-5)
+
+
+COMMAND = """
+import torch
+from torch import nn
+import ccrewrite
+def small():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv1d(4, 4, 3, padding=4, dilation=4)).eval(), torch.randn(2, 4, 32)
+    model = ccrewrite.rewrite(model, x).model
+    nn.init.uniform_(model[0].sampling.offset, -0.4, 0.4)
+    return model, x
+"""
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_package_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "models.py").write_text(COMMAND, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    command = [sys.executable, "-W", "ignore", "-m", "ccrewrite", "aot", "models:small", "--out", "model.pt2"]
+    told = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "outputs are equal" in told
+    assert told.endswith("saved model.pt2\n")
+    run = """
+import models, sys, torch
+from torch._inductor import aoti_load_package
+model, x = models.small()
+expected = model(x)
+torch.testing.assert_close(aoti_load_package("model.pt2")(x), expected, rtol=1e-4, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", run], check=True, cwd=tmp_path)
 
 
 def test_a_package_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.lowering import measure, sites
 
 pytestmark = pytest.mark.filterwarnings(  # Dynamo's and Inductor's own
-    "ignore:.*torch.jit:DeprecationWarning", "ignore:.*should not be instantiated:DeprecationWarning"
+    "ignore:.*torch.jit", "ignore:.*should not be instantiated:DeprecationWarning"
 )
 X = torch.randn(2, 4, 300, generator=torch.Generator().manual_seed(0))
 

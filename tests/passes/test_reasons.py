@@ -18,7 +18,7 @@ import ccrewrite
 from ccrewrite.ir.sites import REASONS, Site
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.:DeprecationWarning",
+    "ignore:.torch.jit.",
     "ignore:.*quantiz:DeprecationWarning",
     "ignore:.*quantiz:UserWarning",
     "ignore:.*reduce_range:UserWarning",

@@ -379,7 +379,7 @@ def test_tensors_that_share_or_are_laid_out_otherwise(tmp_path: Path) -> None:
     same(ccrewrite.load(make().to(memory_format=torch.channels_last), tmp_path), model, X)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch.compile's own doing
+@pytest.mark.filterwarnings("ignore:.torch.jit.")  # torch.compile's own doing
 def test_wrapped_and_sharded_models(tmp_path: Path) -> None:
     model, inputs = rewritten("functional")
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
@@ -394,7 +394,7 @@ def test_wrapped_and_sharded_models(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.")
 def test_beside_scripted_modules(tmp_path: Path) -> None:
     scripted = torch.jit.script(nn.Linear(8, 8))
     model = nn.Sequential(plain(), scripted)

@@ -31,7 +31,7 @@ from ccrewrite.training.loop import History
 
 pytestmark = [  # Dynamo's and Inductor's own
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
 ]
 DATA = TensorDataset(pictures(12), torch.arange(12) % 3)
 

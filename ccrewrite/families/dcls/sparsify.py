@@ -24,6 +24,7 @@ from ccrewrite.families.dcls.sampling import DclsSampling
 from ccrewrite.families.interpolation import Interpolation
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Site
 from ccrewrite.ir.torch_private import ConvNd, parameters_of
 
@@ -114,7 +115,10 @@ class LargeToDcls(Rule):
         }
         shares = self._shares({site.name: site for site in sites if site.name in kernels}, kernels)
         ready = replace(self)
-        found = {name: self._fitted(layers[name], kernels[name], *share) for name, share in shares.items()}
+        found: dict[str, Sparse] = {}
+        for done, (name, share) in enumerate(shares.items()):
+            step("plan", f"fitting taps to the kernels of {name}", done / len(shares))
+            found[name] = self._fitted(layers[name], kernels[name], *share)
         object.__setattr__(ready, "_found", found)
         return ready
 
@@ -184,6 +188,7 @@ class LargeToDcls(Rule):
         if self.elements is not None:
             shares: dict[str, tuple[str, fit.Path, int]] = {}
             for name, tensor in kernels.items():
+                step("plan", f"choosing taps of {name}")
                 sharing = self.sharing
                 if sharing == "auto":
                     sharing = "full" if sites[name].geometry.depthwise else "tap"
@@ -194,6 +199,7 @@ class LargeToDcls(Rule):
         allowed = self.budget * sum(dense.values())
         options: list[Option] = []
         for name, tensor in kernels.items():
+            step("plan", f"choosing taps of {name}")
             for sharing in ("tap", "full") if self.sharing == "auto" else (self.sharing,):
                 most = int(min(allowed, dense[name]) // self._size(tensor, sharing, 1))
                 most = max(1, min(_cells(sites[name].geometry), most))  # one that doesn't fit makes `spread` say so

@@ -152,7 +152,7 @@ def test_ways_of_running(kind: str) -> None:
 
 
 @traced_functions
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor's own use of it
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # Inductor's own use of it
 def test_compiled_by_inductor() -> None:
     layer, x = make("elements")
     assert torch.allclose(torch.compile(layer, fullgraph=True)(x), layer(x), atol=1e-6)
