@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
@@ -62,6 +63,38 @@ def transformed() -> bool:
 
 # As torch.compiler.assume_constant_result does, which imports all of dynamo.
 cast(Any, transformed)._dynamo_marked_constant = True
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """Whether an operator that torch neither differentiates nor traces can take ``tensors`` here: no derivative is wanted of
+    them, and nothing traces, transforms, casts or looks on."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or len_torch_dispatch_stack():
+        return False
+    if _maybe_current_level() is not None or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+
+
+def onednn_multiplies() -> bool:
+    """Whether ``onednn_product`` can be called: elsewhere than on x86 nobody has tried it."""
+    return _X86 and _C._get_mkldnn_enabled()
+
+
+_X86 = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def onednn_product(one: Tensor, other: Tensor) -> Tensor:
+    """``one @ other.mT`` of two float32 matrices on a CPU, by rows or by columns in memory. Neither differentiable nor
+    traceable."""
+    return torch.ops.mkldnn._linear_pointwise(_dense(one), _dense(other), None, "none", [], "")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """With columns that lie apart, oneDNN takes a hundred times as long."""
+    by_columns = matrix.stride(0) == 1 and matrix.shape[1] > 1
+    return matrix.mT.contiguous().mT if by_columns else matrix.contiguous()
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:

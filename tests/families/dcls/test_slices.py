@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ccrewrite.families.dcls.forms import shared, slices, ways
+from ccrewrite.families.dcls.forms import slices, ways
 from ccrewrite.families.dcls.forms.estimate import cheapest
 from ccrewrite.gathering.places import Layout
 from ccrewrite.nn import DclsConv1d, DclsConv2d, DclsConv3d
@@ -106,8 +106,7 @@ def test_blocks_of_taps(sharing: str, channels: tuple[int, int], monkeypatch: py
     x = torch.randn(2, channels[0], 9, 11, dtype=torch.float64)
     expected = run(layer, "window", x)
     for size in (1, 2**18, 2**30):
-        monkeypatch.setattr(ways, "BLOCK_BYTES", size)
-        monkeypatch.setattr(shared.SharedWay, "block_bytes", lambda way, size=size: size)
+        monkeypatch.setattr(ways.Way, "block_bytes", lambda way, size=size: size)
         same(run(layer, "slices", x), expected)
 
 

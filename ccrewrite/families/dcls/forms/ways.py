@@ -19,7 +19,8 @@ from ccrewrite.ir.geometry import Ints
 
 BLOCK_BYTES = 4 * 2**20
 """Taps are read so many bytes at a time: about what a core's cache holds."""
-
+LEAST_BYTES = 2**19
+"""So much is read together, however small the layer is."""
 
 R = TypeVar("R")
 
@@ -49,8 +50,11 @@ class Way(ABC):
         """The gradients of input, weight and positions, by name."""
 
     def block_bytes(self) -> int:
-        """How much may be read together."""
-        return BLOCK_BYTES
+        """How much may be read together. In training as much as the layer's own data, in the backward half of it: a step takes
+        little more memory than the plain layer's then."""
+        data = self.input.numel() + self.out * self.batch * math.prod(self.outputs)
+        own = max(data * self.input.element_size(), LEAST_BYTES)
+        return {"inference": BLOCK_BYTES, "forward": min(own, BLOCK_BYTES), "backward": max(own // 2, LEAST_BYTES)}[self.phase]
 
     def blocks(self, channels: int, sizes: Ints) -> Iterator[range]:
         """The taps, as many at a time as may be read together."""
