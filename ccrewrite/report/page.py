@@ -32,6 +32,7 @@ def page(comparison: Comparison) -> str:
         inputs=document.inputs(data),
         made=document.made(data).replace("`", ""),
         notes=document.notes(data),
+        tiled=f"The {REWRITTEN} model against the {ORIGINAL}",
         tiles=_tiles(comparison),
         costs=contents.costs(comparison),
         parameters=contents.parameters(comparison),
@@ -65,19 +66,15 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
     errors = [o["max_abs_error"] for o in after["outputs"]]
     worst = None if None in errors else max(errors, default=0.0)
     tile("largest output error", tables.error(worst), "all outputs equal" if worst == 0 else "absolute, over all outputs")
-    for mode, name in (
-        (INFERENCE, "inference"),
-        (MOVED, "inference, once moved"),
-        (COMPILED, "compiled"),
-        (TRAINING, "training step"),
-    ):
-        timing = after["latency"].get(mode)
+
+    def took(name: str, timing: JsonObject | None) -> None:
         if timing is not None:
-            tile(
-                f"time, {name}",
-                f"× {timing['ratio']:.2f}",  # noqa: RUF001
-                f"{timing['ratio_low']:.2f} to {timing['ratio_high']:.2f}, over the original",
-            )
+            over = f"{timing['ratio_low']:.2f} to {timing['ratio_high']:.2f}, over the original"
+            tile(f"time, {name}", f"× {timing['ratio']:.2f}", over)  # noqa: RUF001
+
+    modes = {INFERENCE: "inference", MOVED: "inference, once moved", COMPILED: "compiled", TRAINING: "training step"}
+    for mode, name in modes.items():
+        took(name, after["latency"].get(mode))
     mode = MOVED if MOVED in after["flops"] else INFERENCE
     flops = after["flops"][mode], before["flops"][INFERENCE]
     tile(
@@ -85,6 +82,9 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
         tables.delta(*flops) or "0",
         f"{flops[0] / 1e6:,.1f} MFLOP",
     )
+    for variant in comparison.data["variants"]:
+        if variant["name"] not in (ORIGINAL, REWRITTEN):
+            took(f"inference of the {variant['name']} model", variant["latency"].get(INFERENCE))
     return found
 
 

@@ -320,6 +320,16 @@ def test_document(compared: Compared) -> None:
     assert (row["became"], row["geometry"], row["drift (samples)"]) == ("DCLS", "12->12 k3 p4 d4", "mean 0.000, max 0.000")
 
 
+def test_the_page_says_which_model_its_summary_is_of() -> None:
+    demo = Comparison.load(Path(__file__).parents[2] / "reports" / "demo")
+    text = demo.to_html()
+    assert "<h2>The rewritten model against the original</h2>" in text
+    tiles = re.findall(r"<li><small>(.*?)</small><b>(.*?)</b>", text)
+    for name in ("fine-tuned", "folded", "lowered"):
+        ratio = demo[name]["latency"]["inference"]["ratio"]
+        assert (f"time, inference of the {name} model", f"× {ratio:.2f}") in tiles  # noqa: RUF001
+
+
 def test_notebooks_and_terminals(compared: Compared) -> None:
     assert compared.comparison._repr_html_().startswith("<p>5 of 6 convolution sites rewritten</p><table>")
     assert str(compared.comparison).startswith("5 of 6 convolution sites rewritten\n\nmodel")

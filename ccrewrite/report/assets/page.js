@@ -6,7 +6,7 @@ const names = data.variants.map((v) => v.name);
 const colour = (name) => colours[Math.min(names.indexOf(name), colours.length - 1)];
 const make = (tag, text) => Object.assign(document.createElement(tag), { textContent: text ?? "" });
 const short = (x) => (x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : Number(x.toPrecision(3)).toString());
-const width = (element) => Math.max(260, Math.min(element.clientWidth || 640, 900));
+const width = (element) => Math.max(260, element.clientWidth || 640);
 
 function latency() {
   const figure = document.getElementById("latency");
