@@ -11,7 +11,7 @@ demo: $(READY)  ## rewrite the network that ships with the package, and show bef
 	$(BIN)/ccrewrite demo
 
 test: $(READY)  ## the tests, a few minutes
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser,
 	.venv-deploy/bin/python examples/browser/build.py
 
 lowering: $(READY)  ## compiled models: forms, choices, packages, folded layers; needs a C++ compiler
-	$(BIN)/python -m pytest -m slow tests/lowering tests/folded tests/plugin
+	$(BIN)/python -m pytest -m slow tests/lowering tests/folded tests/plugin tests/cli
 
 gpu:  ## on a CUDA machine with torch and triton, installing nothing: what every form computes and takes there: reports/gpu
 	PYTHONPATH=. $(PYTHON) benchmarks/speed/gpu.py $(OPTIONS)

@@ -35,7 +35,12 @@ def compared() -> Compared:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's, of autograd functions
-def test_compare_and_report(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "added", [("folded", "compiled"), pytest.param(("folded", "lowered", "compiled"), marks=pytest.mark.slow)], ids="/".join
+)
+def test_compare_and_report(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: tuple[str, ...]
+) -> None:
     monkeypatch.setitem(VARIANTS, "compiled", lambda model, inputs: torch.compile(model, backend="eager"))
     console = Console(file=io.StringIO(), width=80)
     found = compare_command(
@@ -44,20 +49,21 @@ def test_compare_and_report(compared: Compared, tmp_path: Path, monkeypatch: pyt
         compared.input,
         command="ccrewrite compare a.b:c --input 2x3x20x24",
         out=tmp_path,
-        variants=("rewritten", "folded", "lowered", "compiled"),
+        variants=("rewritten", *added),
         quick=True,
         console=console,
     )
-    assert [v["name"] for v in found.data["variants"]] == ["original", "rewritten", "folded", "lowered", "compiled"]
+    assert [v["name"] for v in found.data["variants"]] == ["original", "rewritten", *added]
     assert "saved" in console.file.getvalue()
     assert "ccrewrite compare a.b:c --input 2x3x20x24" in (tmp_path / "report.md").read_text()
     assert found["folded"]["parameters"]["added"] == 0
-    for name in ("folded", "lowered", "compiled"):
+    for name in added:
         for one, other in zip(found["rewritten"]["outputs"], found[name]["outputs"], strict=True):
             assert one["max_abs_error"] == pytest.approx(other["max_abs_error"], rel=1e-4)
         trained = set() if name == "lowered" else {"training step"}  # lowered for inference
         assert found[name]["latency"].keys() == found[name]["memory_bytes"].keys() == {"inference"} | trained
-    assert found["lowered"]["parameters"]["trainable"] == found["lowered"]["parameters"]["added"] == 0
+    if "lowered" in added:
+        assert found["lowered"]["parameters"]["trainable"] == found["lowered"]["parameters"]["added"] == 0
     assert {name for site in found.data["sites"] for name in site["variants"]} == {"original", "rewritten", "folded"}
     page = (tmp_path / "report.html").read_text()
     assert "Sites of folded" in page

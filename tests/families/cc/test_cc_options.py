@@ -130,7 +130,7 @@ def test_what_is_recorded_and_pictured_has_the_continuous_axes_alone() -> None:
 
 # Dynamo's, of autograd functions.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("scale", [None, 0.7])
+@pytest.mark.parametrize("scale", [None, pytest.param(0.7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_compiled_exported_and_traced(transposed: bool, scale: float | None) -> None:
     kind = ccnn.CCConvTranspose2d if transposed else ccnn.CCConv2d
