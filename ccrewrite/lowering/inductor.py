@@ -49,8 +49,9 @@ def options(own: Mapping[str, object] | None = None, compile_mode: str | None = 
     known = CustomGraphPass is not None and hasattr(config, PASS)
     if not known:
         return given
-    theirs = given.get(PASS, getattr(config, PASS))
-    passes = tuple(theirs) if isinstance(theirs, (list, tuple)) else () if theirs is None else (theirs,)
+    theirs: Any = given.get(PASS, getattr(config, PASS))
+    several = isinstance(theirs, (list, tuple))
+    passes = tuple(cast(Sequence[Any], theirs)) if several else () if theirs is None else (theirs,)
     return given | {PASS: _expansion(passes)}
 
 
@@ -188,19 +189,20 @@ def _inline_(graph: fx.Graph, code: fx.GraphModule, node: fx.Node) -> None:
 def _expansion(others: Sequence[Any] = ()) -> Any:
     assert CustomGraphPass is not None
     assert CustomInferenceAwareGraphPass is not None
+    plain, aware = CustomGraphPass, CustomInferenceAwareGraphPass
 
-    class Expansion(CustomInferenceAwareGraphPass):
+    class Expansion(aware):
         """The pass as Inductor takes it, ``others`` after it; its identity goes into the key of Inductor's cache."""
 
         def __call__(self, graph: fx.Graph, is_inference: bool) -> None:
             expand_(graph)
             for other in others:
-                more = {"is_inference": is_inference} if isinstance(other, CustomInferenceAwareGraphPass) else {}
+                more = {"is_inference": is_inference} if isinstance(other, aware) else {}
                 other(graph, **more)
 
         def uuid(self) -> object:
             """None, so nothing cached, where one of them has none."""
-            known = [code_hash(), *(p.uuid() if isinstance(p, CustomGraphPass) else None for p in others)]
+            known = [code_hash(), *(p.uuid() if isinstance(p, plain) else None for p in others)]
             return None if None in known else known[0] if len(known) == 1 else tuple(known)
 
     return Expansion()
