@@ -45,6 +45,10 @@ class WeightsWarning(UserWarning):
     """Geometry was loaded onto other weights than it was learned on."""
 
 
+class TargetWarning(UserWarning):
+    """A file has what the target that was asked for doesn't take."""
+
+
 class SizeWarning(UserWarning):
     """An ONNX file that was given run-time sizes holds numbers that may be right at its native sizes alone."""
 

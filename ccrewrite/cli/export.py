@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+Runtime = Annotated[
+    str | None, typer.Option("--target", help="the runtime it goes to: onnxruntime-cpu, tensorrt, ... (docs/deploy.md)")
+]
+
+
 def fold(
     factory: Factory,
     target: Annotated[Path, typer.Option("--out", help="a .pt2 file, for torch.export.load")],
@@ -25,11 +30,12 @@ def fold(
     saved: Saved = None,
     tol: Annotated[float, typer.Option(help="let positions snap by up to this many samples; lossy")] = 0.0,
     batch_norm: Annotated[bool, typer.Option("--batch-norm", help="fold batch norms into convolutions too")] = False,
+    runtime: Runtime = None,
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model into plain layers, verify and save it. Exits with 1 if the outputs differ."""
     model, inputs = rewritten_model(factory, input, saved)
-    text, ok = fold_command(model, inputs, target, tol=tol, batch_norm=batch_norm, as_json=as_json)
+    text, ok = fold_command(model, inputs, target, as_json=as_json, tol=tol, batch_norm=batch_norm, runtime=runtime)
     typer.echo(text)
     if not ok:
         raise typer.Exit(1)
@@ -45,11 +51,12 @@ def export(
     functions: Annotated[bool, typer.Option("--functions", help="keep layers as functions in the file")] = False,
     opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
     tolerance: Tolerance = None,
+    runtime: Runtime = None,
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
     model, inputs = rewritten_model(factory, input, saved)
-    how = {"sizes": sizes, "functions": functions, "opset": opset, "tolerance": tolerance}
+    how = {"sizes": sizes, "functions": functions, "opset": opset, "tolerance": tolerance, "target": runtime}
     typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
 
 
@@ -81,7 +88,14 @@ def rewritten_model(factory: str, input: list[str] | None, saved: Path | None) -
 
 
 def fold_command(
-    model: nn.Module, example_inputs: object, target: Path, *, tol: float = 0.0, batch_norm: bool = False, as_json: bool = False
+    model: nn.Module,
+    example_inputs: object,
+    target: Path,
+    *,
+    tol: float = 0.0,
+    batch_norm: bool = False,
+    runtime: str | None = None,
+    as_json: bool = False,
 ) -> tuple[str, bool]:
     """Fold and save as a program of ``torch.export`` (.pt2): (what to print, whether verification passed). Nothing is written
     where it didn't. Raises ``InputError`` where ``target`` can't be written."""
@@ -91,7 +105,7 @@ def fold_command(
     from ccrewrite.ir.written import replacing, writable
 
     target = writable(target)
-    result = ccrewrite.fold(model, example_inputs, tol=tol, batch_norm=batch_norm)
+    result = ccrewrite.fold(model, example_inputs, tol=tol, batch_norm=batch_norm, target=runtime)
     text = result.to_json() if as_json else str(result)
     if not result.check.ok:
         return text, False

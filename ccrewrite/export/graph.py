@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ccrewrite.passes.targets import ANY
+
 END = 2**31 - 1
 """A ``Slice`` that stops there or beyond goes to the end."""
 
@@ -57,9 +59,9 @@ def _unwrap_(node: ir.Node, pads: list[int]) -> None:
     put_instead_(node, new, value)
 
 
-def crop_transposed_(model: ir.Model) -> int:
+def crop_transposed_(model: ir.Model, uneven: tuple[int, ...] = ANY) -> int:
     """``ConvTranspose`` whose output is cropped by a ``Slice``, as one node: its pads are crops, and may differ from side to
-    side. Returns how many there were."""
+    side, which is done for the numbers of axes ``uneven`` alone. Returns how many there were."""
     count = 0
     for crop in list(model.graph.all_nodes()):
         if crop.op_type != "Slice" or len(crop.inputs) < 4:
@@ -76,6 +78,8 @@ def crop_transposed_(model: ir.Model) -> int:
         assert weight is not None
         assert weight.shape is not None
         ndim = len(weight.shape) - 2
+        if ndim not in uneven:
+            continue
         pads = list(conv.attributes.get_ints("pads", [0] * 2 * ndim))
         for start, stop, axis in zip(starts, stops, axes, strict=True):
             pads[axis - 2] += start

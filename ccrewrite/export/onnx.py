@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from ccrewrite.errors import InputError
+from ccrewrite.errors import InputError, TargetWarning
 from ccrewrite.export.check import checked
 from ccrewrite.export.examples import at_other_sizes, without_ones
 from ccrewrite.export.files import require_packages, save
@@ -24,6 +25,7 @@ from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.scales.resize import without_wrapper
+from ccrewrite.passes.targets import ANY, Target, for_files
 
 BFLOAT16_SINCE = 22
 """Operator set."""
@@ -41,6 +43,7 @@ def export_onnx(
     opset: int = 20,
     check_inputs: Sequence[object] = (),
     tolerance: float | None = None,
+    target: str | Target | None = None,
 ) -> ExportedFile:
     """Write ``model``, folded, as an ONNX file that has proved to compute the same; what was found out about it.
 
@@ -71,9 +74,13 @@ def export_onnx(
     onnxruntime's CPU has no convolutions of bfloat16 and float64: of such a model's file, which has its type, a copy in float32
     is run (``FileRun.in_float32``). bfloat16 needs ``opset=22``; both need sizes="fixed" and no ``functions``.
 
-    Raises ``InputError`` for arguments that can't be used, where a package is missing (extra ``onnx``), a layer can't have an
-    open size in ONNX or the file can't be written, ``ExportError`` where torch can't export the model or the file failed a
-    check. ``path`` is untouched then.
+    ``target`` is the runtime that the file is for, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: layers
+    are folded to forms that it takes (``ccrewrite.fold``), pads that it doesn't take become crops, and what else it doesn't
+    take is said in a ``TargetWarning`` before the file is written, and in ``file.not_taken``.
+
+    Raises ``InputError`` for arguments that can't be used (a ``target`` that reads no ONNX files, or none of this ``opset``),
+    where a package is missing (extra ``onnx``), a layer can't have an open size in ONNX or the file can't be written,
+    ``ExportError`` where torch can't export the model or the file failed a check. ``path`` is untouched then.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Conv1d(2, 3, 3, dilation=2), torch.randn(1, 2, 16)
@@ -86,11 +93,12 @@ def export_onnx(
     require_packages()
     if sizes not in get_args(Mode):
         raise InputError(f"sizes must be one of {', '.join(get_args(Mode))}, found {sizes!r}")
-    module, target = without_wrapper(model_of(model, "what export_onnx writes")), writable(Path(path))
+    aim = None if target is None else for_files(target, opset)
+    module, destination = without_wrapper(model_of(model, "what export_onnx writes")), writable(Path(path))
     inputs = Inputs.of(example_inputs)
     _require_weights(module, opset)
     plan = plan_sizes(module, inputs, sizes)
-    ready = prepared(module, inputs, plan, functions=functions)
+    ready = prepared(module, inputs, plan, functions=functions, target=aim)
     runs = [inputs, *(Inputs.of(more) for more in check_inputs)]
     shapes = dynamic_shapes(module, inputs, dynamic)
     if shapes is not None:
@@ -100,6 +108,7 @@ def export_onnx(
     from ccrewrite.export.functions import expand_, name_tensors_
     from ccrewrite.export.graph import histogram
     from ccrewrite.export.metadata import Origin, annotate_
+    from ccrewrite.export.taken import not_taken
 
     def written(ready: Prepared, plan: SizePlan | None) -> tuple[Any, dict[str, str], dict[str, int]]:
         """The graph, its initializers that were learned (and whose they are), its operators before constants were folded."""
@@ -108,7 +117,8 @@ def export_onnx(
         learned = name_tensors_(graph, ready.tensors)
         before = histogram(graph)
         step("export_onnx", "optimising the graph", 0.6)
-        file = optimised(graph, opset, learned=learned, gathered=any(s.code == "gathered" for s in ready.sites))
+        gathered, uneven = any(s.code == "gathered" for s in ready.sites), ANY if aim is None else aim.transposed.uneven
+        file = optimised(graph, opset, learned=learned, gathered=gathered, uneven=uneven)
         origins = {site.name: Origin(site.name, _words(site)) for site in ready.sites}
         annotate_(file, {path: origins[name] for path, name in ready.modules.items()})
         return file, {name: site for name, site in learned.items() if name in file.graph.initializers}, before
@@ -118,14 +128,18 @@ def export_onnx(
         step("export_onnx", "tracing the model", 0.2)
         file, learned, before = written(ready, plan)
         if asked:
-            native, *_ = written(prepared(module, inputs, None, functions=False), None)
+            native, *_ = written(prepared(module, inputs, None, functions=False, target=aim), None)
             file = branched(native, file, [x.name for x in asked], learned)
-    with replacing(target) as temporary:
+    refused = not_taken(file, aim) if aim is not None else ()
+    if refused:
+        warnings.warn("\n".join(["not taken:", *map(str, refused)]), TargetWarning, stacklevel=2)
+    with replacing(destination) as temporary:
         save(file, temporary)
         step("export_onnx", "running the file in onnxruntime, and comparing outputs", 0.8)
         check = checked(module, temporary, runs, plan, tolerance)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
-    return ExportedFile(str(target), opset, size, _written(ready, learned), check, asked, before, histogram(file))
+    sites, after = _written(ready, learned), histogram(file)
+    return ExportedFile(str(destination), opset, size, sites, check, asked, before, after, refused)
 
 
 def _require_weights(model: nn.Module, opset: int) -> None:

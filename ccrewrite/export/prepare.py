@@ -18,6 +18,7 @@ from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.substitute import copied
+from ccrewrite.passes.targets import Target
 
 FUNCTION = "function"
 """Code of a site that becomes a call of a function."""
@@ -36,10 +37,12 @@ class Prepared:
     tensors: Mapping[str, tuple[str, str]]
 
 
-def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functions: bool) -> Prepared:
+def prepared(
+    model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functions: bool, target: Target | None = None
+) -> Prepared:
     """A copy of ``model`` in evaluation mode: sites whose sizes stay open (``sizes``) and, with ``functions``, those that can
-    be functions are kept, the others folded. Raises ``InputError`` where a site that must be kept can't be, ``ExportError``
-    where folding changed what the model computes."""
+    be functions are kept, the others folded, for ``target`` where there is one. Raises ``InputError`` where a site that must
+    be kept can't be, ``ExportError`` where folding changed what the model computes."""
     model = sizes.model if sizes else model
     there = rewritten_sites(model)
     require_merged(model, there.values(), "export")
@@ -48,7 +51,7 @@ def prepared(model: nn.Module, inputs: Inputs, sizes: SizePlan | None, *, functi
     kept = _kept(there.values(), sizes, functions=functions)
     sites: dict[str, OnnxSite] = {}
     if len(kept) < len(there):
-        result = fold(model, inputs, exclude=[f"re:{re.escape(name)}" for name in kept], forms="estimated")
+        result = fold(model, inputs, exclude=[f"re:{re.escape(name)}" for name in kept], forms="estimated", target=target)
         if not result.check.ok:
             raise ExportError(f"the folded model differs from the rewritten one:\n{result}")
         model = result.model

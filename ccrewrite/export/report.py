@@ -14,6 +14,7 @@ from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import Outcome
 from ccrewrite.ir.sites import Plan
+from ccrewrite.passes.targets import NotTaken
 
 CODES: dict[str, str] = {
     "size-input": "its output size is an input, or follows one",
@@ -178,14 +179,17 @@ class ExportedFile(OnnxFile):
 
     ops_before: dict[str, int]
     ops_after: dict[str, int]
+    not_taken: tuple[NotTaken, ...] = ()
+    """What the target that was asked for doesn't take."""
 
     def notes(self) -> list[str]:
         *others, path = super().notes()
         operators = f"operators: {_shown(self.ops_after)} (before folding constants: {_shown(self.ops_before)})"
-        return [*others, operators, path]
+        return [*others, operators, "\n".join(f"not taken: {n}" for n in self.not_taken), path]
 
     def to_dict(self) -> JsonObject:
-        return {**super().to_dict(), "ops_before": self.ops_before, "ops_after": self.ops_after}
+        refused = [asdict(n) for n in self.not_taken]
+        return {**super().to_dict(), "ops_before": self.ops_before, "ops_after": self.ops_after, "not_taken": refused}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ccrewrite.export.traced_sizes import SIZES
 from ccrewrite.export.translations import translations
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.threads import quiet
+from ccrewrite.passes.targets import ANY
 
 NO_LIMIT = 2**40
 """For constant folding: the optimizer's own limits leave kernel constructions of a few channels in the graph."""
@@ -91,9 +92,10 @@ def _exported(model: nn.Module, inputs: Inputs, kwargs: Mapping[str, object], sh
     return program.model
 
 
-def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool) -> Any:
+def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool, uneven: tuple[int, ...] = ANY) -> Any:
     """The same graph with all that is constant computed, in forms that every runtime takes. ``learned``: initializers that stay
-    apart, though their values may be equal. ``gathered``: it gathers products, and then large indices stay as they are. Raises
+    apart, though their values may be equal. ``gathered``: it gathers products, and then large indices stay as they are.
+    ``uneven``: the numbers of axes for which the pads of a transposed convolution may differ from side to side. Raises
     ``ExportError`` where it is of another operator set than ``opset``."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
@@ -112,7 +114,7 @@ def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool)
     apart = [model.graph.initializers[name] for name in learned if name in model.graph.initializers]
     model.graph.inputs.extend(apart)
     file = optimizer.optimize(model, **limits)
-    if unwrap_pads_(file) + crop_transposed_(file):
+    if unwrap_pads_(file) + crop_transposed_(file, uneven):
         file = optimizer.optimize(file, **limits)
     for value in apart:
         file.graph.inputs.remove(value)

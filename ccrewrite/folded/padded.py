@@ -85,14 +85,15 @@ class PaddedConvTranspose(PaddedConv):
         return conv_of_cut(input, self.weight, self.bias, call, self.cuts, ())
 
 
-def make_(conv: ConvNd, kernel: Tensor, cuts: Sequence[Cut]) -> str | None:
+def make_(conv: ConvNd, kernel: Tensor, cuts: Sequence[Cut], *, extra: bool = True) -> str | None:
     """Make ``conv``, of torch's own class, one with ``kernel``, cut as ``cuts`` say, that pads as it must. In place; the site's
-    message. None, and nothing done, where it has submodules, for they would be called too."""
+    message. ``extra``: of a transposed one, whether an ``output_padding`` may stay. None, and nothing done, where it has
+    submodules, for they would be called too."""
     if submodules_of(conv):
         return None
     if conv.transposed:
-        kernel, cuts = _long_enough(conv, kernel, cuts)
-    parts = parts_of(conv, nn.Parameter(kernel, requires_grad=conv.weight.requires_grad), cuts)
+        kernel, cuts = _long_enough(conv, kernel, cuts, extra)
+    parts = parts_of(conv, nn.Parameter(kernel, requires_grad=conv.weight.requires_grad), cuts, extra=extra)
     own, layer = parameters_of(conv), cast(Any, conv)
     del own["weight"], own["bias"]
     layer.__class__ = PaddedConvTranspose if conv.transposed else PaddedConv
@@ -102,16 +103,16 @@ def make_(conv: ConvNd, kernel: Tensor, cuts: Sequence[Cut]) -> str | None:
     return described(kernel, cuts)
 
 
-def parts_of(conv: ConvNd, weight: nn.Parameter, cuts: Sequence[Cut]) -> dict[str, nn.Module]:
+def parts_of(conv: ConvNd, weight: nn.Parameter, cuts: Sequence[Cut], *, extra: bool = True) -> dict[str, nn.Module]:
     """Layers that, one after the other, are ``conv`` with ``weight``, cut as ``cuts`` say, by name: torch's own, and crops."""
     g = ConvGeometry.from_module(conv)
     if g.transposed:
-        low, high = _crops(g, cuts)
+        low, high = _crops(g, cuts, extra)
         padding = tuple(map(min, low, high))
         crops = [(a - p, b - p) for a, b, p in zip(low, high, padding, strict=True)]
-        extra = tuple(map(_own_extra, g.output_padding, g.stride, cuts))
+        own = [_own_extra(e, s, c) if extra else 0 for e, s, c in zip(g.output_padding, g.stride, cuts, strict=True)]
         after = {"crop": Crop(crops)} if any(map(any, crops)) else {}
-        return {"conv": _torch_layer(conv, weight, cuts, padding, output_padding=extra), **after}
+        return {"conv": _torch_layer(conv, weight, cuts, padding, output_padding=tuple(own)), **after}
     known, rest = pads_of(cuts, g.pads, g.padding_mode)
     crops = [(max(0, -low), max(0, -high)) for low, high in rest]
     zeros = [(max(0, low), max(0, high)) for low, high in rest]
@@ -135,9 +136,9 @@ def _torch_layer(conv: ConvNd, weight: nn.Parameter, cuts: Sequence[Cut], paddin
     return layer
 
 
-def _crops(g: ConvGeometry, cuts: Sequence[Cut]) -> tuple[list[int], list[int]]:
+def _crops(g: ConvGeometry, cuts: Sequence[Cut], extra: bool) -> tuple[list[int], list[int]]:
     """How many samples of a transposed convolution with the whole cut kernel are left out at each end of every axis."""
-    rest = [e - _own_extra(e, s, c) for e, s, c in zip(g.output_padding, g.stride, cuts, strict=True)]
+    rest = [e - _own_extra(e, s, c) if extra else e for e, s, c in zip(g.output_padding, g.stride, cuts, strict=True)]
     low = [p - c.before for (p, _), c in zip(g.pads, cuts, strict=True)]
     return low, [p - c.after - e for (_, p), c, e in zip(g.pads, cuts, rest, strict=True)]
 
@@ -147,9 +148,9 @@ def _own_extra(extra: int, stride: int, cut: Cut) -> int:
     return extra if extra < max(stride, cut.step) else 0
 
 
-def _long_enough(conv: ConvNd, kernel: Tensor, cuts: Sequence[Cut]) -> tuple[Tensor, tuple[Cut, ...]]:
+def _long_enough(conv: ConvNd, kernel: Tensor, cuts: Sequence[Cut], extra: bool) -> tuple[Tensor, tuple[Cut, ...]]:
     """A transposed convolution's kernel with zeros at the ends that its outputs exceed: so nothing is added to them later."""
-    low, high = _crops(ConvGeometry.from_module(conv), cuts)
+    low, high = _crops(ConvGeometry.from_module(conv), cuts, extra)
     grown = [(max(0, -(a // c.step)), max(0, -(b // c.step))) for a, b, c in zip(low, high, cuts, strict=True)]
     longer = tuple(Cut(c.before - a * c.step, c.after - b * c.step, c.step) for c, (a, b) in zip(cuts, grown, strict=True))
     return crop_or_pad(kernel, grown).contiguous(), longer

@@ -26,6 +26,7 @@ from ccrewrite.passes.fold.snap import Loss
 from ccrewrite.passes.fold.weights import evaluating
 from ccrewrite.passes.noise import JUDGED, Judged, judged, with_noise
 from ccrewrite.passes.substitute import copied
+from ccrewrite.passes.targets import Target
 from ccrewrite.passes.verify import compare_outputs, culprits, outputs_of
 
 
@@ -71,7 +72,8 @@ class Attempts:
     """A rewritten model that is to be folded, and what is known of its sites.
 
     ``before`` are its outputs. ``forms`` are what sites are forced to become, ``shapes`` what the layers that ask for a size
-    are called with, ``losses`` what snapping did. ``reasons`` says why a site can't be folded in the way that was tried last.
+    are called with, ``losses`` what snapping did, ``target`` what must take the layers. ``reasons`` says why a site can't be
+    folded in the way that was tried last.
     """
 
     model: nn.Module
@@ -80,6 +82,7 @@ class Attempts:
     forms: Mapping[str, str]
     shapes: Shapes
     losses: Mapping[str, Loss]
+    target: Target | None = None
     reasons: dict[str, str] = field(default_factory=dict[str, str])
 
     def of(self, ways: Ways) -> Attempt:
@@ -134,7 +137,7 @@ class Attempts:
         if resized is not None:
             size = "x".join(map(str, resized.size))
             return _exchanged(model, layer, resized), Answer("resized", f"for inputs of {size} samples")
-        return model, fold_layer_(layer, keep=way is Way.SAME_WEIGHT, form=self.forms.get(site.name))
+        return model, fold_layer_(layer, keep=way is Way.SAME_WEIGHT, form=self.forms.get(site.name), target=self.target)
 
 
 def fold_verified(attempts: Attempts, chosen: Sequence[str]) -> Folded:

@@ -7,22 +7,29 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ccrewrite.folded import padded
-from ccrewrite.folded.cuts import Cut, cut_out
+from ccrewrite.folded.cuts import Cut, cut, cut_out
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.torch_private import ConvNd, set_border_
 from ccrewrite.passes.fold.sites import Answer
+from ccrewrite.passes.targets import Target
 
 
-def with_kernel_(conv: ConvNd, kernel: Tensor, margin: Ints) -> Answer | None:
+def with_kernel_(conv: ConvNd, kernel: Tensor, margin: Ints, target: Target | None = None) -> Answer | None:
     """Give ``conv`` this effective kernel, ``(*weight.shape[:2], *window)``, in a window that exceeds the original extent by
-    ``margin``. In place; None, and nothing done, for a layer that can't pad as the cut kernel needs: one of a class of somebody
-    else's, or with submodules."""
-    cut, cuts = cut_out(kernel, margin)
-    padding = _torch_padding(ConvGeometry.from_module(conv), cuts)
+    ``margin``, in a way that ``target`` takes where there is one. In place; None, and nothing done, for a layer that can't pad
+    as the cut kernel needs: one of a class of somebody else's, or with submodules."""
+    dense, cuts = cut_out(kernel, margin)
+    extra = True
+    if conv.transposed and target is not None:
+        extra = target.transposed.output_padding or not any(conv.output_padding)
+        if not target.transposed.dilated:
+            cuts = tuple(Cut(c.before, c.after, 1) for c in cuts)
+            dense = cut(kernel, cuts, margin)
+    padding = _torch_padding(ConvGeometry.from_module(conv), cuts) if extra else None
     if padding is None:
-        message = padded.make_(conv, cut, cuts) if type(conv) in padded.TORCH else None
+        message = padded.make_(conv, dense, cuts, extra=extra) if type(conv) in padded.TORCH else None
         return None if message is None else Answer("padded", message)
-    conv.weight = nn.Parameter(cut, requires_grad=conv.weight.requires_grad)
+    conv.weight = nn.Parameter(dense, requires_grad=conv.weight.requires_grad)
     conv.kernel_size = tuple(conv.weight.shape[2:])
     conv.dilation = tuple(c.step if k > 1 else 1 for c, k in zip(cuts, conv.kernel_size, strict=True))
     conv.padding = padding

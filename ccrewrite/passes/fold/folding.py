@@ -26,10 +26,12 @@ from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import resized_shapes, settle_sizes_
 from ccrewrite.passes.fold.sites import Folded, FoldedNorm, FoldedSite
 from ccrewrite.passes.fold.snap import snap_
+from ccrewrite.passes.fold.taken import forms_for, not_taken
 from ccrewrite.passes.fold.weights import evaluating
 from ccrewrite.passes.noise import JUDGED, judged, with_noise
 from ccrewrite.passes.scales.resize import without_wrapper
 from ccrewrite.passes.substitute import copied
+from ccrewrite.passes.targets import Target, target_of
 from ccrewrite.passes.verify import compare_outputs, outputs_of
 
 FORMS = ("measured", "estimated")
@@ -45,6 +47,7 @@ def fold(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     forms: Mapping[str, str] | Literal["measured", "estimated"] = "measured",
+    target: str | Target | None = None,
 ) -> Folded:
     """A copy of a rewritten model whose learned geometry has become plain layers, for inference and export.
 
@@ -69,9 +72,13 @@ def fold(
     slower than the next best. "estimated" goes by shapes alone, and gives the same on every machine. A mapping says what sites
     become, by name; the others are measured.
 
+    ``target`` is where the model goes, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: a site becomes what
+    is estimated to be the cheapest of the forms that it takes, and ``result.not_taken`` lists what it doesn't take of the
+    folded model's convolutions, rewritten or not. Nothing is timed then.
+
     Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device,
-    adapters that aren't merged and ``forms`` that are unknown or that a site can't take, ``SelectionError`` where no site is
-    selected.
+    adapters that aren't merged, an unknown ``target`` and ``forms`` that are unknown or that a site can't take,
+    ``SelectionError`` where no site is selected.
 
     >>> import ccrewrite
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2, padding=2), torch.randn(1, 3, 16, 16)
@@ -86,22 +93,24 @@ def fold(
     given, inputs = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs)
     names = _selected(sites := _sites(given), include, exclude)
     require_merged(given, [sites[name] for name in names], "fold, or leave the site out (exclude)")
-    asked = _asked_forms(given, forms)
+    asked, aim = _asked_forms(given, forms), None if target is None else target_of(target)
     snapped = copied(given)
     losses = snap_(snapped, names, tol) if tol else {}
     settle_sizes_(snapped, inputs)
     before = outputs_of(snapped, inputs)
-    open_ = [] if forms == "estimated" else [name for name in names if name not in asked]
+    open_ = [] if forms == "estimated" or aim is not None else [name for name in names if name not in asked]
     timed = chosen(snapped, inputs, open_, measured)
     step("fold", f"making {len(names)} sites plain, and comparing outputs")
-    forms = estimated(snapped) | {name: choice.form for name, choice in timed.items()} | asked
-    attempts = Attempts(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses)
+    by_shape = estimated(snapped) if aim is None else forms_for(alternatives(snapped), aim)
+    forms = by_shape | {name: choice.form for name, choice in timed.items()} | asked
+    attempts = Attempts(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses, aim)
     result = fold_verified(attempts, names)
     result = replace(result, sites=tuple(_with_times(site, timed) for site in result.sites))
     if batch_norm:
         result = _with_norms(result, inputs, before, snapped)
     lost = compare_outputs(outputs_of(given, inputs), outputs_of(result.model, inputs)) if tol else ()
-    return replace(result, lost=lost)
+    refused = not_taken(result.model, result.sites, aim) if aim is not None else ()
+    return replace(result, lost=lost, not_taken=refused)
 
 
 def _sites(model: nn.Module) -> dict[str, RewrittenSite]:

@@ -27,6 +27,7 @@ from ccrewrite.passes.fold.fixed import fix_call_, fix_layer_
 from ccrewrite.passes.fold.sites import Answer
 from ccrewrite.passes.fold.weights import evaluating, own_weight_
 from ccrewrite.passes.graph import restore_nodes_
+from ccrewrite.passes.targets import Target
 
 DENSE = "dense"
 """What ``fold(forms=)`` calls the layer with the effective kernel as its weight."""
@@ -35,9 +36,9 @@ UNMOVED = Answer("original", "nothing moved")
 
 
 @trainable_made()
-def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = None) -> Answer:
+def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = None, target: Target | None = None) -> Answer:
     """``keep``: the layer must keep its weight and attributes, for they are read elsewhere. ``form``: ``DENSE`` or the name of
-    one of its alternatives; None: the one that pays most."""
+    one of its alternatives; None: the one that pays most. ``target``: what must take a dense kernel."""
     sampling = layer.sampling
     if sampling.resized:
         return SIZE_ASKED
@@ -51,19 +52,19 @@ def fold_layer_(layer: RewrittenConv, *, keep: bool = False, form: str | None = 
     if keep:
         return fix_layer_(conv, sampling, "its weight or attributes are read elsewhere")
     with evaluating(conv, sampling):
-        answer = _with_own_weight_(conv, sampling, form)
+        answer = _with_own_weight_(conv, sampling, form, target)
     conv.train(conv.training)  # what it was given, too
     return answer if isinstance(answer, Answer) else fix_layer_(conv, sampling, answer)
 
 
-def _with_own_weight_(conv: ConvNd, sampling: Sampling, form: str | None) -> Answer | str:
+def _with_own_weight_(conv: ConvNd, sampling: Sampling, form: str | None, target: Target | None) -> Answer | str:
     """``conv`` with a weight that holds the geometry; or why it can't have one."""
     if not own_weight_(conv):
         return "a hook computes its weight"
     alternative = taken(alternatives_of(conv, sampling), form)
     if alternative is not None:
         return Answer(alternative.name, alternative.make_(conv))
-    answer = with_kernel_(conv, sampling.kernel(conv.weight), sampling.margin)
+    answer = with_kernel_(conv, sampling.kernel(conv.weight), sampling.margin, target)
     return answer or f"a {type(conv).__name__} can't pad by different amounts"
 
 

@@ -12,6 +12,7 @@ from ccrewrite.ir.check import Check, OutputCheck
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import Outcome
+from ccrewrite.passes.targets import NotTaken
 
 CODES: dict[str, str] = {
     "original": "its geometry is at its start: the original layer or call, with its own weight",
@@ -99,6 +100,8 @@ class Folded(Outcome[FoldedSite]):
     sites: tuple[FoldedSite, ...]
     check: Check
     lost: tuple[OutputCheck, ...] = ()
+    not_taken: tuple[NotTaken, ...] = ()
+    """What the target that was asked for doesn't take."""
     norms: tuple[FoldedNorm, ...] = ()
     """What became of the batch norms, where ``batch_norm`` was asked for."""
 
@@ -118,12 +121,13 @@ class Folded(Outcome[FoldedSite]):
         ]
 
     def to_dict(self) -> JsonObject:
-        """As plain data: ``{"sites", "norms", "check", "lost"}``."""
+        """As plain data: ``{"sites", "norms", "check", "lost", "not_taken"}``."""
         return {
             "sites": [asdict(s) for s in self.sites],
             "norms": [asdict(n) for n in self.norms],
             "check": self.check.to_dict(),
             "lost": [asdict(o) for o in self.lost],
+            "not_taken": [asdict(n) for n in self.not_taken],
         }
 
     def notes(self) -> list[str]:
@@ -135,4 +139,5 @@ class Folded(Outcome[FoldedSite]):
             f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else "",
             f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}",
             self.check.note,
+            "\n".join(f"not taken: {n}" for n in self.not_taken),
         ]
