@@ -65,18 +65,29 @@ def plan(
 ) -> Plan:
     """What ``rewrite`` would do with each convolution that ``model(example_inputs)`` runs. Touches nothing.
 
-    ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments. ``rules`` is an ordered
-    list of rules (objects, names, or mappings as in a TOML file), or a mapping of patterns of site names to rules, where the
-    first pattern that hits a site counts, and None leaves it alone; by default, the families' default rules. ``include`` and
-    ``exclude`` are patterns of site names (names, globs, ``re:...``) or a predicate on the ``Site``; ``kinds`` some of
-    "dilated", "strided", "transposed", "large", "plain". ``how`` forces the way of capturing, "export" or "observe".
+    Args:
+        model: any module, or an ``ExportedProgram``. Of one that is wrapped (``torch.compile``, ``DataParallel``) the model
+            inside is meant.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, of shapes and dtypes that the
+            model takes and on its device.
+        rules: an ordered list of rules (objects, names, or mappings as in a TOML file), or a mapping of patterns of site names
+            to rules, where the first pattern that hits a site counts, and None leaves it alone. None: the families' default
+            rules.
+        include: patterns of site names (names, globs, ``re:...``), or a predicate on the ``Site``. None: all sites.
+        exclude: the same, for sites to be left alone.
+        kinds: some of "dilated", "strided", "transposed", "large", "plain". None: all.
+        how: the way of capturing, "export" or "observe"; "auto": the first, or where that fails the second.
+        costs: also what each rewritten site costs once it has moved (``Plan.costs``), in seconds, FLOPs and bytes. True or
+            "lowered" times it compiled, in the form that ``lower`` takes, in seconds a site; "eager" without a compiler, in
+            tenths of a second; "estimated" tells from the shapes alone. Takes a copy of the model in memory.
 
-    ``costs`` adds what each rewritten site costs once it has moved (``Plan.costs``): time, operations, memory. True or
-    "lowered" times it compiled, in the form that ``lower`` takes, in seconds a site; "eager" without a compiler, in tenths of a
-    second; "estimated" tells from the shapes alone. It takes a copy of the model in memory.
+    Returns:
+        A decision for each site, with its reason.
 
-    Raises ``InputError`` for arguments that can't be used, ``ModelRunError`` where the model raises on the inputs,
-    ``SelectionError`` where ``include``, ``exclude`` and ``kinds`` leave no site.
+    Raises:
+        InputError: for arguments that can't be used.
+        ModelRunError: where the model raises on the inputs.
+        SelectionError: where ``include``, ``exclude`` and ``kinds`` leave no site.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2))
@@ -105,10 +116,24 @@ def rewrite(
 ) -> Result:
     """A copy of ``model`` whose dilated, strided and transposed convolutions are learnable layers that compute the same.
 
-    Arguments as ``plan``'s. With ``verify`` the copy's outputs are compared with the original's on ``example_inputs``, and the
-    gradients of its inputs and weights, in one backward pass of each; a site that changes them is put back. "outputs" leaves
-    gradients out. Of a model that is wrapped (``torch.compile``, ``DataParallel``) the one inside is
-    copied: compile or wrap the result. Raises what ``plan`` raises, and ``SelectionError`` where nothing can be rewritten.
+    Args:
+        model: as ``plan``'s. Of one that is wrapped, the model inside is copied: compile or wrap the result.
+        example_inputs: as ``plan``'s.
+        rules: as ``plan``'s.
+        include: as ``plan``'s.
+        exclude: as ``plan``'s.
+        kinds: as ``plan``'s.
+        verify: compare the copy's outputs with the original's on ``example_inputs``, and the gradients of its inputs and
+            weights, in one backward pass of each; a site that changes them is put back. "outputs" leaves gradients out.
+        how: as ``plan``'s.
+
+    Returns:
+        The copy (``model``), the plan as carried out (``plan``), and what was compared (``check``).
+
+    Raises:
+        InputError: for arguments that can't be used.
+        ModelRunError: where the model raises on the inputs.
+        SelectionError: where nothing is selected, or nothing can be rewritten.
 
     >>> import torch
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)
@@ -132,10 +157,25 @@ def rewrite_(
     verify: bool | Literal["outputs"] = True,
     how: How = "auto",
 ) -> Result:
-    """``rewrite`` in place: ``result.model`` is ``model``, which must not be wrapped.
+    """``rewrite`` in place: ``result.model`` is ``model``.
 
-    Arguments and errors as ``rewrite``'s, and ``InputError`` for a model that is wrapped, or an ``ExportedProgram``. Where it
-    raises, ``model`` is as it was.
+    Args:
+        model: a module that is not wrapped. Where this raises, it is as it was.
+        example_inputs: as ``plan``'s.
+        rules: as ``plan``'s.
+        include: as ``plan``'s.
+        exclude: as ``plan``'s.
+        kinds: as ``plan``'s.
+        verify: as ``rewrite``'s.
+        how: as ``plan``'s.
+
+    Returns:
+        As ``rewrite``.
+
+    Raises:
+        InputError: for arguments that can't be used, a model that is wrapped, and an ``ExportedProgram``.
+        ModelRunError: where the model raises on the inputs.
+        SelectionError: where nothing is selected, or nothing can be rewritten.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2))
@@ -151,10 +191,17 @@ def rewrite_(
 
 
 def revert(model: GivenModel) -> nn.Module:
-    """Put the original layers and calls back, in place, with the weights as they are now; returns the model.
+    """Put the original layers and calls back, in place, with the weights as they are now. What the added geometry had learnt is
+    dropped.
 
-    ``model`` is a rewritten model, or what ``rewrite`` returned. What the added geometry had learnt is dropped. Raises
-    ``InputError`` where nothing in ``model`` was rewritten.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: where nothing in ``model`` was rewritten, or it is wrapped.
 
     >>> import torch
     >>> result = rewrite(nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16))
@@ -173,8 +220,17 @@ def revert(model: GivenModel) -> nn.Module:
 def verify(original: Model, rewritten: Model, example_inputs: object) -> Check:
     """Compare the outputs of two models, of any structure, on the same inputs and random state, in evaluation mode.
 
-    ``example_inputs`` as ``rewrite``'s. The ``Check`` has a row for each output, in order: shapes, dtypes, the largest errors;
-    ``ok`` where all are within rounding. Raises ``ModelRunError`` where a model raises on the inputs.
+    Args:
+        original: any module, or an ``ExportedProgram``.
+        rewritten: the one to compare with it.
+        example_inputs: as ``plan``'s.
+
+    Returns:
+        A row for each output, in order: shapes, dtypes, the largest errors. ``ok`` where all are within rounding.
+
+    Raises:
+        InputError: for arguments that can't be used.
+        ModelRunError: where a model raises on the inputs.
 
     >>> import torch
     >>> model, x = nn.Conv2d(3, 8, 3), torch.randn(1, 3, 16, 16)

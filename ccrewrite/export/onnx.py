@@ -45,42 +45,48 @@ def export_onnx(
     tolerance: float | None = None,
     target: str | Target | None = None,
 ) -> ExportedFile:
-    """Write ``model``, folded, as an ONNX file that has proved to compute the same; what was found out about it.
+    """Write a model, folded, as an ONNX file that has proved to compute the same.
 
     Rewritten layers are folded first (``ccrewrite.fold``), so that the file has plain convolutions, and all that is constant is
-    computed. ``example_inputs`` as ``ccrewrite.rewrite``'s. ``dynamic`` names the axes whose size may vary, by argument:
-    ``{"x": {0: "batch", 2: "height"}}``; for a single input, ``{0: "batch"}`` will do.
-
-    ``sizes`` says what becomes of the sizes inside the model (``ccrewrite.scale_groups``):
-
-    - "fixed": those that it has for the example inputs. Where nothing was resized, all layers are plain convolutions, which
-      take inputs of any size.
-    - "ratio": they follow the input's, at the ratios that ``ccrewrite.resize_`` or the layers' ``scale`` have set.
-    - "input": the file has one more input for each scale group that is free, ``file.size_inputs``: int64, the output size of
-      the group's first site. 0 leaves a size to the original's arithmetic, and so does leaving it out; where all are 0, the
-      file computes the graph that "fixed" writes (one ``If`` around it).
-
-    With ``functions``, layers that can be said as one operator stay what they are, calls of a function in the file, with what
-    they learned beside them as initializers ``<site>.<name>``: DCLS layers whose interpolation is linear
-    (``ccrewrite::DclsConv``, ``<site>.positions``), and CC layers of open sizes (``ccrewrite::CCConv``). Others are folded all
-    the same. Some runtimes take no functions.
-
-    The file is checked (``onnx.checker``, shapes inferred) and run in onnxruntime against ``model`` itself in evaluation mode:
-    on the example inputs, on ``check_inputs`` (more inputs of the same form), and with ``dynamic`` also at another size of
-    every named axis, for a size may have been taken for a constant; with sizes="input" each of them at several internal sizes.
-    It is written under a temporary name and moved to ``path`` when all of that went well. ``tolerance``: the largest difference
-    allowed, relative to an output's largest magnitude; None: 1e-4, in float16 1e-2, in bfloat16 5e-2.
+    computed. The file is checked (``onnx.checker``, shapes inferred) and run in onnxruntime against the model itself in
+    evaluation mode: on the example inputs, on ``check_inputs``, and with ``dynamic`` also at another size of every named axis,
+    for a size may have been taken for a constant; with sizes="input" each of them at several internal sizes. It is written
+    under a temporary name and moved to ``path`` when all of that went well.
 
     onnxruntime's CPU has no convolutions of bfloat16 and float64: of such a model's file, which has its type, a copy in float32
     is run (``FileRun.in_float32``). bfloat16 needs ``opset=22``; both need sizes="fixed" and no ``functions``.
 
-    ``target`` is the runtime that the file is for, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: layers
-    are folded to forms that it takes (``ccrewrite.fold``), pads that it doesn't take become crops, and what else it doesn't
-    take is said in a ``TargetWarning`` before the file is written, and in ``file.not_taken``.
+    Args:
+        model: any model, or what a pass returned. Stays as it is.
+        path: the file to write. Untouched where this raises.
+        example_inputs: as ``plan``'s.
+        dynamic: the axes whose size may vary, by argument: ``{"x": {0: "batch", 2: "height"}}``; for a single input,
+            ``{0: "batch"}`` will do. None: none.
+        sizes: what becomes of the sizes inside the model (``ccrewrite.scale_groups``). "fixed": those that it has for the
+            example inputs; where nothing was resized, all layers are plain convolutions, which take inputs of any size.
+            "ratio": they follow the input's, at the ratios that ``ccrewrite.resize_`` or the layers' ``scale`` have set.
+            "input": the file has one more input for each scale group that is free, ``file.size_inputs``: int64, the output size
+            of the group's first site. 0 leaves a size to the original's arithmetic, and so does leaving it out; where all are
+            0, the file computes the graph that "fixed" writes (one ``If`` around it).
+        functions: layers that can be said as one operator stay what they are, calls of a function in the file, with what they
+            learned beside them as initializers ``<site>.<name>``: DCLS layers whose interpolation is linear
+            (``ccrewrite::DclsConv``, ``<site>.positions``), and CC layers of open sizes (``ccrewrite::CCConv``). Others are
+            folded all the same. Some runtimes take no functions.
+        opset: ONNX's operator set.
+        check_inputs: more inputs of the form of ``example_inputs``, to compare on.
+        tolerance: the largest difference allowed, relative to an output's largest magnitude. None: 1e-4, in float16 1e-2, in
+            bfloat16 5e-2.
+        target: the runtime that the file is for, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: layers are
+            folded to forms that it takes (``ccrewrite.fold``), pads that it doesn't take become crops, and what else it doesn't
+            take is said in a ``TargetWarning`` before the file is written, and in ``file.not_taken``.
 
-    Raises ``InputError`` for arguments that can't be used (a ``target`` that reads no ONNX files, or none of this ``opset``),
-    where a package is missing (extra ``onnx``), a layer can't have an open size in ONNX or the file can't be written,
-    ``ExportError`` where torch can't export the model or the file failed a check. ``path`` is untouched then.
+    Returns:
+        What is in the file, and what was compared.
+
+    Raises:
+        InputError: for arguments that can't be used (a ``target`` that reads no ONNX files, or none of this ``opset``), where a
+            package is missing (extra ``onnx``), a layer can't have an open size in ONNX or the file can't be written.
+        ExportError: where torch can't export the model or the file failed a check.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Conv1d(2, 3, 3, dilation=2), torch.randn(1, 2, 16)

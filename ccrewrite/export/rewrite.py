@@ -45,9 +45,7 @@ def rewrite_onnx(
     example_inputs: Mapping[str, object] | None = None,
     tolerance: float | None = None,
 ) -> RewrittenFile:
-    """Write an ONNX file with the convolutions of ``model``, a file or a model in memory, rewritten; what was done.
-
-    It may be of any producer and of operator set 7 or later; older ones than 13 are converted to that.
+    """Write an ONNX file with the convolutions of another one rewritten.
 
     - Strided and transposed ones get a new input, ``"<site>.size"``: int64, the output size for each axis. It may be left out;
       0 is the native one. Where all are native, the file computes the graph that it was (one ``If`` around it).
@@ -59,16 +57,30 @@ def rewrite_onnx(
     - What rules of other families take becomes what their samplings' ``onnx_form`` says, one or the other of these, and is left
       alone where they have none.
 
-    ``rules``, ``include``, ``exclude`` and ``kinds`` as ``ccrewrite.plan``'s. A site is called after its weight, or after its
-    node. The original and the new file are run in onnxruntime on ``example_inputs`` (arrays or tensors by name; None: drawn at
-    random, where the file says all sizes) and compared, and so is a copy in which every site computes as it does once it moved.
-    ``tolerance``: the largest difference allowed, relative to each output's largest magnitude. None: 1e-5 (1e-2 in float16);
-    or, where each site by itself is as exact as that, what rounding changes in the original (``result.check.note``). The new
-    file has its name only after that.
+    The original and the new file are run in onnxruntime and compared, and so is a copy in which every site computes as it does
+    once it moved. The new file has its name only after that.
 
-    Raises ``InputError`` for a file that can't be read or converted (external data missing), for rules that are not exact,
-    options that can't be used and where ``path_out`` can't be written, ``SelectionError`` where there is nothing to rewrite,
-    ``ExportError`` where the new file differs. ``path_out`` is untouched then.
+    Args:
+        model: a file or a model in memory, of any producer and of operator set 7 or later; older ones than 13 are converted to
+            that.
+        path_out: the file to write. Untouched where this raises.
+        rules: as ``plan``'s. A site is called after its weight, or after its node.
+        include: as ``plan``'s.
+        exclude: as ``plan``'s.
+        kinds: as ``plan``'s.
+        example_inputs: arrays or tensors by the names of the file's inputs. None: drawn at random, where the file says all
+            sizes.
+        tolerance: the largest difference allowed, relative to each output's largest magnitude. None: 1e-5 (1e-2 in float16);
+            or, where each site by itself is as exact as that, what rounding changes in the original (``result.check.note``).
+
+    Returns:
+        What was done: the plan, the new inputs, what was compared.
+
+    Raises:
+        InputError: for a file that can't be read or converted (external data missing), for rules that are not exact, options
+            that can't be used, and where ``path_out`` can't be written.
+        SelectionError: where there is nothing to rewrite.
+        ExportError: where the new file differs.
 
     >>> import ccrewrite, tempfile
     >>> x = torch.randn(1, 2, 16)

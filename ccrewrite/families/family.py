@@ -32,13 +32,13 @@ class Family:
 
     Args:
         name: a word, e.g. "dcls".
-        title: how reports call it, e.g. "DCLS"; by default its name.
         samplings: its ``Sampling`` classes. ``save`` writes their class names, so these must be unique.
         layers: classes of its layers, for building them from scratch (subclasses of ``ccrewrite.families.ScratchConv``). May be
             left out: rewriting makes what it needs.
         rules: its ``Rule`` classes, known by their ``name`` in TOML files and on the command line.
-        default_rules: those that ``plan`` and ``rewrite`` use where no rules are given. Usually none: a family that is
-            merely installed should change nothing.
+        default_rules: those that ``plan`` and ``rewrite`` use where no rules are given. Usually none: a family that is merely
+            installed should change nothing.
+        title: how reports call it, e.g. "DCLS"; by default its name.
 
     >>> [family.name for family in families()][:2]
     ['dcls', 'cc']
@@ -70,9 +70,16 @@ _loaded: set[str] = set()
 
 
 def register_family(family: Family) -> Family:
-    """Make ``family`` known; returns it. The same one again is no error.
+    """Make a family known. The same one again is no error.
 
-    Raises ``InputError`` where another family has its name, or the name of one of its rules or samplings.
+    Args:
+        family: its name, and the names of its rules and samplings, must be new.
+
+    Returns:
+        ``family``.
+
+    Raises:
+        InputError: where another family has its name, or the name of one of its rules or samplings.
 
     >>> register_family(families()[0]).name
     'dcls'

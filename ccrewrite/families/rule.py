@@ -23,9 +23,14 @@ from ccrewrite.ir.sites import Site
 class Rule(ABC):
     """Which sites are rewritten, into what: a frozen dataclass whose fields are its options, checked when it is made.
 
-    Subclasses give ``name``, ``takes`` and ``sampling``; docs/writing-a-family.md goes through the rest. ``include`` and
-    ``exclude`` (names, globs or ``re:...`` of sites) narrow one rule, ``rewrite``'s own narrow them all. Raises ``InputError``
-    for options of another type, and where a subclass has no name.
+    Subclasses give ``name``, ``takes`` and ``sampling``; docs/writing-a-family.md goes through the rest.
+
+    Args:
+        include: sites to take (names, globs or ``re:...``). This narrows one rule; ``rewrite``'s own narrows them all.
+        exclude: sites to leave to other rules.
+
+    Raises:
+        InputError: for options of another type, and where a subclass has no name.
 
     >>> import ccrewrite
     >>> ccrewrite.DilatedToDcls(include="encoder.*").include

@@ -41,8 +41,11 @@ class Sampling(Learnable, Unscriptable, ABC):
     While the geometry is untouched and nothing differentiates through it, the plain torch function runs: bitwise equal.
     Otherwise the effective kernel is built on the window that holds the original extent and ``margin`` samples on both sides.
 
-    Subclasses must give ``movers`` and ``kernel``. The rest of what the package asks of a sampling has defaults, right if slow,
-    that a class overrides where it knows better. docs/writing-a-family.md goes through them.
+    Subclasses must give ``movers`` and ``kernel``. The rest has defaults, right if slow (docs/writing-a-family.md).
+
+    Args:
+        geometry: of the convolution that it stands for.
+        margin: samples by which the window exceeds the original extent on both sides, per axis or one number for all.
     """
 
     attributes: ClassVar[tuple[str, ...]] = ()
@@ -87,8 +90,7 @@ class Sampling(Learnable, Unscriptable, ABC):
 
     @property
     def taps(self) -> Ints:
-        """Shape of one filter's taps: ``weight.shape[2:]``. Another one than ``kernel_size`` where the layer's own weight is
-        not the original's."""
+        """Shape of one filter's taps, ``weight.shape[2:]``; not ``kernel_size`` where the weight isn't the original's."""
         return self.kernel_size
 
     @property

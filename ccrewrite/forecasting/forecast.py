@@ -67,14 +67,27 @@ def forecast(
         example_inputs: as ``rewrite``'s; costs are measured at these.
         train_data: as ``finetune``'s: a ``DataLoader`` or another collection of at least 8 batches.
         loss: as ``finetune``'s: a function of the model's outputs and the target that gives the mean over the batch.
+        rules: as ``plan``'s.
+        include: as ``plan``'s.
+        exclude: as ``plan``'s.
+        kinds: as ``plan``'s.
+        how: as ``plan``'s.
         rates: learning rates to try, of which each arm gets its best.
         steps: of the probes, (geometry, weights); None: 24 of the geometry, and as many of the weights as take as long, by one
             timing. With given steps the answer but for its times depends on ``seed`` alone.
         seconds: the most it may take. Then steps are lowered, and ``said`` tells; what there is by then is returned.
+        seed: of the batches that are drawn.
         progress: a bar on stderr; None: where that is a terminal.
 
-    Memory: one copy of the model, and what a training step of it takes. Raises ``InputError`` for what can't be used or
-    trained, and what ``rewrite`` raises.
+    Returns:
+        A verdict, and for each site what it may gain and cost.
+
+    Raises:
+        InputError: for what can't be used or trained.
+        ModelRunError: where the model raises on the inputs.
+        SelectionError: where nothing is selected, or nothing can be rewritten.
+
+    Memory: one copy of the model, and what a training step of it takes.
 
     >>> import torch, ccrewrite
     >>> from torch import nn

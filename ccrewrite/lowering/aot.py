@@ -60,16 +60,26 @@ def aot(
     compile_mode: str | None = None,
     measured: bool = True,
 ) -> Package:
-    """Fold a rewritten model, compile it ahead of time with AOTInductor and write the package (``.pt2``) to ``path``.
+    """Fold a rewritten model, compile it ahead of time with AOTInductor and write the package.
 
-    ``torch._inductor.aoti_load_package(path)`` runs it, in Python or C++, for the device that it was compiled on.
-    ``dynamic_shapes`` is torch.export's, ``inductor_configs`` goes to Inductor, on top of the options of
-    ``compile_mode``, one of torch.compile's modes. Layers that can be folded to several forms are
-    timed in each, as ``ccrewrite.lower`` does; with ``measured=False`` an estimate decides. The package is loaded, and its
-    outputs on ``example_inputs`` compared with the model's in evaluation mode, before it takes its name.
+    The package is loaded, and its outputs on ``example_inputs`` compared with the model's in evaluation mode, before it takes
+    its name. ``torch._inductor.aoti_load_package(path)`` runs it, in Python or C++, for the device that it was compiled on.
 
-    Raises ``InputError`` for a path that doesn't end in ``.pt2`` or can't be written, an unknown mode and models with nothing
-    rewritten, and ``ExportError`` where torch can't export or compile the model, or the package computes something else.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned. Stays as it is.
+        path: where to write; ends in ``.pt2``.
+        example_inputs: as ``plan``'s.
+        dynamic_shapes: torch.export's: the axes whose size may vary. None: the package takes the example's sizes alone.
+        inductor_configs: goes to Inductor, on top of the options of ``compile_mode``.
+        compile_mode: one of torch.compile's modes ("max-autotune" and so on).
+        measured: time layers that can be folded to several forms in each, as ``lower`` does; False: an estimate decides.
+
+    Returns:
+        The file's path, the form of each site, and what was compared.
+
+    Raises:
+        InputError: for a path that doesn't end in ``.pt2`` or can't be written, an unknown mode, models with nothing rewritten.
+        ExportError: where torch can't export or compile the model, or the package computes something else.
     """
     path = Path(path)
     if path.suffix != ".pt2":

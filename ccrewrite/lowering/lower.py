@@ -49,32 +49,36 @@ def lower(
 ) -> Lowered:
     """Compile a rewritten model with torch.compile and Inductor, every site in the cheapest form for its shapes.
 
-    With ``scope="sites"`` only the rewritten layers are compiled, in place, each where that pays: ``result.model is model``,
-    which runs eagerly else, with its own parameters, hooks and classes. Layers that are alike are compiled once. They run
-    compiled at the sizes that ``example_inputs`` give them, and eagerly at others. Nothing is folded in either mode, and
-    ``revert``, ``save``, copies and wrappers work as before. Each kind of layer is timed compiled and as eager code
-    (``measured``), and one that isn't faster compiled has the form "eager": it is left as it was.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+        example_inputs: as ``plan``'s. Forms are chosen for their sizes; others run too.
+        mode: "inference" gives a copy without learnable geometry (``ccrewrite.fold``), so that no kernel is built at run time;
+            later changes of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each site's choice is
+            written to ``sampling.form``, which eager code ignores where the form only pays when compiled.
+        scope: "model", or "sites": only the rewritten layers are compiled, in place, each where that pays.
+            ``result.model is model``, which runs eagerly else, with its own parameters, hooks and classes. Layers that are
+            alike are compiled once. They run compiled at the sizes that ``example_inputs`` give them, and eagerly at others.
+            Nothing is folded in either mode, and ``revert``, ``save``, copies and wrappers work as before. Each kind of layer
+            is timed compiled and as eager code, and one that isn't faster compiled has the form "eager": it is left as it was.
+        forms: forces a choice: site name -> form, one of ``sampling.forms`` in training, in inference "dense" or what
+            ``ccrewrite.passes.fold.alternatives`` says.
+        measured: compile and time the forms of each site on this device; the times are kept on disk
+            (``ccrewrite.lowering.times.cache_file``). False: an estimate decides.
+        verify: run the compiled model once on ``example_inputs``, and compare its outputs with those of ``model``
+            (``result.check``): for "inference" in evaluation mode, for "training" as ``model`` stands. A warning says where
+            they differ. False: nothing but what is timed is compiled before the first call.
+        dynamic: torch.compile's.
+        fullgraph: torch.compile's.
+        options: torch.compile's. A ``post_grad_custom_pre_pass`` of yours, among them or in Inductor's configuration, runs
+            after ours. Forms are timed without any of them.
+        compile_mode: torch.compile's ``mode`` ("max-autotune" and so on).
 
-    With ``scope="model"``, "inference" gives a copy without learnable geometry (``ccrewrite.fold``), so that no kernel is built
-    at run time; later changes of ``model`` don't reach it. "training": ``model`` itself, with its parameters; each site's
-    choice is written to ``sampling.form``, which eager code ignores where the form only pays when compiled.
+    Returns:
+        The compiled model (``model``), each site's form, and what was compared (``check``).
 
-    Where a site can take several forms (``sampling.forms`` in training, in inference "dense" or what
-    ``ccrewrite.passes.fold.alternatives`` says), they are compiled and timed on this device at the shapes that
-    ``example_inputs`` give (``measured``; the times are kept on disk, see ``ccrewrite.lowering.times.cache_file``), or else
-    an estimate decides. ``forms`` forces a choice: site name -> form. Inputs of other sizes run too, in the form chosen for
-    these.
-
-    With ``verify`` the compiled model runs once on ``example_inputs``, and its outputs are compared with those of ``model``
-    (``result.check``): for "inference" in evaluation mode, for "training" as ``model`` stands. A warning says where they
-    differ. Else nothing but what is timed is compiled before the first call.
-
-    ``dynamic``, ``fullgraph`` and ``options`` are torch.compile's, ``compile_mode`` is its ``mode`` ("max-autotune" and so on).
-    A ``post_grad_custom_pre_pass`` of yours, among the options or in Inductor's configuration, runs after ours. Forms are timed
-    without any of them.
-
-    Raises ``InputError`` for an unknown mode, option, site or form, and where nothing in ``model`` was rewritten;
-    ``ModelRunError`` where the model can't run on ``example_inputs``, or torch can't compile it.
+    Raises:
+        InputError: for an unknown mode, option, site or form, and where nothing in ``model`` was rewritten.
+        ModelRunError: where the model can't run on ``example_inputs``, or torch can't compile it.
 
     >>> import ccrewrite, torch
     >>> model, x = nn.Conv2d(8, 8, 3, dilation=4, padding=4), torch.randn(1, 8, 16, 16)

@@ -59,17 +59,32 @@ def compare(
 ) -> Comparison:
     """Parameters, FLOPs, latency, memory, errors and geometry of ``original`` and ``rewritten`` on ``example_inputs``.
 
-    ``variants`` names further models to put beside them, or is a list of names in ``ccrewrite.report.variants.VARIANTS``
-    ("folded", ...), made of ``rewritten``. All run in evaluation mode and are left as they were; further models under
-    ``torch.compile`` are not looked at site by site. ``quick`` takes seconds instead of minutes, with wider intervals.
+    All models run in evaluation mode and are left as they were; further ones under ``torch.compile`` are not looked at site by
+    site.
 
-    ``compiled``: time inference by ``torch.compile``, too, of every model or of those named; it takes minutes for large ones.
-    ``batches``: time inference at these batch sizes, too. ``scale_groups``: find which sites of ``rewritten`` change size
-    together. ``compiled`` and ``scale_groups`` are True by default unless ``quick``. ``trade``: what
-    ``ccrewrite.report.budget.trade`` gave, to be shown; ``forecast``: what ``ccrewrite.forecast`` gave. ``command`` is kept as
-    what made the report; ``progress`` shows a bar on stderr, None: where that is a terminal.
+    Args:
+        original: the model before, or any that is to be compared with.
+        rewritten: the model after, or what ``rewrite`` returned.
+        example_inputs: as ``plan``'s; costs are those at their sizes.
+        variants: further models by name, or names in ``ccrewrite.report.variants.VARIANTS`` ("folded", ...), made of
+            ``rewritten``.
+        quick: seconds instead of minutes, with wider intervals.
+        compiled: time inference by ``torch.compile``, too, of every model or of those named: minutes for large ones. None:
+            unless ``quick``.
+        batches: time inference at these batch sizes, too.
+        scale_groups: find which sites of ``rewritten`` change size together. None: unless ``quick``.
+        trade: what ``ccrewrite.report.budget.trade`` gave, to be shown.
+        forecast: what ``ccrewrite.forecast`` gave, to be shown.
+        seed: of the order of the rounds, and of the intervals.
+        command: kept as what made the report.
+        progress: a bar on stderr; None: where that is a terminal.
 
-    Raises ``InputError`` for models, names or inputs that can't be used, ``ModelRunError`` where a model raises on them.
+    Returns:
+        The comparison, to be printed, saved as a page and read as data (seconds, bytes, FLOPs, samples).
+
+    Raises:
+        InputError: for models, names or inputs that can't be used.
+        ModelRunError: where a model raises on the inputs.
 
     >>> import ccrewrite
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)

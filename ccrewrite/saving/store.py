@@ -33,16 +33,22 @@ from ccrewrite.saving.tensors import load_tensors_, storable, tensors_of
 
 
 def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_only: bool = False) -> None:
-    """Write a rewritten model to ``directory`` (made where it's missing): ``recipe.json``, what was done to which original, and
-    ``weights.safetensors``, in the dtypes that the tensors have now.
+    """Write a rewritten model to a directory: ``recipe.json``, what was done to which original, and ``weights.safetensors``, in
+    the dtypes that the tensors have now.
 
-    ``rewritten`` is the model, or what ``rewrite`` returned: its plan and check are then kept in the recipe, to be read. What
-    ``load`` does again is read off the model itself, as it is now. ``geometry_only`` leaves out every tensor that the original
-    has as well: kilobytes, for the original that they were learned on; digests of its tensors are kept in their place.
+    A save that is there stays whole until the new one is: if the process is killed, one of the two can be loaded.
 
-    A save that is there stays whole until the new one is: if the process is killed, one of the two can be loaded. Raises
-    ``InputError`` where nothing in the model is rewritten, where it holds what can't be written (tensors without values or
-    sharded ones, samplings of no family that is registered), and where the directory can't be written.
+    Args:
+        rewritten: the model, or what ``rewrite`` returned: its plan and check are then kept in the recipe, to be read. What
+            ``load`` does again is read off the model itself, as it is now.
+        directory: made where it's missing.
+        geometry_only: leave out every tensor that the original has as well: kilobytes, for the original that they were
+            learned on; digests of its tensors are kept in their place.
+
+    Raises:
+        InputError: where nothing in the model is rewritten, where it holds what can't be written (tensors without values or
+            sharded ones, samplings of no family that is registered, adapters that aren't merged), and where the directory
+            can't be written.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2)), torch.randn(1, 3, 16, 16)
@@ -70,14 +76,22 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
 
 @trainable_made()
 def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
-    """What ``save`` wrote, on ``model``: a fresh original, as it was before ``rewrite``. In place; returns it.
+    """What ``save`` wrote, on a fresh original. In place.
 
-    No example inputs are needed: the recipe is replayed. The dtypes must be those that were saved; values go to the device that
-    ``model`` is on. What ``save`` doesn't write is ``model``'s own: training flags, hooks, which parameters are frozen.
+    No example inputs are needed: the recipe is replayed. Nothing is unpickled. A ``WeightsWarning`` says where geometry that
+    was saved by itself was learned on other weights than ``model`` has.
 
-    Raises ``InputError`` where a file is missing, damaged or from a later version, and where ``model`` is not the model that
-    was rewritten; ``model`` is then as it was. Nothing is unpickled. A ``WeightsWarning`` says where geometry that was saved by
-    itself was learned on other weights than ``model`` has.
+    Args:
+        model: the model as it was before ``rewrite``. Its dtypes must be those that were saved; values go to the device that it
+            is on. What ``save`` doesn't write is its own: training flags, hooks, which parameters are frozen.
+        directory: what ``save`` was given.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        InputError: where a file is missing, damaged or from a later version, and where ``model`` is not the model that was
+            rewritten; it is then as it was.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Conv2d(3, 8, 3, stride=2), torch.randn(1, 3, 17, 17)

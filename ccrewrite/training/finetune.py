@@ -47,31 +47,37 @@ def finetune(
 ) -> History:
     """Train a rewritten model, in place, on one process or on all that `accelerate launch` or `torchrun` started.
 
-    A batch is a tuple or list ``(*inputs, target)``, for which ``loss(model(*inputs), target)`` is computed, or a mapping, for
-    which it is ``loss(model(**batch), batch)``. The loss is a scalar, the mean over the batch.
+    The caller's random states are as before afterwards.
 
     Args:
         model: what ``rewrite`` returned, or its ``model``. That ends in the training flags that it came with, on the device it
             was trained on.
-        train_data: a ``DataLoader``, or for one process any collection of batches. A batch of it is a batch of the whole run,
-            of which each process takes its share: the numbers don't depend on how many there are.
+        train_data: a ``DataLoader``, or for one process any collection of batches. A batch is a tuple or list
+            ``(*inputs, target)`` or a mapping. It is a batch of the whole run, of which each process takes its share: the
+            numbers don't depend on how many there are.
+        loss: gives a scalar, the mean over the batch: ``loss(model(*inputs), target)``, of a mapping
+            ``loss(model(**batch), batch)``.
         validation: data of the same form; its mean loss is computed after each epoch.
         original: the model before the rewrite, where the config asks for distillation. Moved to the model's device, in
             evaluation mode.
-        config: see ``FinetuneConfig``.
+        config: see ``FinetuneConfig``; None: its defaults.
         optimizer: makes the optimizer from ``param_groups``.
         schedules: see ``Schedule``.
-        out: the run's folder, on a file system that all processes see: ``log.csv``, checkpoints, ``model.safetensors``
-            (see ``ccrewrite.training.run_folder``). None: nothing is written.
-        resume: go on from the checkpoint in ``out``, if there is one; model, data and config must be those that the run
-            began with, but for more ``epochs``: the rate goes on as a run of so many has it there. On CPU the losses are the
-            same to the last bit as those of a run that was never interrupted.
+        out: the run's folder, on a file system that all processes see: ``log.csv``, checkpoints, ``model.safetensors`` (see
+            ``ccrewrite.training.run_folder``). None: nothing is written.
+        resume: go on from the checkpoint in ``out``, if there is one; model, data and config must be those that the run began
+            with, but for more ``epochs``: the rate goes on as a run of so many has it there. On CPU the losses are the same to
+            the last bit as those of a run that was never interrupted.
         progress: a progress bar, where the output is a terminal.
         require_geometry: False lets a model train that has none, for comparison.
         accelerator: one of your own, with its settings; None: one is made.
 
-    The caller's random states are as before afterwards. Raises ``InputError`` where accelerate (extra ``train``) is missing,
-    for data, a loss or a folder that can't be used, a model without trainable geometry, and once a loss is not finite.
+    Returns:
+        The losses, step by step and after each epoch.
+
+    Raises:
+        InputError: where accelerate (extra ``train``) is missing, for data, a loss or a folder that can't be used, a model
+            without trainable geometry, and once a loss is not finite.
 
     >>> import ccrewrite
     >>> from torch import nn

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import typer
+
+import ccrewrite
+import ccrewrite.errors
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page: page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")}
@@ -71,6 +75,30 @@ def test_an_example_that_is_elsewhere_is_there(name: str, place: str) -> None:
     else:
         packages = [importlib.import_module(package) for package in PACKAGES]
         assert ">>> " in next(getattr(p, place) for p in packages if place in p.__all__).__doc__
+
+
+def described(name: str) -> list[str]:
+    """The arguments in the docstring of a name at the top."""
+    listed = re.search(r"^Args:\n((?:    .*\n?|\n(?=    ))*)", inspect.getdoc(getattr(ccrewrite, name)) or "", re.MULTILINE)
+    return re.findall(r"^    (\w+): ", listed[1], re.MULTILINE) if listed else []
+
+
+BY_ATTRIBUTE = {"CcrewriteError", "FinetuneConfig"}
+"""An error; and what has a docstring for each field."""
+
+
+@pytest.mark.parametrize("name", sorted(set(ccrewrite.__all__) - BY_ATTRIBUTE))
+def test_every_argument_is_described(name: str) -> None:
+    assert described(name) == list(inspect.signature(getattr(ccrewrite, name)).parameters)
+
+
+@pytest.mark.parametrize("name", [n for n in ccrewrite.__all__ if inspect.isfunction(getattr(ccrewrite, n))])
+def test_every_function_says_what_it_raises(name: str) -> None:
+    text = inspect.getdoc(getattr(ccrewrite, name)) or ""
+    raised = re.search(r"^Raises:\n((?:    .*\n?)*)", text, re.MULTILINE)
+    assert raised is not None
+    kinds = re.findall(r"^    (\w+): ", raised[1], re.MULTILINE)
+    assert [kind for kind in kinds if not issubclass(getattr(ccrewrite.errors, kind), ccrewrite.CcrewriteError)] == []
 
 
 def test_every_command_and_option_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,23 @@ from ccrewrite.ir.sites import Site
 class StridedToCC(Rule):
     """strided Conv -> CC (``ccrewrite.nn.CCConv2d``): its taps become the nodes of a continuous kernel.
 
-    ``kernel``, ``basis``, ``hidden``, ``reach``, ``alignment`` and ``sharing`` as ``CCSampling``'s; ``kernel="mlp"`` and
-    ``alignment="centred"`` are not exact. Axes of one tap and stride 1 stay plain. Raises ``InputError`` for options out of
-    their range.
+    Axes of one tap and stride 1 stay plain. ``kernel="mlp"`` and ``alignment="centred"`` are not exact.
+
+    Args:
+        include: sites to take (names, globs or ``re:...``).
+        exclude: sites to leave to other rules.
+        kernel: "nodes": interpolation between the weight's taps, with a learned shift and residual. "mlp": the whole filter is
+            a network of the coordinates.
+        basis: what interpolates between the nodes, "cubic" (Keys) or "linear".
+        hidden: width of the residual networks, or of the filter's; None: 16, or 64.
+        reach: samples by which the kernel may come to exceed its original extent at each end, 0 to 2; None: 2, or 0 with "mlp".
+            With 0, a causal convolution stays one.
+        alignment: "native" keeps each output where the convolution has it; "centred" puts the centre of the output on the
+            input's, at every size.
+        sharing: "tap": each tap has a residual of its own; "axis": all taps of an axis share one.
+
+    Raises:
+        InputError: for options out of their range.
 
     >>> import ccrewrite, torch
     >>> model, x = torch.nn.Conv1d(4, 8, 3, stride=2), torch.randn(1, 4, 33)
@@ -59,7 +73,18 @@ class StridedToCC(Rule):
 class TransposedToCC(StridedToCC):
     """ConvTranspose -> CC (``ccrewrite.nn.CCConvTranspose2d``): its taps become the nodes of a continuous kernel.
 
-    Options and errors as ``StridedToCC``'s.
+    Args:
+        include: as ``StridedToCC``'s.
+        exclude: as ``StridedToCC``'s.
+        kernel: as ``StridedToCC``'s.
+        basis: as ``StridedToCC``'s.
+        hidden: as ``StridedToCC``'s.
+        reach: as ``StridedToCC``'s.
+        alignment: as ``StridedToCC``'s.
+        sharing: as ``StridedToCC``'s.
+
+    Raises:
+        InputError: for options out of their range.
 
     >>> import ccrewrite, torch
     >>> model, x = torch.nn.ConvTranspose1d(4, 8, 4, stride=2, padding=1), torch.randn(1, 4, 16)

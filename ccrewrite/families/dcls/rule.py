@@ -17,11 +17,14 @@ class DilatedToDcls(Rule):
     """dilated Conv -> DCLS (``ccrewrite.nn.DclsConv2d``): its taps get learnable positions.
 
     Args:
+        include: sites to take (names, globs or ``re:...``).
+        exclude: sites to leave to other rules.
         sharing: whose a tap's position is: "tap" (one for all channels), "group", "out" (each output channel's own), "in",
             "full" (each kernel's own), or "auto": each channel's own for depthwise layers, "tap" for others.
         reach: by how many samples taps may leave the original extent, on each side.
 
-    Raises ``InputError`` for options out of their range.
+    Raises:
+        InputError: for options out of their range.
 
     >>> import ccrewrite, torch
     >>> model, x = torch.nn.Conv2d(4, 8, 3, dilation=2), torch.randn(1, 4, 16, 16)

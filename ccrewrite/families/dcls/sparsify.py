@@ -49,16 +49,22 @@ class LargeToDcls(Rule):
     """large dense Conv -> DCLS with few elements fitted to its kernels. NOT exact: the plan gives each layer's fit error, the
     outputs change, and the model wants a fine-tune.
 
+    Takes convolution modules of the kind "large" (at least 7 taps along an axis, undilated) whose weight is a plain parameter.
+
     Args:
+        include: sites to take (names, globs or ``re:...``).
+        exclude: sites to leave to other rules.
         elements: taps per kernel, the same for every layer; or
         budget: the fraction of the layers' kernel parameters that weights, positions and widths may have together.
-        window: the window taps may move in, an int at least as large as the kernels (and of their parity); None: the kernel.
+        window: the window taps may move in, in samples, at least as large as the kernels (and of their parity); None: the
+            kernel.
         sharing: "full" (every kernel has its own positions), "tap" (a layer's kernels share them), or "auto": with a budget,
             whichever of the two fits better; else "full" for depthwise layers and "tap" for others.
         interpolation: as ``DclsSampling``'s; the widths of Gaussians and triangles are fitted too.
         steps: of refinement.
 
-    Takes convolution modules of the kind "large" (at least 7 taps along an axis, undilated) whose weight is a plain parameter.
+    Raises:
+        InputError: for options out of their range.
 
     >>> import ccrewrite
     >>> model = nn.Sequential(nn.Conv2d(8, 8, 9, padding=4, groups=8))

@@ -57,28 +57,32 @@ def fold(
     not the layer's own (functional calls, convolutions with a forward of their own), the geometry becomes a constant that is
     applied to the weight in each call.
 
-    ``model`` may be the result of a rewrite: its ``model`` is meant. ``example_inputs`` as ``ccrewrite.rewrite``'s: the copy is
-    compared with ``model`` on them, in evaluation mode, and a site that changes the outputs is folded so that its layer keeps
-    its attributes and weight, or else left as it is.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned. Stays as it is.
+        example_inputs: as ``plan``'s. The copy is compared with ``model`` on them, in evaluation mode, and a site that changes
+            the outputs is folded so that its layer keeps its attributes and weight, or else left as it is.
+        tol: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
+            ``site.kernel_error`` and ``result.lost`` say how much.
+        batch_norm: the scale and shift of batch norms go into the convolutions before them, rewritten or not, wherever that is
+            right (``result.norms``).
+        include: names of sites, globs or "re:..."; None: all sites.
+        exclude: the same, for sites that stay learnable.
+        forms: what a site becomes where it has a choice: a "dense" kernel, or one of its ``alternatives``, such as "shifted",
+            "gathered" or "sparse". "measured": each is timed in eager mode on this device at the size of the example call (some
+            tenths of a second for each kind of layer; ``site.milliseconds``), unless they are estimated to be far from each
+            other; none is taken that is slower than the next best. "estimated" goes by shapes alone, and gives the same on
+            every machine. A mapping says it by the sites' names; the others are measured.
+        target: where the model goes, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: a site becomes what is
+            estimated to be the cheapest of the forms that it takes, and ``result.not_taken`` lists what it doesn't take of the
+            folded model's convolutions, rewritten or not. Nothing is timed then.
 
-    ``tol``: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
-    ``site.kernel_error`` and ``result.lost`` say how much. ``batch_norm``: the scale and shift of batch norms go into the
-    convolutions before them, rewritten or not, wherever that is right (``result.norms``). ``include`` and ``exclude`` are names
-    of sites, globs or "re:...".
+    Returns:
+        The folded copy (``model``), what became of each site, and what was compared (``check``).
 
-    A site may have a choice: a "dense" kernel, or one of its ``alternatives``, such as "shifted", "gathered" or "sparse". With
-    ``forms="measured"`` each is timed in eager mode on this device at the size of the example call (some tenths of a second for
-    each kind of layer; ``site.milliseconds``), unless they are estimated to be far from each other; none is taken that is
-    slower than the next best. "estimated" goes by shapes alone, and gives the same on every machine. A mapping says what sites
-    become, by name; the others are measured.
-
-    ``target`` is where the model goes, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: a site becomes what
-    is estimated to be the cheapest of the forms that it takes, and ``result.not_taken`` lists what it doesn't take of the
-    folded model's convolutions, rewritten or not. Nothing is timed then.
-
-    Raises ``InputError`` where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device,
-    adapters that aren't merged, an unknown ``target`` and ``forms`` that are unknown or that a site can't take,
-    ``SelectionError`` where no site is selected.
+    Raises:
+        InputError: where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device, adapters that
+            aren't merged, an unknown ``target`` and ``forms`` that are unknown or that a site can't take.
+        SelectionError: where no site is selected.
 
     >>> import ccrewrite
     >>> model, x = nn.Conv2d(3, 8, 3, dilation=2, padding=2), torch.randn(1, 3, 16, 16)

@@ -72,19 +72,26 @@ def resizings_of(module: nn.Module) -> list[Resizing]:
 
 
 def resize_(model: GivenModel, settings: Settings | None, example_inputs: object = None) -> nn.Module:
-    """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on; returns the model.
+    """Set the output sizes of resizable sites (CC layers, say) of a rewritten model, from now on.
 
-    ``settings`` maps the name of a scale group, the name of a site, or a glob of module paths (everything below) to the output
-    size over the native one: a number, or one per spatial axis. ``{"layer3": 0.8, "layer4": (0.8, 0.9)}``: layer 3 works at 0.8
-    of the height and width it had, layer 4 at 0.8 and 0.9 of its own, whatever layer 3 does. The sites of a scale group go
-    together. Sites nobody asks for follow as the original's arithmetic makes them, and those that something pins stay: in
-    a U-Net, each up-layer returns to the size of its skip. ``None`` or ``{}`` undoes.
+    The sites of a scale group go together. Sites nobody asks for follow as the original's arithmetic makes them, and those that
+    something pins stay: in a U-Net, each up-layer returns to the size of its skip. The sizes are found by ``scale_groups``,
+    once for a model and shapes of its inputs.
 
-    The sizes are found when the model is called, or at once where ``example_inputs`` are given: ``scale_groups``, once for a
-    model and shapes of its inputs.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+        settings: the name of a scale group, the name of a site, or a glob of module paths (everything below) -> the output size
+            over the native one: a number, or one per spatial axis. ``{"layer3": 0.8, "layer4": (0.8, 0.9)}``: layer 3 works at
+            0.8 of the height and width it had, layer 4 at 0.8 and 0.9 of its own, whatever layer 3 does. None or ``{}`` undoes.
+        example_inputs: as ``plan``'s: the sizes are found at once. None: when the model is called.
 
-    Raises ``InputError`` where the model has no resizable site or a site can't have that size (it says what pins it), and
-    ``SelectionError`` for a key that hits nothing. The former at the model's call where there are no ``example_inputs``.
+    Returns:
+        The model.
+
+    Raises:
+        InputError: where the model has no resizable site or a site can't have that size (it says what pins it); at the model's
+            call where there are no ``example_inputs``.
+        SelectionError: for a key that hits nothing.
 
     >>> import ccrewrite, torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1))
@@ -113,9 +120,16 @@ def resize_(model: GivenModel, settings: Settings | None, example_inputs: object
 
 @contextmanager
 def resized(model: GivenModel, settings: Settings, example_inputs: object = None) -> Generator[nn.Module]:
-    """Inside, ``model`` has the output sizes of ``settings``; afterwards those it had. Arguments and errors as ``resize_``'s.
+    """Inside, a model has the output sizes of ``settings`` alone; afterwards those that it had.
 
-    The sizes inside are those of ``settings`` alone; what ``resize_`` or an outer ``resized`` had set counts again afterwards.
+    Args:
+        model: as ``resize_``'s.
+        settings: as ``resize_``'s.
+        example_inputs: as ``resize_``'s.
+
+    Raises:
+        InputError: as ``resize_`` does.
+        SelectionError: as ``resize_`` does.
 
     >>> import ccrewrite, torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1))

@@ -136,13 +136,21 @@ class ScaleGroups(SiteTable[ScaleGroup]):
 def scale_groups(model: GivenModel, example_inputs: object) -> ScaleGroups:
     """The groups of sites of a rewritten model whose output sizes must change together, and which of them can.
 
-    Sites are those of layers that can give another size than their convolution's (CC).
+    Sites are those of layers that can give another size than their convolution's (CC). A site's output size is free to choose
+    unless something downstream relies on it: an addition or a concatenation ties it to another site's or to the input's, a
+    flatten before a linear layer, a position embedding or the shape of the model's outputs pins it. No values are computed: the
+    model runs on fake tensors, some runs for each group.
 
-    A site's output size is free to choose unless something downstream relies on it: an addition or a concatenation ties it to
-    another site's or to the input's, a flatten before a linear layer, a position embedding or the shape of the model's outputs
-    pins it. No values are computed: the model runs on fake tensors, some runs for each group.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+        example_inputs: as ``plan``'s; native sizes are those at theirs, in samples.
 
-    Raises ``InputError`` where the model has no resizable site, ``ModelRunError`` where it can't run on fake tensors.
+    Returns:
+        The groups, each with its sites, native sizes and what pins it.
+
+    Raises:
+        InputError: where the model has no resizable site.
+        ModelRunError: where it can't run on fake tensors.
 
     >>> import ccrewrite, torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
