@@ -13,6 +13,7 @@ from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.ir.capture import How, Inputs, Model, as_module, capture
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Plan, Site
@@ -94,6 +95,7 @@ def plan(
     >>> [(site.name, site.kinds, site.decision.code) for site in plan(model, torch.zeros(1, 3, 16, 16))]
     [('0', ('strided',), 'strided-to-cc'), ('1', ('dilated',), 'dilated-to-dcls')]
     """
+    check_arguments(plan, locals())
     module, inputs = unwrapped(as_module(model)), Inputs.of(example_inputs)
     planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
     if costs is False:
@@ -141,6 +143,7 @@ def rewrite(
     >>> result.check.ok, result.check.max_abs_error, type(result.model).__name__, type(model).__name__
     (True, 0.0, 'DclsConv2d', 'Conv2d')
     """
+    check_arguments(rewrite, locals())
     module, inputs = unwrapped(as_module(model)), Inputs.of(example_inputs)
     planned = _plan(module, inputs, rules, Selection(include, exclude, kinds), how)
     return _rewritten(copied(module) if planned.rewritten else module, module, planned, inputs, verify)
@@ -182,6 +185,7 @@ def rewrite_(
     >>> rewrite_(model, torch.randn(1, 3, 16, 16)).model is model, type(model[0]).__name__
     (True, 'DclsConv2d')
     """
+    check_arguments(rewrite_, locals())
     if isinstance(model, ExportedProgram):
         raise InputError("rewrite_ changes a module in place, found an ExportedProgram; rewrite takes it")
     module, inputs = model_of(model, "what rewrite_ changes in place"), Inputs.of(example_inputs)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from ccrewrite.export.report import ExportedFile, OnnxSite, times
 from ccrewrite.export.sizes import Mode, SizePlan, plan_sizes
 from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet_exporter, traced
 from ccrewrite.ir.capture import Inputs
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
@@ -96,9 +97,8 @@ def export_onnx(
     >>> [run.shapes["input"] for run in file.check.runs], file.ops_after
     ([(1, 2, 16), (2, 2, 24)], {'Conv': 1})
     """
+    check_arguments(export_onnx, {**locals(), "dynamic": None})  # which says more of what it takes
     require_packages()
-    if sizes not in get_args(Mode):
-        raise InputError(f"sizes must be one of {', '.join(get_args(Mode))}, found {sizes!r}")
     aim = None if target is None else for_files(target, opset)
     module, destination = without_wrapper(model_of(model, "what export_onnx writes")), writable(Path(path))
     inputs = Inputs.of(example_inputs)

@@ -20,6 +20,7 @@ from ccrewrite.export.report import OnnxSite, RewrittenFile, SizeTrial
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.rule import Rule
 from ccrewrite.ir.geometry import Ints
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import Decision, Plan, Site
@@ -90,6 +91,7 @@ def rewrite_onnx(
     >>> [(site.kinds, site.decision.code) for site in result.plan], result.size_inputs[0].native
     ([(('strided',), 'strided-to-cc')], (7,))
     """
+    check_arguments(rewrite_onnx, locals())
     require_packages()
     from ccrewrite.export.convolutions import convolutions
     from ccrewrite.export.pads import explicit_pads_

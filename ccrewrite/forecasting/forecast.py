@@ -24,6 +24,7 @@ from ccrewrite.forecasting.timing import Clock, fitting, inference_seconds, step
 from ccrewrite.forecasting.verdict import Comparison, judged
 from ccrewrite.ir.capture import How, Inputs, Model, as_module
 from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.lowering.expenses import costs_of
@@ -98,6 +99,7 @@ def forecast(
     >>> found.verdict in ("pays", "does not pay", "unclear"), [site.name for site in found]
     (True, ['(root)'])
     """
+    check_arguments(forecast, {**locals(), "steps": None, "seconds": None})  # which are checked more closely
     clock = Clock(_checked(seconds, steps, rates))
     original, inputs = unwrapped(as_module(model)), Inputs.of(example_inputs)
     with ExitStack() as stack:
@@ -180,7 +182,9 @@ def forecast(
 def _checked(seconds: float | None, steps: tuple[int, int] | None, rates: Sequence[float]) -> float | None:
     if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"seconds must be a number above 0, found {seconds!r}")
-    if steps is not None and not (len(steps) == 2 and all(isinstance(n, int) and n >= 1 for n in steps)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    given: object = steps
+    pair = cast("Sequence[object]", given) if isinstance(given, (tuple, list)) else ()
+    if steps is not None and not (len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair)):
         raise InputError(f"steps are (geometry, weights), integers of at least 1; found {steps!r}")
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise InputError(f"rates must be learning rates above 0, at least one; found {rates!r}")

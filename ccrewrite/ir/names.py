@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import cast
 
@@ -43,7 +43,8 @@ def paths(name: str) -> list[str]:
 def patterns_of(given: object, argument: str) -> tuple[str, ...]:
     """``given``, one pattern or several, as a tuple. Raises ``InputError`` for anything else, in the name of ``argument``."""
     patterns = (given,) if isinstance(given, str) else given
-    if not isinstance(patterns, Collection) or not all(isinstance(p, str) for p in cast("Collection[object]", patterns)):
+    several = isinstance(patterns, Collection) and not isinstance(patterns, Mapping)
+    if not several or not all(isinstance(p, str) for p in cast("Collection[object]", patterns)):
         raise InputError(f"{argument} takes names, globs or 're:...' of sites, one or a list of them; found {given!r}")
     found = tuple(cast("Collection[str]", patterns))
     for pattern in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from ccrewrite.folded.fusing import Fusing
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, Check, OutputCheck
 from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, Outcome, model_of
 from ccrewrite.ir.preserve import preserved
 from ccrewrite.ir.progress import step
@@ -52,7 +54,7 @@ class Package(Outcome[FoldedSite]):
 
 def aot(
     model: GivenModel,
-    path: str | Path,
+    path: str | os.PathLike[str],
     example_inputs: object,
     *,
     dynamic_shapes: Any = None,
@@ -81,10 +83,11 @@ def aot(
         InputError: for a path that doesn't end in ``.pt2`` or can't be written, an unknown mode, models with nothing rewritten.
         ExportError: where torch can't export or compile the model, or the package computes something else.
     """
-    path = Path(path)
-    if path.suffix != ".pt2":
-        raise InputError(f"an AOTInductor package is called something.pt2, found {str(path)!r}")
-    path, configs = writable(path), inductor.of_mode(compile_mode) | dict(inductor_configs or {})
+    check_arguments(aot, locals())
+    target = Path(path)
+    if target.suffix != ".pt2":
+        raise InputError(f"an AOTInductor package is called something.pt2, found {str(target)!r}")
+    target, configs = writable(target), inductor.of_mode(compile_mode) | dict(inductor_configs or {})
     given, inputs = model_of(model, "what aot compiles"), Inputs.of(example_inputs)
     chosen = choose_folded(given, inputs, {}) if measured else {}
     folded = fold(given, inputs, forms=estimated(given) | {name: choice.form for name, choice in chosen.items()})
@@ -116,7 +119,7 @@ def aot(
 
     with torch.no_grad(), preserved(module, inputs.tensors()):
         packaged = packaged_as(module)
-        with replacing(path) as unchecked:
+        with replacing(target) as unchecked:
             unchecked.write_bytes(packaged.getbuffer())
             step("aot", "running the package, and comparing outputs")
             try:
@@ -129,7 +132,7 @@ def aot(
             check = Check(outputs, ran=True, note=note)
             if not check.ok:
                 raise ExportError(f"the package computes something else than the model; nothing written.\n{check}")
-    return Package(path, folded.sites, check)
+    return Package(target, folded.sites, check)
 
 
 def _settled(

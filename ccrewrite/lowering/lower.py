@@ -15,6 +15,7 @@ from ccrewrite.ir import typed
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import Check
 from ccrewrite.ir.choice import Choice
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.lowering import inductor
@@ -28,9 +29,6 @@ from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.choose import estimated
 from ccrewrite.passes.judging import Verdict
 from ccrewrite.passes.scales.resize import without_wrapper
-
-MODES = ("inference", "training")
-SCOPES = ("model", "sites")
 
 
 def lower(
@@ -86,9 +84,7 @@ def lower(
     >>> [(site.name, site.message) for site in lowered]
     [('(root)', 'estimated, the cheapest')]
     """
-    for name, value, known_values in (("mode", mode, MODES), ("scope", scope, SCOPES)):
-        if value not in known_values:
-            raise InputError(f"{name} must be {' or '.join(map(repr, known_values))}, found {value!r}")
+    check_arguments(lower, locals())
     given, inputs = model_of(model, "what lower compiles"), Inputs.of(example_inputs)
     given = without_wrapper(given, compiled_alone=mode == "training")  # which may stay parallel, to be trained
     known = rewritten_sites(given)

@@ -39,7 +39,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         for name, value in (("include", self.include), ("exclude", self.exclude)):
-            if value is not None and not callable(value):
+            if value is not None and (isinstance(value, type) or not callable(value)):
                 object.__setattr__(self, name, patterns_of(value, name))
         if self.kinds is not None:
             object.__setattr__(self, "kinds", _kinds(self.kinds))

@@ -18,6 +18,7 @@ from ccrewrite.errors import InputError, ModelRunError
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.ir.capture import Inputs, Model, as_module
 from ccrewrite.ir.json_types import JsonObject
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.preserve import unwatched
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.spent import flops_of, peak_memory
@@ -92,6 +93,7 @@ def compare(
     >>> comparison["rewritten"]["parameters"], comparison["rewritten"]["outputs"][0]["max_abs_error"]
     ({'total': 242, 'trainable': 242, 'added': 18}, 0.0)
     """
+    check_arguments(compare, locals())
     inputs = Inputs.of(example_inputs)
     models = {ORIGINAL: as_module(original), REWRITTEN: as_module(rewritten)}
     scale_groups = not quick if scale_groups is None else scale_groups

@@ -20,6 +20,7 @@ from ccrewrite.families.adapters import require_merged
 from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.families.stored import settle_
 from ccrewrite.ir.capture import Model, as_module
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.own_state import OwnState
 from ccrewrite.ir.preserve import trainable_made
@@ -59,6 +60,7 @@ def save(rewritten: GivenModel, directory: str | os.PathLike[str], *, geometry_o
     >>> type(again[0]).__name__, torch.equal(again(x), result.model(x))
     ('DclsConv2d', True)
     """
+    check_arguments(save, locals())
     model = model_of(rewritten, "what save keeps")
     recipe = Recipe.of(model)
     model = unwrapped(model)
@@ -100,6 +102,7 @@ def load(model: Model, directory: str | os.PathLike[str]) -> nn.Module:
     ...     type(load(model, directory)).__name__
     'CCConv2d'
     """
+    check_arguments(load, locals())
     module = require_bare(as_module(model), "load")
     require_trainable(module, "load")
     document, tensors = read(Path(directory))

@@ -92,7 +92,10 @@ def size_of(batch: object) -> int | None:
     """How many samples it has; None: it holds no tensor."""
     from accelerate.utils import find_batch_size  # pyright: ignore[reportUnknownVariableType]
 
-    return cast("int | None", find_batch_size(batch))
+    try:
+        return cast("int | None", find_batch_size(batch))
+    except TypeError:  # it holds something else
+        return None
 
 
 def under_fsdp(accelerator: Accelerated) -> bool:

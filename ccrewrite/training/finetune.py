@@ -14,6 +14,7 @@ from torch import nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.sampling import Sampling
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.training.accelerating import Accelerated, Made
@@ -89,11 +90,17 @@ def finetune(
     >>> len(history.losses)
     8
     """
+    check_arguments(finetune, locals())
     config = FinetuneConfig() if config is None else config
     if not isinstance(config, FinetuneConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"config must be a FinetuneConfig, found {config!r}; FinetuneConfig.from_mapping makes one of a mapping"
         )
+    for schedule in schedules:
+        if not callable(getattr(schedule, "step", None)):
+            raise InputError(f"schedules are objects with a method step, found {schedule!r}")
+    if accelerator is not None and not hasattr(accelerator, "process_index"):
+        raise InputError(f"accelerator must be an accelerate.Accelerator, found {accelerator!r}")
     model = model_of(model, "the model to train")
     original = None if original is None else model_of(original, "the original")
     geometry = [p for m in model.modules() if isinstance(m, Sampling) for p in m.parameters()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def loss(found: Any, target: Tensor) -> Tensor:
     return (found - target).square().mean()
 
 
-@pytest.mark.parametrize("value", [0, 3.5, [None], {"0": 1}.items()])
+@pytest.mark.parametrize("value", [0, 3.5, [None], {"0": 1}.items(), {"0": 1}, nn.Linear])
 @pytest.mark.parametrize("name", ["include", "exclude"])
 def test_patterns(name: str, value: Any) -> None:
     for function in (ccrewrite.plan, ccrewrite.rewrite, ccrewrite.rewrite_):
@@ -102,3 +103,46 @@ def test_what_is_no_model(wrong: Any, tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(InputError, match=r"must be an nn\.Module.* found (the class Conv2d|NoneType|str|int)"):
             call()
+
+
+def test_every_argument_of_every_function(rewritten: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each argument that has a plain type, given something of another one: refused before anything is done, by its name."""
+    monkeypatch.chdir(tmp_path)
+    data = [(X, torch.zeros(1, 8, 1, 1))] * 8
+    good: dict[Any, dict[str, Any]] = {
+        ccrewrite.plan: {"model": original(), "example_inputs": X},
+        ccrewrite.rewrite: {"model": original(), "example_inputs": X},
+        ccrewrite.rewrite_: {"model": original(), "example_inputs": X},
+        ccrewrite.fold: {"model": rewritten, "example_inputs": X},
+        ccrewrite.save: {"rewritten": rewritten, "directory": "saved"},
+        ccrewrite.load: {"model": original(), "directory": "saved"},
+        ccrewrite.finetune: {"model": rewritten, "train_data": data, "loss": loss},
+        ccrewrite.forecast: {"model": original(), "example_inputs": X, "train_data": data, "loss": loss},
+        ccrewrite.export_onnx: {"model": rewritten, "path": "m.onnx", "example_inputs": X},
+        ccrewrite.rewrite_onnx: {"model": "theirs.onnx", "path_out": "m.onnx"},
+        ccrewrite.lower: {"model": rewritten, "example_inputs": X},
+        ccrewrite.aot: {"model": rewritten, "path": "m.pt2", "example_inputs": X},
+        ccrewrite.compare: {"original": original(), "rewritten": rewritten, "example_inputs": X},
+    }
+    not_plain = {"model", "original", "rewritten", "example_inputs", "train_data", "validation", "trade", "forecast"}
+    patterns = {"include", "exclude", "kinds", "rules", "variants"}
+    others = {"dynamic", "dynamic_shapes"}
+    for function, arguments in good.items():
+        for name in sorted(inspect.signature(function).parameters.keys() - not_plain - patterns - others):
+            for wrong in (object(), 1j):
+                with pytest.raises(InputError, match=rf"\b{name}\b.* found "):
+                    function(**arguments | {name: wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_data_no_schedule_and_no_accelerator(rewritten: nn.Module) -> None:
+    data = [(X, torch.zeros(1, 8, 1, 1))]
+    config = ccrewrite.FinetuneConfig(epochs=1)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"schedules": [None]}, "schedules are objects with a method step, found None"),
+        ({"accelerator": "cpu"}, "accelerator must be an accelerate.Accelerator, found 'cpu'"),
+        ({"validation": ["nonsense"]}, "a batch of the validation data holds no tensor"),
+    ]
+    for arguments, says in wrong:
+        with pytest.raises(InputError, match=says):
+            ccrewrite.finetune(rewritten, data, loss, config=config, progress=False, **arguments)

@@ -129,7 +129,7 @@ def test_in_place_wants_a_module() -> None:
 
 
 def test_unknown_ways_to_capture() -> None:
-    refused(plain(), X, InputError, "how must be 'auto', 'export' or 'observe', found 'trace'", how="trace")
+    refused(plain(), X, InputError, "how must be one of 'auto', 'export', 'observe', found 'trace'", how="trace")
 
 
 def test_lazy_modules_before_their_first_run() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from ccrewrite.errors import InputError
-from ccrewrite.ir.options import allowed, check_options, expected
+from ccrewrite.ir.options import allowed, check_arguments, check_options, expected
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -56,7 +58,7 @@ def test_allowed(hint: Any, right: list[Any], wrong: list[Any]) -> None:
         (tuple[str, ...], "a tuple of a string"),
         (Colour, "one of Colour.RED"),
         (torch.dtype, "a dtype"),
-        (Sequence[int], "a Sequence"),
+        (Sequence[int], "a sequence"),
     ],
 )
 def test_expected(hint: Any, words: str) -> None:
@@ -67,7 +69,9 @@ def test_hints_that_only_type_checkers_can_read_are_not_looked_at() -> None:
     class Odd:
         def __init__(self, key: Hashable, reach: int) -> None: ...
 
-    check_options("Odd", Odd, {"key": 1, "reach": "far"})
+    check_options("Odd", Odd, {"key": 1, "reach": 2})
+    with pytest.raises(InputError, match="reach must be an integer"):
+        check_options("Odd", Odd, {"key": 1, "reach": "far"})
 
 
 def test_the_message_names_owner_option_expected_and_found() -> None:
@@ -77,3 +81,21 @@ def test_the_message_names_owner_option_expected_and_found() -> None:
     check_options("Layer", Layer, {"reach": 1, "other": 2})
     with pytest.raises(InputError, match="Layer: reach must be an integer, found 'far'"):
         check_options("Layer", Layer, {"reach": "far"})
+
+
+def test_arguments_of_a_function() -> None:
+    """Patterns, and what only type checkers know, are left to the function."""
+
+    def export(
+        path: str | os.PathLike[str],
+        key: Hashable,
+        include: str | Sequence[str] | None = None,
+        loss: Callable[[int], int] = abs,
+    ) -> None:
+        check_arguments(export, locals())
+
+    export("a", 0, 3)  # type: ignore[arg-type]
+    export(Path("a"), [], None, len)
+    for wrong, says in (((3, 0), "path must be a string or a path"), (("a", 0, None, 1), "export: loss must be a function")):
+        with pytest.raises(InputError, match=says):
+            export(*wrong)  # type: ignore[arg-type]

@@ -281,7 +281,7 @@ def test_keys_tell_sites_and_shapes_apart():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "fast"}, "mode must be 'inference' or 'training', found 'fast'"),
+        ({"mode": "fast"}, "mode must be one of 'inference', 'training', found 'fast'"),
         ({"mode": "training", "forms": {"neer": "taps"}}, "forms names neer; the rewritten sites are near, far"),
         (
             {"mode": "training", "forms": {"near": "taps"}},

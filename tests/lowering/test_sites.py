@@ -154,7 +154,7 @@ def test_forms_and_inference() -> None:
     model = moved()
     with pytest.raises(InputError, match="it has the forms window, taps, eager"):
         lower(model, X, scope="sites", forms={"near": "products"})
-    with pytest.raises(InputError, match="scope must be 'model' or 'sites'"):
+    with pytest.raises(InputError, match="scope must be one of 'model', 'sites'"):
         lower(model, X, scope="layers")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="each layer is compiled by itself"):
         lower(model, X, scope="sites", fullgraph=True)

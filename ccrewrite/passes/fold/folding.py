@@ -17,6 +17,7 @@ from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.choice import Choice
 from ccrewrite.ir.names import hits, patterns_of
+from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.passes.fold.attempts import Attempts, compared, fold_verified
@@ -92,6 +93,7 @@ def fold(
     >>> folded.model.weight.shape, folded["(root)"].message, folded.check.ok
     (torch.Size([8, 3, 4, 3]), 'k4x3 d1x2', True)
     """
+    check_arguments(fold, locals())
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
     given, inputs = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs)
