@@ -126,7 +126,7 @@ def test_every_argument_of_every_function(rewritten: nn.Module, tmp_path: Path, 
     }
     not_plain = {"model", "original", "rewritten", "example_inputs", "train_data", "validation", "trade", "forecast"}
     patterns = {"include", "exclude", "kinds", "rules", "variants"}
-    others = {"dynamic", "dynamic_shapes"}
+    others = {"dynamic", "dynamic_shapes"}  # what may be of several kinds says more
     for function, arguments in good.items():
         for name in sorted(inspect.signature(function).parameters.keys() - not_plain - patterns - others):
             for wrong in (object(), 1j):

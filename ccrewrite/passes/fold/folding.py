@@ -93,7 +93,7 @@ def fold(
     >>> folded.model.weight.shape, folded["(root)"].message, folded.check.ok
     (torch.Size([8, 3, 4, 3]), 'k4x3 d1x2', True)
     """
-    check_arguments(fold, locals())
+    check_arguments(fold, {**locals(), "forms": {}})  # which are checked more closely
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
     given, inputs = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs)
