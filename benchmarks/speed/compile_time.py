@@ -94,7 +94,8 @@ def spent() -> float:
 
 def apart(case: str, way: str) -> float:
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        own = {"TORCHINDUCTOR_CACHE_DIR": cache, "CCREWRITE_CACHE": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        environment = {**os.environ, **own}
         command = [sys.executable, __file__, "--case", case, "--way", way]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])

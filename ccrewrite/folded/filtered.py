@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccrewrite.folded.fusing import Fusing
+from ccrewrite.folded.fusing import Fusing, in_place
 from ccrewrite.gathering.filters import Bank
 from ccrewrite.gathering.mixing import mixed
 from ccrewrite.gathering.strided import Strided, convolved, convolved_transposed
@@ -138,9 +138,7 @@ class FilteredConvTranspose(Fusing):
 def _eager(data: Tensor) -> bool:
     """Whether sums of slices are computed: in eager mode on a CPU. Elsewhere, for any runtime, and where gradients pass (sums
     in place are slow to differentiate), torch's convolutions."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    differentiated = torch.is_grad_enabled() and data.requires_grad
-    return data.device.type == "cpu" and data.numel() > 0 and not traced and not differentiated
+    return data.device.type == "cpu" and data.numel() > 0 and in_place(data)
 
 
 def _axes(layer: FilteredConv | FilteredConvTranspose, sizes: Ints, pads: Sequence[tuple[int, int]]) -> list[Strided]:

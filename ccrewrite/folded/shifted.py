@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccrewrite.folded.fusing import Fusing
+from ccrewrite.folded.fusing import Fusing, in_place
 from ccrewrite.folded.scripting import Unscriptable
 from ccrewrite.gathering.corners import Pads
 from ccrewrite.gathering.mixing import mixed
@@ -104,7 +104,7 @@ def shifted_conv(
     outputs = Layout(window, stride, pads, 1).outputs(batched)
     if reads_input:
         data = padded(batched, pads)
-        total = mixed(torch.cat([read(data, tap, outputs, stride) for tap in taps], 1), weight, 1, fused=fused)
+        total = mixed(_patches(data, taps, outputs, stride), weight, 1, fused=fused)
     else:
         products = padded(mixed(batched, weight, 1, fused=fused), pads).chunk(len(taps), 1)
         total = read(products[0], taps[0], outputs, stride)
@@ -112,6 +112,18 @@ def shifted_conv(
             total = total + read(product, tap, outputs, stride)
     total = total if bias is None else total + bias.view(-1, *(1,) * ndim)
     return total if input.dim() == ndim + 2 else total[0]
+
+
+def _patches(data: Tensor, taps: Taps, outputs: Ints, stride: Ints) -> Tensor:
+    """``padded`` data at all taps, ``(N, taps * C, *outputs)``."""
+    if not in_place(data):
+        return torch.cat([read(data, tap, outputs, stride) for tap in taps], 1)
+    patches = data.new_empty(len(data), len(taps) * data.shape[1], *outputs)
+    for tap, patch in zip(taps, patches.chunk(len(taps), 1), strict=True):
+        found = read(data, tap, outputs, stride, out=patch)
+        if found is not patch:
+            patch.copy_(found)
+    return patches
 
 
 class ShiftedConv1d(ShiftedConv, nn.Conv1d):

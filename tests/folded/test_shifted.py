@@ -47,3 +47,20 @@ def test_with_a_reach_of_more_than_the_extent() -> None:
     folded = fold(model, x)
     assert folded["(root)"].code == "shifted"
     torch.testing.assert_close(folded.model(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_transforms(case: str) -> None:
+    """Where patches can't be written in place."""
+    model, x = rewritten(case)
+    folded = fold(model, x, forms={"(root)": "shifted"}).model
+    found = []
+    for layer in (folded, model):
+        given = x.clone().requires_grad_()
+        out = layer(given.sin())
+        found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+    several = torch.stack([x, x.flip(-1)])
+    with torch.no_grad():
+        each = torch.vmap(folded)(several)
+        torch.testing.assert_close(each, torch.stack([folded(one) for one in several]), rtol=1e-12, atol=1e-12)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from contextlib import nullcontext
 
 import pytest
+import torch
 
-from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, time_cases
+from ccrewrite.ir.timing import MIN_ROUNDS, Case, Effort, seconds_of, time_cases
 
 LONG = Effort(100, (MIN_ROUNDS, 51), 0.0)
 
@@ -60,3 +62,10 @@ def test_effort() -> None:
 
 def test_the_same_seed_draws_the_same_interval() -> None:
     assert measure(Machine(), 1.2) == measure(Machine(), 1.2)
+
+
+def test_other_work_does_not_disturb_one_thread() -> None:
+    """A run that waits, as for a processor that others have, takes no time of its own."""
+    runs = {"waits": lambda: time.sleep(0.01), "works": lambda: sum(range(20000))}
+    seconds = seconds_of(runs, torch.device("cpu"), Effort(0, (3, 3), 0.0))
+    assert seconds["waits"] < seconds["works"]
