@@ -108,7 +108,7 @@ def optimised(model: Any, opset: int, *, learned: Iterable[str], gathered: bool,
     optimizer.remove_unused_nodes(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if gathered:
-        limits = {}  # the optimizer's own: it asks nobody
+        limits = {"output_size_limit": 1024}  # by size alone: the optimizer asks nobody
     limits["inline"] = not model.functions
     # The optimizer makes one of equal initializers, except where they are inputs as well.
     apart = [model.graph.initializers[name] for name in learned if name in model.graph.initializers]

@@ -303,7 +303,7 @@ def test_inductor() -> None:
     close(compiled(way.x), way.moved(way.x), 1e-4)
 
 
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_exported(way: Way, strict: bool) -> None:
     torch._dynamo.reset()
     for model in (way.start, way.moved):

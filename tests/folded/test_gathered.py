@@ -90,10 +90,17 @@ def test_traced(first: str) -> None:
         torch.testing.assert_close(traced(x), folded.model(x), rtol=0, atol=0)
 
 
-def test_files_hold_no_index_of_every_output(tmp_path: Path) -> None:
-    model = DclsConv2d(64, 32, 3, dilation=6, padding=6, sharing="out")
+@pytest.mark.parametrize(
+    ("size", "dynamic"),
+    [
+        ((40, 40), None),
+        pytest.param((96, 96), None, marks=pytest.mark.slow),
+        pytest.param((24, 20), {0: "n", 2: "h", 3: "w"}, marks=pytest.mark.slow),
+    ],
+)
+def test_files_hold_no_index_of_every_output(tmp_path: Path, size: tuple[int, int], dynamic: Any) -> None:
+    model = DclsConv2d(32, 16, 3, dilation=6, padding=6, sharing="out")
     nn.init.uniform_(model.sampling.offset, -1, 1)
-    report = export_onnx(model, tmp_path / "model.onnx", torch.randn(1, 64, 96, 96))
-    assert report.size < 4 * 4 * model.weight.numel()
-    report = export_onnx(model, tmp_path / "model.onnx", torch.randn(1, 64, 24, 20), dynamic={0: "n", 2: "h", 3: "w"})
+    report = export_onnx(model, tmp_path / "model.onnx", torch.randn(1, 32, *size), dynamic=dynamic)
+    assert [site.code for site in report] == ["gathered"]
     assert report.size < 4 * 4 * model.weight.numel()
