@@ -64,5 +64,6 @@ _TORCHS = frozenset(vars(nn.Module()))
 def _is_kept(value: Any) -> bool:
     """Whether it is a function of some kind, and not a method as its object's class has it now."""
     if isinstance(value, MethodType):
-        return getattr(type(value.__self__), value.__func__.__name__, None) is not value.__func__
+        name = getattr(value.__func__, "__name__", "")  # a bound partial has none
+        return getattr(type(value.__self__), name, None) is not value.__func__
     return isinstance(value, (FunctionType, functools.partial, Stored))

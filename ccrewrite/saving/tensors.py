@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import cast
 
@@ -14,6 +15,12 @@ from ccrewrite.errors import InputError
 from ccrewrite.saving.files import WEIGHTS
 from ccrewrite.saving.original import added_names, described
 from ccrewrite.saving.placed import REMEDY
+
+ORDER = (
+    ", of a quantized model. The order that works: rewrite, fine-tune, save, fold, and quantize the folded model; for a model "
+    "that was quantized before it was rewritten, save(geometry_only=True)"
+)
+"""What to do where something of a model is quantized."""
 
 
 def tensors_of(model: nn.Module, *, geometry_only: bool) -> dict[str, object]:
@@ -31,7 +38,8 @@ def storable(tensors: Mapping[str, object]) -> dict[str, Tensor]:
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
-            raise InputError(f"{name}: save writes plain tensors, found {type(tensor).__name__}")
+            quantized = "quant" in type(tensor).__module__ or "_packed_params" in name
+            raise InputError(f"{name}: save writes plain tensors, found {type(tensor).__name__}{ORDER if quantized else ''}")
         if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
             found = f"a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise InputError(f"{name}: save writes dense tensors with values, of the dtypes of safetensors; found {found}")
@@ -60,7 +68,9 @@ def load_tensors_(model: nn.Module, tensors: Mapping[str, Tensor], *, geometry_o
     before = {n: t.detach().to("cpu", copy=True) for n, t in wanted.items() if isinstance(t, Tensor)}
     first = {id(t): n for n, t in own.items()}
     try:
-        model.load_state_dict({n: tensors.get(first[id(t)], t) for n, t in everything.items()})
+        state = OrderedDict((n, tensors.get(first[id(t)], t)) for n, t in everything.items())
+        vars(state)["_metadata"] = getattr(everything, "_metadata", {})  # the versions of modules' states
+        model.load_state_dict(state)
     except BaseException:
         with torch.no_grad():
             for name, value in before.items():
