@@ -83,7 +83,7 @@ def main() -> None:
     moved = [branch[0][0].sampling.offset.detach().abs().mean() for branch in result.model.aspp]
     print("taps moved, in samples, by layer:", ", ".join(f"{m:.2f}" for m in moved))
     folded = ccrewrite.fold(result, images[:2])
-    print("folded:", ", ".join(f"{site.name} {site.code}" for site in folded), "| outputs the same:", folded.check.ok)
+    print("folded to plain layers:", ", ".join(site.name for site in folded), "| outputs the same:", folded.check.ok)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def main() -> None:
     (seen,) = torch.autograd.grad(result.model(probe)[..., 50].sum(), probe)
     assert not seen[..., 51:].any()
     folded = ccrewrite.fold(result, x)
-    print("folded:", ", ".join(f"{site.name} {site.code}" for site in folded), "| outputs the same:", folded.check.ok)
+    print("folded to plain layers:", ", ".join(site.name for site in folded), "| outputs the same:", folded.check.ok)
 
 
 if __name__ == "__main__":

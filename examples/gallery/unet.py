@@ -41,7 +41,8 @@ def main() -> None:
         path = Path(folder) / "unet.onnx"
         file = ccrewrite.export_onnx(rewritten, path, x, sizes="input", dynamic={2: "height", 3: "width"})
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    print("inputs of the file:", ", ".join(entry.name for entry in session.get_inputs()))
+    inputs = [*session.get_inputs(), *session.get_overridable_initializers()]  # the latter may be left out
+    print("inputs of the file:", ", ".join(entry.name for entry in inputs))
 
     native = {asked.name: np.zeros(len(asked.native), dtype=np.int64) for asked in file.size_inputs}  # 0: the native size
     for ratio in (1.0, 0.75, 1.25):
