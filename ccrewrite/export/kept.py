@@ -58,7 +58,13 @@ class KeptSampling(Sampling):
         return replace(geometry, kernel_size=self.kernel_size)  # where the weight is few taps in a window
 
     def operator(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, sizes: Mapping[str, Ints], size: Ints
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: ConvGeometry,
+        sizes: Mapping[str, Tensor],
+        size: Ints,
     ) -> Tensor:
         """The call as one operator, whose output has ``size``. ``sizes``: what it takes beside the form's tensors."""
         call = OnnxCall(geometry, geometry.pads, tuple(int(n) for n in weight.shape), input.dtype)
@@ -68,7 +74,7 @@ class KeptSampling(Sampling):
         batched = input if input.dim() == self.ndim + 2 else input[None]
         out = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{calls[key].operator.name}",
-            [batched, weight, bias, *map(_vector, sizes.values()), *learned],
+            [batched, weight, bias, *sizes.values(), *learned],
             {"key": key},
             dtype=input.dtype,
             shape=(batched.shape[0], geometry.out_channels, *size),
@@ -96,6 +102,10 @@ class SizedSampling(KeptSampling):
         site, sizes = self.kept.site, self.kept.sizes
         return (sizes is not None and site in sizes.plan.sized) or super().resized
 
+    def pads_output(self, size: Sequence[int], least: Sequence[int], stride: Sequence[int]) -> bool:
+        """That is decided when the file runs (``_native``)."""
+        return False
+
     def forward(
         self,
         input: Tensor,
@@ -110,17 +120,19 @@ class SizedSampling(KeptSampling):
         assert sizes is not None
         geometry = replace(self.geometry_of(weight, arguments, named), padding_mode=padding_mode)
         natural = geometry.output_size(input.shape[-self.ndim :])
+        own = natural if output_size is None else _sizes(output_size, self.ndim)
         if sizes.looking:
-            sizes.look(site, natural)
-            return input.new_empty((*input.shape[: -self.ndim - 1], geometry.out_channels, *natural))
-        asked = sizes.size(site, natural)
+            sizes.look(site, own)
+            return input.new_empty((*input.shape[: -self.ndim - 1], geometry.out_channels, *own))
+        asked = sizes.size(site, own)
         if output_size is not None:
-            asked = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * self.ndim
+            asked = own
         elif site not in sizes.plan.sized:
             return super().forward(input, weight, bias, *arguments, padding_mode=padding_mode, **named)
         if input.dtype not in (torch.float32, torch.float16):
             raise ExportError(f"{site}: sizes that are open need float32 or float16, found {input.dtype}")
-        return self.operator(input, weight, bias, geometry, {"native": natural, "asked": asked}, asked)
+        native = _native(geometry, natural, asked) if output_size is not None and geometry.transposed else _vector(natural)
+        return self.operator(input, weight, bias, geometry, {"native": native, "asked": _vector(asked)}, asked)
 
 
 def keep_(sampling: Sampling, form: OnnxForm, site: str, calls: Calls, sizes: TracedSizes | None = None) -> None:
@@ -146,6 +158,18 @@ def tensors_of(model: nn.Module) -> dict[str, tuple[str, str]]:
 def _buffer(name: str) -> str:
     """Of a form's tensor: no attribute of the sampling has this name."""
     return f"onnx_{name}"
+
+
+def _native(geometry: ConvGeometry, natural: Ints, asked: Ints) -> Tensor:
+    """The output size that a transposed convolution has by itself where ``asked`` is its caller's ``output_size``: that, where
+    it is one that torch's layer takes along every axis, by adding rows."""
+    size, least = _vector(asked), _vector([n - e for n, e in zip(natural, geometry.output_padding, strict=True)])
+    taken = (size >= least) & (size < least + torch.tensor(geometry.stride))
+    return torch.where(taken.all(), size, _vector(natural))
+
+
+def _sizes(size: int | Sequence[int], ndim: int) -> Ints:
+    return tuple(size) if isinstance(size, Sequence) else (size,) * ndim
 
 
 def _vector(sizes: Sequence[Any]) -> Tensor:

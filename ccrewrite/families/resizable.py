@@ -127,6 +127,10 @@ class ResizableSampling(Sampling):
         call["padding_mode"] = padding_mode
         return self.at_size(input, weight, bias, call, asked, scale)
 
+    def pads_output(self, size: Sequence[int], least: Sequence[int], stride: Sequence[int]) -> bool:
+        """Whether ``size`` is one that torch's transposed layer takes, by adding rows to the ``least`` that it may have."""
+        return all(low <= n < low + s for n, low, s in zip(size, least, stride, strict=True))
+
     @abstractmethod
     def at_size(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, call: ConvArguments, asked: Ints | None, scale: Scales | None
@@ -210,7 +214,7 @@ class ResizableConvTranspose(RewrittenConvTranspose):
         geometry = ConvGeometry.from_module(layer)
         least = geometry.output_size(tuple(input.shape[-ndim:]))
         least = [n - e for n, e in zip(least, geometry.output_padding, strict=True)]
-        if all(low <= n < low + s for n, low, s in zip(size, least, geometry.stride, strict=True)):
+        if cast(ResizableSampling, self.sampling).pads_output(size, least, geometry.stride):
             return super().forward(input, size)
         arguments = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         return self.sampling(input, layer.weight, layer.bias, *arguments, output_size=size)

@@ -126,6 +126,8 @@ def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvAr
     given, asked = cast(Ints, call["padding"]), call.get("output_padding", (0,) * len(cuts))
     low = tuple(p - c.before for p, c in zip(given, cuts, strict=True))
     high = tuple(p - c.after - e for p, c, e in zip(given, cuts, asked, strict=True))
+    if not all(isinstance(e, int) for e in asked):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return _transposed_open(input, kernel, bias, call, cuts, low, high)
     extra = tuple(a - b for a, b in zip(low, high, strict=True))
     if all(p >= 0 and 0 <= e < max(s, d) for p, e, s, d in zip(low, extra, stride, steps, strict=True)):
         return function(input, kernel, bias, stride, low, extra, call["groups"], steps)
@@ -135,6 +137,20 @@ def _transposed(input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvAr
     out = function(input, kernel, None if grows else bias, stride, padding, (0,) * len(cuts), call["groups"], steps)
     out = crop_or_pad(out, rest, "constant")
     return out + bias.view(-1, *(1,) * len(cuts)) if grows and bias is not None else out
+
+
+def _transposed_open(
+    input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvArguments, cuts: Sequence[Cut], low: Ints, high: Ints
+) -> Tensor:
+    """The same where something traces it, and the crops ``high`` depend on open sizes: nothing may be decided by these. All
+    outputs that there may be, and then those that there are."""
+    function, steps, stride, zeros = TRANSPOSED[len(cuts) - 1], tuple(c.step for c in cuts), call["stride"], (0,) * len(cuts)
+    whole = function(input, kernel, None, stride, zeros, zeros, call["groups"], steps)
+    least = [p - c.after - s + 1 for p, c, s in zip(cast(Ints, call["padding"]), cuts, stride, strict=True)]
+    out = crop_or_pad(whole, [(max(0, -a), max(0, -b)) for a, b in zip(low, least, strict=True)])
+    for axis, (a, b) in enumerate(zip(low, high, strict=True), whole.dim() - len(cuts)):
+        out = out.narrow(axis, max(0, a), whole.shape[axis] - a - b)
+    return out if bias is None else out + bias.view(-1, *(1,) * len(cuts))
 
 
 def _pairs(pads: Pads, cuts: Sequence[Cut]) -> list[tuple[tuple[int, int], Cut]]:
