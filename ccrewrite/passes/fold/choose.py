@@ -20,6 +20,7 @@ from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.timing import seconds_of
 from ccrewrite.passes.fold.layers import DENSE, alternatives_of, fold_layer_, taken
+from ccrewrite.passes.fold.trim import trim_
 from ccrewrite.passes.substitute import copied
 
 WORTH_MEASURING = 5.0
@@ -34,6 +35,8 @@ class Question(NamedTuple):
     input: Like
     forms: tuple[str, ...]
     key: Hashable
+    cut: float = 0.0
+    """What a dense kernel may lose at its border."""
 
     def example(self) -> Tensor:
         """Random data like the input."""
@@ -43,6 +46,8 @@ class Question(NamedTuple):
     def folded(self, form: str) -> nn.Module:
         """A copy of the layer in this form, in evaluation mode."""
         layer = copied(self.layer)
+        if form == DENSE and self.cut:
+            trim_(layer, list(rewritten_sites(layer)), self.cut)
         fold_layer_(cast(RewrittenConv, layer), form=form)
         return layer.eval()
 
@@ -64,9 +69,11 @@ def estimated(model: nn.Module) -> dict[str, str]:
     return {name: DENSE if alternative is None else alternative.name for name, alternative in chosen.items()}
 
 
-def chosen(model: nn.Module, inputs: Inputs, names: Iterable[str], judge: Callable[[Question], Choice]) -> dict[str, Choice]:
+def chosen(
+    model: nn.Module, inputs: Inputs, names: Iterable[str], judge: Callable[[Question], Choice], *, cut: float = 0.0
+) -> dict[str, Choice]:
     """What ``judge`` says of those of the sites ``names`` that have a choice and are worth it; layers that are alike are judged
-    once. Sites that ``inputs`` don't reach are left out."""
+    once. Sites that ``inputs`` don't reach are left out. ``cut``: see ``fold``."""
     sites, near = rewritten_sites(model), dict[str, list[Alternative]]()
     for name, offered in alternatives(model).items():
         worth = [a for a in offered if 1 / WORTH_MEASURING < a.cost_of_dense < WORTH_MEASURING]
@@ -82,7 +89,7 @@ def chosen(model: nn.Module, inputs: Inputs, names: Iterable[str], judge: Callab
         input, told = cast(Like, args[0] if args else named["input"]), [a.told for a in near[name]]
         key = (*input, str(layers[name]), *told)
         if key not in known:
-            known[key] = judge(Question(layers[name], input, (DENSE, *(a.name for a in near[name])), key))
+            known[key] = judge(Question(layers[name], input, (DENSE, *(a.name for a in near[name])), key, cut))
         found[name] = known[key]
     return found
 

@@ -26,8 +26,9 @@ from ccrewrite.passes.fold.layers import DENSE
 from ccrewrite.passes.fold.norms import fold_norms_
 from ccrewrite.passes.fold.resized import resized_shapes, settle_sizes_
 from ccrewrite.passes.fold.sites import Folded, FoldedNorm, FoldedSite
-from ccrewrite.passes.fold.snap import snap_
+from ccrewrite.passes.fold.snap import Loss, snap_
 from ccrewrite.passes.fold.taken import forms_for, not_taken
+from ccrewrite.passes.fold.trim import trim_
 from ccrewrite.passes.fold.weights import evaluating
 from ccrewrite.passes.noise import JUDGED, judged, with_noise
 from ccrewrite.passes.scales.resize import without_wrapper
@@ -44,6 +45,7 @@ def fold(
     example_inputs: object,
     *,
     tol: float = 0.0,
+    cut: float = 0.0,
     batch_norm: bool = False,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -64,6 +66,9 @@ def fold(
             the outputs is folded so that its layer keeps its attributes and weight, or else left as it is.
         tol: positions (and shifts of CC layers) at most so many samples from a sample are moved onto it first. That is lossy:
             ``site.kernel_error`` and ``result.lost`` say how much.
+        cut: cells at the border of a dense kernel are left out as far as the kernel changes by at most this part of its 2-norm:
+            a CC layer's is often two or three samples wider than the original's for little. Lossy as well: see
+            ``site.cut_error`` and ``result.lost``. Forms that aren't dense stay exact.
         batch_norm: the scale and shift of batch norms go into the convolutions before them, rewritten or not, wherever that is
             right (``result.norms``).
         include: names of sites, globs or "re:..."; None: all sites.
@@ -81,8 +86,8 @@ def fold(
         The folded copy (``model``), what became of each site, and what was compared (``check``).
 
     Raises:
-        InputError: where nothing in ``model`` was rewritten, for a negative ``tol``, models on the meta device, adapters that
-            aren't merged, an unknown ``target`` and ``forms`` that are unknown or that a site can't take.
+        InputError: where nothing in ``model`` was rewritten, for a ``tol`` or ``cut`` out of range, models on the meta device,
+            adapters that aren't merged, an unknown ``target`` and ``forms`` that are unknown or that a site can't take.
         SelectionError: where no site is selected.
 
     >>> import ccrewrite
@@ -96,25 +101,31 @@ def fold(
     check_arguments(fold, {**locals(), "forms": {}})  # which are checked more closely
     if not (math.isfinite(tol) and tol >= 0):
         raise InputError(f"tol must be a number of samples, at least 0, found {tol!r}")
+    if not 0 <= cut < 1:
+        raise InputError(f"cut must be a part of a kernel's norm, from 0 to below 1, found {cut!r}")
     given, inputs = without_wrapper(model_of(model, "what fold folds")), Inputs.of(example_inputs)
     names = _selected(sites := _sites(given), include, exclude)
     require_merged(given, [sites[name] for name in names], "fold, or leave the site out (exclude)")
     asked, aim = _asked_forms(given, forms), None if target is None else target_of(target)
     snapped = copied(given)
-    losses = snap_(snapped, names, tol) if tol else {}
+    losses = snap_(snapped, names, tol) if tol else dict[str, Loss]()
     settle_sizes_(snapped, inputs)
-    before = outputs_of(snapped, inputs)
     open_ = [] if forms == "estimated" or aim is not None else [name for name in names if name not in asked]
-    timed = chosen(snapped, inputs, open_, measured)
+    timed = chosen(snapped, inputs, open_, measured, cut=cut)
     step("fold", f"making {len(names)} sites plain, and comparing outputs")
     by_shape = estimated(snapped) if aim is None else forms_for(alternatives(snapped), aim)
     forms = by_shape | {name: choice.form for name, choice in timed.items()} | asked
+    if cut:
+        dense = [name for name in names if forms.get(name, DENSE) == DENSE]
+        for name, error in trim_(snapped, dense, cut).items():
+            losses[name] = losses.get(name, Loss())._replace(cut_error=error)
+    before = outputs_of(snapped, inputs)
     attempts = Attempts(snapped, inputs, before, forms, resized_shapes(snapped, inputs), losses, aim)
     result = fold_verified(attempts, names)
     result = replace(result, sites=tuple(_with_times(site, timed) for site in result.sites))
     if batch_norm:
         result = _with_norms(result, inputs, before, snapped)
-    lost = compare_outputs(outputs_of(given, inputs), outputs_of(result.model, inputs)) if tol else ()
+    lost = compare_outputs(outputs_of(given, inputs), outputs_of(result.model, inputs)) if tol or cut else ()
     refused = not_taken(result.model, result.sites, aim) if aim is not None else ()
     return replace(result, lost=lost, not_taken=refused)
 

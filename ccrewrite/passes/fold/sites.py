@@ -60,8 +60,8 @@ class FoldedSite:
     """What became of one site. ``code`` is a key of ``CODES``.
 
     ``moved`` is the largest distance, in samples, by which ``tol`` let a position be snapped, and ``kernel_error`` what that
-    did to the effective kernel, ``|K' - K| / |K|`` (2-norms): 0 where nothing was snapped. ``milliseconds`` are those of the
-    example call in each form, where several were measured.
+    did to the effective kernel, ``|K' - K| / |K|`` (2-norms): 0 where nothing was snapped. ``cut_error`` is the same of what
+    ``cut`` left out. ``milliseconds`` are those of the example call in each form, where several were measured.
     """
 
     name: str
@@ -71,6 +71,7 @@ class FoldedSite:
     message: str
     moved: float = 0.0
     kernel_error: float = 0.0
+    cut_error: float = 0.0
     milliseconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -92,8 +93,8 @@ class FoldedNorm:
 class Folded(Outcome[FoldedSite]):
     """What ``fold`` returns.
 
-    ``check`` compares the folded model with the rewritten one (after snapping, where ``tol`` is not 0). ``lost`` says what
-    snapping did to the outputs; empty where ``tol`` is 0.
+    ``check`` compares the folded model with the rewritten one (after snapping and cutting, where ``tol`` or ``cut`` is not
+    0). ``lost`` says what these did to the outputs; empty where both are 0.
     """
 
     model: nn.Module
@@ -115,6 +116,7 @@ class Folded(Outcome[FoldedSite]):
                 "message": s.message,
                 "snapped by": f"{s.moved:.2g}" if s.moved else "",
                 "kernel error": f"{s.kernel_error:.1e}" if s.moved else "",
+                "cut error": f"{s.cut_error:.1e}" if s.cut_error else "",
                 "milliseconds": ", ".join(f"{form} {ms:.3g}" for form, ms in s.milliseconds.items()),
             }
             for s in self.sites
@@ -136,7 +138,7 @@ class Folded(Outcome[FoldedSite]):
             tabulate([(n.name, n.code, n.conv) for n in self.norms], headers=("batch norm", "", "convolution"))
             if self.norms
             else "",
-            f"snapping positions changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else "",
+            f"what was snapped and cut changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else "",
             f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}",
             self.check.note,
             "\n".join(f"not taken: {n}" for n in self.not_taken),

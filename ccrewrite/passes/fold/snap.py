@@ -14,10 +14,12 @@ from ccrewrite.ir.typed import norm
 
 
 class Loss(NamedTuple):
-    """What snapping did to a site: the largest move, in samples, and ``|K' - K| / |K|`` of its effective kernel (2-norms)."""
+    """What snapping did to a site: the largest move, in samples, and ``|K' - K| / |K|`` of its effective kernel (2-norms); and
+    the same of what was cut off afterwards."""
 
     moved: float = 0.0
     kernel_error: float = 0.0
+    cut_error: float = 0.0
 
 
 def snap_(model: nn.Module, names: Sequence[str], tol: float) -> dict[str, Loss]:
