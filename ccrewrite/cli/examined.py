@@ -35,6 +35,7 @@ class Finding:
 EXTRAS = {
     "onnx": (("onnx", "onnx-ir", "onnxscript", "onnxruntime"), "export_onnx, rewrite_onnx"),
     "train": (("accelerate",), "finetune"),
+    "forecast": (("scipy",), "forecast.choose, which picks sites under a limit"),
     "report": (("jinja2", "matplotlib"), "the page of compare, pictures of finetune"),
     "demo": (("scikit-learn",), "ccrewrite demo"),
 }

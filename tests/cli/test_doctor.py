@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import ccrewrite.families.family
 from ccrewrite.cli.app import app
+from ccrewrite.cli.examined import EXTRAS
 from ccrewrite.errors import InputError
 
 
@@ -38,7 +40,7 @@ def test_a_bare_machine(tmp_path: Path) -> None:
     code = """
 import sys
 from importlib import import_module
-lacking = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "accelerate", "jinja2", "matplotlib", "sklearn")
+lacking = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "accelerate", "jinja2", "matplotlib", "scipy", "sklearn")
 sys.modules.update(dict.fromkeys(lacking))
 sys.argv = ["ccrewrite", "doctor", "--json"]
 from ccrewrite.cli import main
@@ -51,7 +53,7 @@ main()
     found = {finding["part"]: finding for finding in json.loads(done.stdout)}
     assert {part: finding["state"] for part, finding in found.items()} == {
         **dict.fromkeys(("versions", "rewriting", "families", "cache"), "ok"),
-        **dict.fromkeys(("extra onnx", "extra train", "extra report", "extra demo", "C++ compiler", "CUDA"), "missing"),
+        **dict.fromkeys((*(f"extra {name}" for name in EXTRAS), "C++ compiler", "CUDA"), "missing"),
     }
     assert found["extra onnx"]["found"] == "no onnx, onnx-ir, onnxscript, onnxruntime"
     assert found["extra onnx"]["mend"] == "pip install 'ccrewrite[onnx]'"
@@ -59,6 +61,15 @@ main()
     assert found["C++ compiler"]["found"] == "no g++ or clang++ or c++ on the path"
     assert "apt install g++" in found["C++ compiler"]["mend"]
     assert "fold" in found["rewriting"]["serves"]
+
+
+def test_every_extra_is_looked_for() -> None:
+    """But for what development adds, and with all packages of each."""
+    wanted = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    del wanted["dev"]
+    assert {name: sorted(packages) for name, (packages, _) in EXTRAS.items()} == {
+        name: sorted(package.partition(">")[0] for package in packages) for name, packages in wanted.items()
+    }
 
 
 def test_as_text_what_is_not_ok_says_what_for_and_how_to_mend_it(monkeypatch: pytest.MonkeyPatch) -> None:
