@@ -26,6 +26,7 @@ from ccrewrite.ir.capture import How, Inputs, Model, as_module
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.preserve import random_states_kept
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.lowering.expenses import costs_of
 from ccrewrite.passes.decide import Patterns
@@ -111,6 +112,7 @@ def forecast(
 
         def stage(what: str) -> None:
             bar.update(task, advance=1, description=what)
+            step("forecast", what, min(1.0, bar.tasks[task].completed / stages))
 
         options: JsonObject = {"include": include, "exclude": exclude, "kinds": kinds, "how": how}
         result = rewrite(original, example_inputs, rules=rules, verify="outputs", **options)

@@ -16,6 +16,7 @@ from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.choice import Choice, Seconds
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.sites import ROOT
 from ccrewrite.ir.timing import Effort, seconds_of
 from ccrewrite.ir.torch_private import ConvNd
@@ -80,9 +81,12 @@ def site_costs(
     training, known = mode == "training", dict[Any, SiteCost]()
     cost = {"eager": _eager, "lowered": _lowered, "estimated": _estimated}[how]
     found: dict[str, SiteCost] = {}
-    for name, site in site_calls(given, inputs, samplings).items():
+    calls = site_calls(given, inputs, samplings)
+    for done, (name, site) in enumerate(calls.items()):
         key = key_of(site) or name
         if key not in known:
+            if how != "estimated":
+                step("costs", f"timing {name}, {mode}", done / len(calls))
             known[key] = cost(site, training)
         each = known[key]
         found[name] = SiteCost(each.form, each.how, site.calls, site.calls * each.seconds, site.calls * each.plain_seconds)

@@ -18,6 +18,7 @@ from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.spent import flops_of
 from ccrewrite.ir.timing import Case, Effort, time_cases
 from ccrewrite.ir.written import replacing
@@ -155,11 +156,13 @@ def trade(
         for name, setting in every.items():
             with resized(model, setting, inputs):
                 flops[name] = flops_of(run)
+        step("trade", f"timing {len(every)} settings", 0.1)
         cases = {name: Case(run, partial(resized, model, setting, inputs), NATIVE) for name, setting in every.items()}
         times = time_cases(cases, Effort(0, (repeats, repeats), 0), cuda=_on_gpu(inputs))
     scores: dict[str, float | None] = dict.fromkeys(every)
     if evaluate is not None:
-        for name, setting in every.items():
+        for done, (name, setting) in enumerate(every.items()):
+            step("trade", f"evaluating {name}", 0.5 + 0.5 * done / len(every))
             with resized(model, setting):
                 scores[name] = float(evaluate(model))
     points: list[TradePoint] = []

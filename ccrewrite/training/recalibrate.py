@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.ir.outcome import GivenModel, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.torch_private import NormBase
 from ccrewrite.ir.typed import named_modules
 from ccrewrite.ir.wrappers import unwrapped
@@ -81,7 +82,8 @@ def recalibrate(
         )
     own, found = statistics(model), list[Statistics]()
     try:
-        for setting in settings:
+        for done, setting in enumerate(settings):
+            step("recalibrate", f"setting {done + 1} of {len(settings)}", done / len(settings))
             with resized(model, setting):
                 found.append(_measured(model, batches, device))
     finally:

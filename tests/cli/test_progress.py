@@ -15,6 +15,8 @@ import ccrewrite
 from ccrewrite.cli import console
 from ccrewrite.cli.app import app
 from ccrewrite.ir.progress import Step, progress, step
+from ccrewrite.report.budget import trade
+from ccrewrite.training.recalibrate import recalibrate
 
 
 def moved() -> tuple[nn.Module, torch.Tensor]:
@@ -40,6 +42,29 @@ def test_steps_are_heard(tmp_path: Path) -> None:
     before = len(heard)
     step("fold", "nobody listens now")
     assert len(heard) == before
+
+
+def test_what_times_and_tries_is_heard() -> None:
+    model, x = nn.Sequential(nn.Conv1d(2, 2, 3, stride=2), nn.BatchNorm1d(2), nn.AdaptiveAvgPool1d(1)), torch.randn(4, 2, 17)
+    resizable = ccrewrite.rewrite(model.eval(), x)
+    heard: list[Step] = []
+    with progress(heard.append):
+        ccrewrite.plan(model, x, costs="eager")
+        ccrewrite.scale_groups(resizable, x)
+        trade(resizable, x, [{"0": 0.5}], lambda model: 1.0, repeats=2)
+        recalibrate(resizable, [x], [{}, {"0": 0.5}])
+        batches = [(x, torch.zeros(4, 2, 1))] * 8
+        ccrewrite.forecast(model, x, batches, nn.functional.mse_loss, steps=(1, 1), rates=(1e-3,))
+    told = [(one.work, one.what) for one in heard]
+    for one in (
+        ("costs", "timing 0, inference"),
+        ("scale_groups", "trying 1 sites at other sizes"),
+        ("trade", "evaluating 0 0.5"),
+        ("recalibrate", "setting 2 of 2"),
+        ("forecast", "gradients"),
+    ):
+        assert one in told
+    assert [one for one in heard if one.share is not None and not 0 <= one.share <= 1] == []
 
 
 def test_sparse_layers_say_which_is_fitted() -> None:

@@ -20,6 +20,7 @@ from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.names import hits
 from ccrewrite.ir.outcome import GivenModel, SiteTable, model_of
+from ccrewrite.ir.progress import step
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.grouping import ScaleGroup, grouped
 from ccrewrite.passes.scales.sizes import Expr, SizeRun, observe_sizes, samplings_of
@@ -161,6 +162,7 @@ def scale_groups(model: GivenModel, example_inputs: object) -> ScaleGroups:
     """
     model, inputs = unwrapped(model_of(model)), Inputs.of(example_inputs)
     require_sites(model)
+    step("scale_groups", "following sizes through the model")
     try:
         run = observe_sizes(model, inputs)
     except Exception as error:
@@ -169,6 +171,7 @@ def scale_groups(model: GivenModel, example_inputs: object) -> ScaleGroups:
             "are unknown. Check that model(*example_inputs) runs, and that no TorchScript or NumPy code sees its tensors"
         ) from error
     ties = Ties.of(run)
+    step("scale_groups", f"trying {len(run.sites)} sites at other sizes", 0.3)
     pins = Trials(model, inputs, run, ties).pins()
     return ScaleGroups(grouped(run, ties, pins), run, ties, pins)
 
