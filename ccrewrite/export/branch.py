@@ -78,7 +78,7 @@ def taken(model: ir.Model, *, changed: bool) -> ir.Model:
         model.graph.insert_before(choice, nodes)
         for before, after in zip(choice.outputs, outputs, strict=True):
             before.replace_all_uses_with(after, replace_graph_outputs=True)
-        model.graph.remove(choice)
+        model.graph.remove(choice, safe=True)
     return NameFixPass()(model).model
 
 

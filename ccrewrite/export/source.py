@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ccrewrite.errors import InputError
-from ccrewrite.export.branch import CHOICE
+from ccrewrite.export.again import native_
 from ccrewrite.export.files import load, write
 from ccrewrite.families.onnx import DOMAIN
 
@@ -49,8 +49,8 @@ class Source:
 
 
 def read(given: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
-    """A file, or a model in memory, which stays as it is. Raises ``InputError`` where it can't be read or converted, or
-    external data are missing."""
+    """A file, or a model in memory, which stays as it is. Raises ``InputError`` where it can't be read or converted, external
+    data are missing, or it was rewritten before and edited since."""
     path = Path(given) if isinstance(given, (str, os.PathLike)) else None
     name = "the model" if path is None else str(path)
     try:
@@ -60,10 +60,8 @@ def read(given: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
             whole = given.clone() if isinstance(given, ir.Model) else ir.from_proto(cast(onnx.ModelProto, given))
     except Exception as error:
         raise InputError(f"{name} can't be read as ONNX: {type(error).__name__}: {_first_line(error)}") from error
-    if any(node.name == CHOICE for node in whole.graph):
-        raise InputError(f"{name} was written by rewrite_onnx; rewrite the file that it was made of, with all kinds at once")
     external, random = _load_external_(whole, name), seed_(whole)
-    model = whole.clone()
+    model = native_(whole.clone(), name)
     _plain_domain_(model)
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST:

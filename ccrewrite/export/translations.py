@@ -56,7 +56,7 @@ def translations() -> dict[Callable[..., object], Callable[..., object]]:
         output_padding: Sequence[int] = (0,),
         groups: int = 1,
     ) -> Any:
-        if all(isinstance(n, int) for n in (*padding, *output_padding)):
+        if all(isinstance(n, int) for n in (*padding, *output_padding)):  # pyright: ignore[reportUnnecessaryIsInstance]
             return aten_convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
         rank = len(stride)
         most = [max(s, d) - 1 for s, d in zip(stride, dilation, strict=True)]

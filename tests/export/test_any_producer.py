@@ -208,8 +208,38 @@ def test_files_of_ours(tmp_path: Path) -> None:
     result = rewrite_onnx(tmp_path / "1.onnx", tmp_path / "2.onnx", kinds="strided")
     assert [s.name for s in result.plan.rewritten] == ["1"]
     assert [f.name for f in onnx.load(tmp_path / "2.onnx").functions] == ["DclsConv"]
-    with pytest.raises(InputError, match=r"2.onnx was written by rewrite_onnx; rewrite the file that it was made of"):
-        rewrite_onnx(tmp_path / "2.onnx", tmp_path / "3.onnx")
+    again = rewrite_onnx(tmp_path / "2.onnx", tmp_path / "3.onnx")
+    assert [s.name for s in again.plan.rewritten] == ["1"], "calls of our functions stay"
+
+
+def test_files_that_were_rewritten(tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Conv1d(2, 4, 3, dilation=2, padding=2), nn.ReLU(), nn.Conv1d(4, 3, 3, stride=2)).eval()
+    x = torch.from_numpy(X)
+    ccrewrite.export_onnx(layers, tmp_path / "theirs.onnx", x)
+    once = rewrite_onnx(tmp_path / "theirs.onnx", tmp_path / "once.onnx", kinds="strided")
+    twice = rewrite_onnx(tmp_path / "once.onnx", tmp_path / "twice.onnx")
+    assert [s.name for s in once.plan.rewritten] == ["2"]
+    assert [s.name for s in twice.plan.rewritten] == ["0", "2"]
+    at_once = rewrite_onnx(tmp_path / "theirs.onnx", tmp_path / "at_once.onnx")
+    assert [x.name for x in twice.size_inputs] == [x.name for x in at_once.size_inputs] == ["2.size"]
+    assert twice.size <= 1.02 * at_once.size
+    fed = {"input": X, "2.size": np.array([4])}
+    for found, expected in zip(
+        session(tmp_path / "twice.onnx").run(None, fed), session(tmp_path / "at_once.onnx").run(None, fed), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_files_that_were_rewritten_and_edited(tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Conv1d(2, 4, 3, dilation=2, padding=2), nn.Conv1d(4, 3, 3, stride=2)).eval()
+    ccrewrite.export_onnx(layers, tmp_path / "theirs.onnx", torch.from_numpy(X))
+    rewrite_onnx(tmp_path / "theirs.onnx", tmp_path / "once.onnx")
+    for name in ("0.positions", "1.size"):
+        edited = onnx.load(tmp_path / "once.onnx")
+        (value,) = (v for v in edited.graph.initializer if v.name == name)
+        value.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value) + 1, name))
+        with pytest.raises(InputError, match=f"{name} were edited since, which rewriting it again would lose"):
+            rewrite_onnx(edited, tmp_path / "twice.onnx")
 
 
 def test_random_nodes(tmp_path: Path) -> None:
