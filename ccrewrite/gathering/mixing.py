@@ -43,7 +43,9 @@ def mixed(x: Tensor, weight: Tensor, groups: int, *, fused: bool = False) -> Ten
 def mix_backward(gradient: Tensor, data: Tensor, mixing: Tensor, groups: int, wants_data: bool) -> tuple[Tensor, Tensor]:
     """The gradients of ``data`` (of no use unless ``wants_data``) and ``mixing``."""
     if _multiplied(data, mixing, groups):
-        d_mixing = _together([onednn_product(g, x) for g, x in zip(gradient, data, strict=True)]).sum(0)
+        d_mixing = onednn_product(gradient[0], data[0])
+        for g, x in zip(gradient[1:], data[1:], strict=True):
+            d_mixing += onednn_product(g, x)
         d_data = _together([onednn_product(mixing[:, :, 0].mT, g.mT) for g in gradient]) if wants_data else gradient
         return d_data, d_mixing[:, :, None]
     if _few(mixing, groups):

@@ -78,18 +78,26 @@ def taps_at(positions: Tensor) -> tuple[Tap, ...]:
 def read(data: Tensor, tap: Tap, outputs: Ints, stride: Ints, *, but: int = -1, out: Tensor | None = None) -> Tensor:
     """``padded`` data at a tap, interpolated along each axis: ``(N, C, *outputs)``; along axis ``but`` all of it. May be a
     view, or ``out``."""
-    fractions = [0.0 if axis == but else f for axis, f in enumerate(tap.fractions)]
-    for axis, (cell, n, step) in enumerate(zip(tap.cells, outputs, stride, strict=True)):
-        if axis != but and not fractions[axis]:
+    starts, between = list[int](), list[int]()
+    for axis, (cell, fraction, n, step) in enumerate(zip(tap.cells, tap.fractions, outputs, stride, strict=True)):
+        starts.append(0)
+        if axis == but:
+            continue
+        if not fraction:
             data = every(data, axis, cell + 1, n, step)
-        elif axis != but:
-            data = data.narrow(2 + axis, cell + 1, (n - 1) * step + 2)
-    between = [axis for axis, f in enumerate(fractions) if f]
+            continue
+        if between:  # which is interpolated later: by then the others' samples are few
+            before = between[-1]
+            data = data.narrow(2 + before, starts[before], (outputs[before] - 1) * stride[before] + 2)
+            starts[before] = 0
+        starts[axis] = cell + 1
+        between.append(axis)
     for axis in reversed(between):
-        here, beyond = (every(data, axis, first, outputs[axis], stride[axis]) for first in (0, 1))
+        n, step, start = outputs[axis], stride[axis], starts[axis]
+        here, beyond = every(data, axis, start, n, step), every(data, axis, start + 1, n, step)
         if out is not None and axis == between[0]:
-            return torch.lerp(here, beyond, fractions[axis], out=out)
-        data = torch.lerp(here, beyond, fractions[axis])
+            return torch.lerp(here, beyond, tap.fractions[axis], out=out)
+        data = torch.lerp(here, beyond, tap.fractions[axis])
     return data
 
 
@@ -130,12 +138,11 @@ class Places(ABC):
         return type(self)(last - self.positions, self.window, (1,) * len(self.window))
 
 
-def met(one: Tensor, other: Tensor) -> float:
+def met(one: Tensor, other: Tensor) -> Tensor:
     """The sum of the products of all their elements."""
-    for order in (one.movedim(1, -1), other.movedim(1, -1)), (one, other):
-        if order[0].is_contiguous() and order[1].is_contiguous():
-            return float(torch.dot(order[0].view(-1), order[1].view(-1)))
-    return float((one * other).sum())
+    if one.is_contiguous() and other.is_contiguous():
+        return torch.dot(one.view(-1), other.view(-1))
+    return (one * other).sum()
 
 
 class Shared(Places):
@@ -147,19 +154,29 @@ class Shared(Places):
         return read(data, self.taps[tap], outputs, self.stride, out=out)
 
     def slopes(self, data: Tensor, tap: int, arrived: Tensor) -> Tensor:
-        return arrived.new_tensor([[self._slope(data, tap, axis, arrived)] for axis in range(len(self.window))])
+        spare = torch.empty_like(arrived, memory_format=torch.contiguous_format)
+        return self.slopes_(data, [tap], [spare], [arrived])
 
-    def _slope(self, data: Tensor, tap: int, axis: int, arrived: Tensor) -> float:
+    def slopes_(self, data: Tensor, taps: Sequence[int], spare: Sequence[Tensor], arrived: Sequence[Tensor]) -> Tensor:
+        """``slopes`` of several taps, ``(ndim, taps)``. Writes over ``spare``, tensors like those that ``arrived``."""
+        found = [
+            [self._slope_(data, tap, axis, *each) for tap, *each in zip(taps, spare, arrived, strict=True)]
+            for axis in range(len(self.window))
+        ]
+        return torch.stack([torch.stack(along) for along in found])
+
+    def _slope_(self, data: Tensor, tap: int, axis: int, spare: Tensor, arrived: Tensor) -> Tensor:
         cell, size = self.taps[tap].cells[axis], self.window[axis]
         if size == 1:
-            return 0.0
+            return data.new_zeros(())
         between = self.taps[tap].fractions[axis] > 0
         before, after = (cell, cell + 1) if between else (max(cell - 1, 0), min(cell + 1, size - 1))
         n, step = arrived.shape[2 + axis], self.stride[axis]
         near = data.narrow(2 + axis, before + 1, (n - 1) * step + 1 + after - before)
-        along = read(near, self.taps[tap], tuple(arrived.shape[2:]), self.stride, but=axis)
-        change = every(along, axis, after - before, n, step) - every(along, axis, 0, n, step)
-        return (1.0 if between else 0.5) * met(arrived, change)
+        along = read(near, self.taps[tap], tuple(arrived.shape[2:]), self.stride, but=axis) if data.dim() > 3 else near
+        torch.sub(every(along, axis, after - before, n, step), every(along, axis, 0, n, step), out=spare)
+        total = met(spare, arrived)
+        return total if between else total / 2
 
 
 class Own(Places):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -108,6 +109,11 @@ class TensorsFunction(torch.autograd.Function):
 
 class TensorFunction(torch.autograd.Function):
     """An autograd function that gives one tensor."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Which torch asks for in every call, and would find out anew.
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
     if TYPE_CHECKING:
 

@@ -23,27 +23,31 @@ class SharedInputs(SharedWay, Inputs):
     """The input read at every tap, then mixed. What the backward meets there is given back slice by slice."""
 
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
-        data, arrived = padded(self.input, self.layout.pads), gradient.flatten(2)
+        data, gradient = padded(self.input, self.layout.pads), gradient.flatten(2)
         d_data = torch.zeros_like(data) if wants_input else None
         d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
         wants_read, slopes = wants_input or wants_positions, list[Tensor]()
         for block in self.blocks(self.input.shape[1], self.outputs):
             read = self._read(data, block)
-            d_read, d_mixing = mix_backward(arrived, read, self._mixing(block), self.layout.groups, wants_read)
+            d_read, d_mixing = mix_backward(gradient, read, self._mixing(block), self.layout.groups, wants_read)
             d_weight[:, :, block.start : block.stop] = d_mixing.view(self.out, len(block), -1).transpose(1, 2)
             if not wants_read:
                 continue
-            each = d_read.view(self.batch, self.layout.groups, len(block), -1, *self.outputs)
-            for index, tap in enumerate(block):
-                met = each[:, :, index].flatten(1, 2)
-                if wants_positions:
-                    slopes.append(self.places.slopes(data, tap, met))
-                if d_data is not None:
-                    give_(d_data, self.places.taps[tap], met, self.layout.stride)
+            arrived = self._apart(d_read, block)
+            if wants_positions:
+                slopes += self.places.slopes_(data, block, self._apart(read, block), arrived)[:, None].unbind(2)
+            if d_data is not None:
+                for tap, each in zip(block, arrived, strict=True):
+                    give_(d_data, self.places.taps[tap], each, self.layout.stride)
         if d_data is None:
             return gradients(self.input, d_weight, slopes)
         crop = [(-low - 1, -high - 1) for low, high in self.layout.pads]
         return gradients(pad(d_data, crop), d_weight, slopes)
+
+    def _apart(self, read: Tensor, block: range) -> list[Tensor]:
+        """``(N, taps * in, samples)`` -> of each tap ``(N, in, *outputs)``."""
+        taps = read.view(self.batch, self.layout.groups, len(block), -1, *self.outputs).unbind(2)
+        return [tap.flatten(1, 2) for tap in taps]
 
 
 class SharedProducts(SharedWay, Products):

@@ -103,8 +103,9 @@ class Inputs(Way):
         """``(N, groups * taps * in/groups, prod(outputs))``"""
         groups = self.layout.groups
         read = data.new_empty(self.batch, groups, len(block), data.shape[1] // groups, *self.outputs)
+        targets = read[:, 0].unbind(1) if groups == 1 else None
         for index, tap in enumerate(block):
-            target = read[:, 0, index] if groups == 1 else None
+            target = targets[index] if targets else None
             found = self.places.value(data, tap, self.outputs, out=target)
             if found is not target:
                 read[:, :, index] = found.unflatten(1, (groups, -1))
