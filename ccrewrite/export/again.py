@@ -32,10 +32,12 @@ def native_(model: ir.Model, name: str) -> ir.Model:
             node.outputs[0].replace_all_uses_with(data, replace_graph_outputs=True)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedFunctionsPass()(model)
-    for value in asked:
-        if not value.uses():
-            model.graph.inputs.remove(value)
-            model.graph.initializers.pop(str(value.name), None)
+    used = {id(value) for node in model.graph.all_nodes() for value in node.inputs}  # uses() knows the other branch as well
+    for name, value in list(model.graph.initializers.items()):
+        if id(value) not in used and not value.is_graph_output():
+            del model.graph.initializers[name]
+            if value in asked:
+                model.graph.inputs.remove(value)
     return model
 
 
