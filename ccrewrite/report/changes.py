@@ -62,10 +62,17 @@ class Regression:
 
 
 def regression(before: Comparison, after: Comparison) -> Regression:
-    """What changed from report ``before`` to report ``after``.
+    """What changed from one report to another.
 
     Counts are compared exactly, errors by their order of magnitude, times by their ratios to the original: better or worse only
     where the two intervals have nothing in common.
+
+    Args:
+        before: what ``compare`` gave, or ``Comparison.load``.
+        after: the later one.
+
+    Returns:
+        A verdict for each quantity; ``print`` shows those that changed.
 
     >>> import ccrewrite, torch
     >>> model, x = torch.nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 16, 16)

@@ -18,12 +18,16 @@ from ccrewrite.saving.recipe import Recipe
 
 
 class Geometries:
-    """Geometries by name for ``model``, a rewritten model or what ``rewrite`` returned, which stays the one that computes.
+    """Geometries by name for one rewritten model, which stays the one that computes.
 
     Its weights are shared by all of them; what is kept for each is what rewriting added, kilobytes. Parameters are written in
     place: an optimizer, a compiled model or a wrapper around ``model`` goes on with them.
 
-    Raises ``InputError`` where nothing in ``model`` is rewritten.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+
+    Raises:
+        InputError: where nothing in ``model`` is rewritten.
 
     >>> import ccrewrite
     >>> from torch import nn

@@ -35,7 +35,8 @@ class Distillation:
     - ``features``: mean squared difference over the original's mean square, averaged over the modules named (after arXiv
       1412.6550). 0 where none are.
 
-    An output that is a mapping must hold "logits", or one floating-point tensor alone; so must a tuple hold one.
+    An output that is a mapping must hold "logits", or one floating-point tensor alone; so must a tuple hold one. ``close``
+    removes the hooks, or use it in a ``with``.
 
     Args:
         model: the rewritten model, in training.
@@ -45,8 +46,9 @@ class Distillation:
         temperature: in units of the scores; above 0.
         dim: the axis of the classes; -1 for transformers.
 
-    ``close`` removes the hooks, or use it in a ``with``. Raises ``InputError`` for an unknown module or a temperature that
-    is not above 0; when called, where ``model`` has not run yet or shapes differ.
+    Raises:
+        InputError: for an unknown module or a temperature that is not above 0; when called, where ``model`` has not run yet or
+            shapes differ.
 
     >>> model, original = nn.Linear(4, 3), nn.Linear(4, 3)
     >>> with Distillation(model, original) as distillation:

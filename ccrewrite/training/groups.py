@@ -27,14 +27,27 @@ def param_groups(
     """The trainable parameters of any model as optimizer groups, each parameter once (shared ones too).
 
     - "weights": ``lr``, ``weight_decay``;
-    - "vectors" (biases, norm scales; with ``decay_vectors`` they are among the weights): ``lr``, no decay;
+    - "vectors" (biases, norm scales): ``lr``, no decay;
     - "positions" (of DCLS layers, ``offset`` and ``widening``): ``position_lr_scale * lr``, no decay, for decay would pull taps
-      back to where they started. 5 is the authors' scale (arXiv 2112.03740, appendix; 100 in their spiking nets);
+      back to where they started;
     - "geometry" (what CC layers add): ``lr``, no decay;
     - groups of others' samplings, as their ``parameter_group`` and ``lr_scale`` say, no decay.
 
-    Learning-rate schedulers of torch keep the ratio. Groups without parameters are left out. Raises ``InputError`` where
-    nothing is trainable or a rate is negative.
+    Learning-rate schedulers of torch keep the ratio. Groups without parameters are left out.
+
+    Args:
+        model: any model, or what a pass returned. What is frozen is left out.
+        lr: learning rate.
+        weight_decay: of weights.
+        position_lr_scale: of positions, over ``lr``. 5 is the authors' scale (arXiv 2112.03740, appendix; 100 in their spiking
+            nets).
+        decay_vectors: vectors are among the weights.
+
+    Returns:
+        The groups, as torch's optimizers take them, each with its ``name``.
+
+    Raises:
+        InputError: where nothing is trainable or a rate is negative.
 
     >>> from ccrewrite.nn import DclsConv2d
     >>> model = nn.Sequential(DclsConv2d(3, 8, 3, dilation=2), nn.BatchNorm2d(8))

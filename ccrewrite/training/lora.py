@@ -25,17 +25,23 @@ PLAIN = (True, False, "gaussian")
 
 
 def register_lora(config: Config) -> Config:
-    """``config``, a ``peft.LoraConfig`` that now knows rewritten layers: give it to ``get_peft_model``.
+    """A ``peft.LoraConfig`` that now knows rewritten layers: give it to ``get_peft_model``.
 
     The adapter is of rank ``r`` in the weight as a matrix, its first dimension by all the others, for any number of groups and
     transposed convolutions too. Its sum with the weight goes through the layer's geometry, and ``merge_and_unload`` puts that
-    sum in the weight's place: the same outputs within rounding. PEFT freezes all but its adapters; set ``requires_grad`` of
-    the geometry to train it as well. A loaded adapter's config has to be registered again:
+    sum in the weight's place: the same outputs within rounding. PEFT freezes all but its adapters; set ``requires_grad`` of the
+    geometry to train it as well. A loaded adapter's config has to be registered again:
     ``PeftModel.from_pretrained(model, folder, config=register_lora(LoraConfig.from_pretrained(folder)))``.
 
-    ``get_peft_model`` raises ``InputError`` for options that a weight's sum can't have: ``lora_bias``, values of
-    ``init_lora_weights`` but True, False and "gaussian", layers whose weight is computed (a parametrization),
-    ``lora_dropout`` on layers with a forward of their own. PEFT itself refuses DoRA and other variants.
+    PEFT's ``get_peft_model`` then raises ``InputError`` for options that a weight's sum can't have: ``lora_bias``, values of
+    ``init_lora_weights`` but True, False and "gaussian", layers whose weight is computed (a parametrization), ``lora_dropout``
+    on layers with a forward of their own. PEFT itself refuses DoRA and other variants.
+
+    Args:
+        config: a ``peft.LoraConfig``, changed in place.
+
+    Returns:
+        ``config``.
 
     >>> from peft import LoraConfig, get_peft_model  # doctest: +SKIP
     >>> adapted = get_peft_model(rewritten, register_lora(LoraConfig(target_modules=["context"], r=4)))  # doctest: +SKIP

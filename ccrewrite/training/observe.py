@@ -34,16 +34,22 @@ class Movement:
 
 
 class Recorder:
-    """Records the geometry of all rewritten sites of ``model``, now and then after every ``every`` steps.
+    """Records the geometry of all rewritten sites of a model, now and then after every ``every`` steps.
 
     Call ``step()`` after the optimizer's step and before gradients are cleared (``finetune(..., schedules=[recorder])`` does);
-    in several processes, in all of them. Raises ``InputError`` where nothing is rewritten. Drawn by
-    ``ccrewrite.training.pictures``.
+    in several processes, in all of them. Drawn by ``ccrewrite.training.pictures``.
 
     ``steps`` has the steps recorded, 0 first, and ``recordings`` by site a ``Recording`` for each of them, whose tensors are
     copies on the CPU, in float32. Of a DCLS layer that is a ``(axes, A, B, *taps)`` tensor, in samples from the window's
     centre; of a CC layer, for each axis, ``(taps, places)``, the continuous kernels of its taps; of others what their
     ``Sampling.recording`` gives, by default their parameters.
+
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+        every: steps from one recording to the next.
+
+    Raises:
+        InputError: where nothing is rewritten.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> model = nn.Sequential(DclsConv1d(1, 1, 3, dilation=2))

@@ -37,9 +37,12 @@ def clamp_positions(model: GivenModel) -> None:
     as their ``Sampling.clamp_`` says.
 
     Training needs no such call: layers sample within the bounds whatever their parameters say, and what is beyond is never
-    pushed further. But that depends on the sign of each gradient that arrives, so a batch in several parts, one after the
-    other or in several processes, moves taps at the border otherwise than the whole one. With this call after each
-    optimizer step it doesn't (``finetune`` makes it).
+    pushed further. But that depends on the sign of each gradient that arrives, so a batch in several parts, one after the other
+    or in several processes, moves taps at the border otherwise than the whole one. With this call after each optimizer step it
+    doesn't (``finetune`` makes it).
+
+    Args:
+        model: any model, or what a pass returned.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=1, window=5)
@@ -56,10 +59,18 @@ def clamp_positions(model: GivenModel) -> None:
 @torch.no_grad()
 def snap(model: GivenModel, *, width: float | None = None) -> dict[str, Snapped]:
     """Round all positions of taps to samples (of DCLS layers, and of other samplings whose ``parameter_group`` is "positions"),
-    in place; the error this makes, by the name of the site.
+    in place.
 
-    ``width``: make Gaussians this sharp as well (0.1 samples: a tap holds its one sample alone), triangles at least 1; None
-    leaves the widths. Raises ``InputError`` where the model has no such layer.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+        width: make Gaussians this sharp as well (0.1 samples: a tap holds its one sample alone), triangles at least 1. None:
+            the widths stay.
+
+    Returns:
+        The error that this makes, by the name of the site.
+
+    Raises:
+        InputError: where the model has no such layer.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=1, window=5)
@@ -83,6 +94,13 @@ def snap(model: GivenModel, *, width: float | None = None) -> dict[str, Snapped]
 @contextmanager
 def snapped(model: GivenModel, *, width: float | None = None) -> Generator[dict[str, Snapped]]:
     """Evaluate with rounded positions, as the authors' spiking nets do: ``snap`` inside, what was learned outside.
+
+    Args:
+        model: as ``snap``'s.
+        width: as ``snap``'s.
+
+    Raises:
+        InputError: as ``snap`` does.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=1, window=5)

@@ -13,19 +13,20 @@ from ccrewrite.ir.outcome import GivenModel, model_of
 class FreezeSchedule:
     """Geometry and weights of a rewritten model train from given steps on; before, they are frozen (no gradient).
 
+    Geometry first: ``weights=500``. Weights first: ``geometry=500``. Geometry alone: ``weights=math.inf``. As long as the
+    geometry is frozen where it started, plain convolutions run.
+
+    Make the optimizer first, for ``param_groups`` takes what is trainable then. Call ``step()`` after each optimizer step. With
+    ``DistributedDataParallel``, wrap before making the schedule, with ``find_unused_parameters=True``; under FSDP2, which makes
+    gradients for what is frozen later too, set those to None before the optimizer's step (``finetune`` does both).
+
     Args:
         model: changed in place: its parameters' ``requires_grad``. What is frozen already stays frozen throughout.
         geometry: the step from which what samplings add trains. 0: the first one; ``math.inf``: never.
         weights: the same for everything else.
 
-    Geometry first: ``weights=500``. Weights first: ``geometry=500``. Geometry alone: ``weights=math.inf``. As long as the
-    geometry is frozen where it started, plain convolutions run.
-
-    Make the optimizer first, for ``param_groups`` takes what is trainable then. Call ``step()`` after each optimizer step. With
-    ``DistributedDataParallel``, wrap before making the schedule, with ``find_unused_parameters=True``; under FSDP2, which
-    makes gradients for what is frozen later too, set those to None before the optimizer's step (``finetune`` does both).
-
-    Raises ``InputError`` where the model has no trainable geometry, and for steps that are negative or both never.
+    Raises:
+        InputError: where the model has no trainable geometry, and for steps that are negative or both never.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, 3, dilation=2)

@@ -22,11 +22,14 @@ class Sharded(Protocol):
 
 @contextmanager
 def gathered(model: GivenModel) -> Generator[None]:
-    """Inside, the parameters of ``model``'s samplings are whole tensors, also where FSDP2 (``fully_shard``) keeps a share of
-    them in each process. Gradients reach the shares. A call on all processes alike, for it communicates; where nothing is
-    sharded it does nothing.
+    """Inside, the parameters of a model's samplings are whole tensors, also where FSDP2 (``fully_shard``) keeps a share of them
+    in each process.
 
+    Gradients reach the shares. A call on all processes alike, for it communicates; where nothing is sharded it does nothing.
     What reads geometry outside the model's forward needs it there: ``repulsive_loss``, ``nyquist_penalty``, positions.
+
+    Args:
+        model: any model, or what a pass returned.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=2, window=9)

@@ -13,6 +13,7 @@ import typer
 
 import ccrewrite
 import ccrewrite.errors
+import ccrewrite.training
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page: page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")}
@@ -77,9 +78,9 @@ def test_an_example_that_is_elsewhere_is_there(name: str, place: str) -> None:
         assert ">>> " in next(getattr(p, place) for p in packages if place in p.__all__).__doc__
 
 
-def described(name: str) -> list[str]:
-    """The arguments in the docstring of a name at the top."""
-    listed = re.search(r"^Args:\n((?:    .*\n?|\n(?=    ))*)", inspect.getdoc(getattr(ccrewrite, name)) or "", re.MULTILINE)
+def described(thing: object) -> list[str]:
+    """The arguments in its docstring."""
+    listed = re.search(r"^Args:\n((?:    .*\n?|\n(?=    ))*)", inspect.getdoc(thing) or "", re.MULTILINE)
     return re.findall(r"^    (\w+): ", listed[1], re.MULTILINE) if listed else []
 
 
@@ -89,7 +90,17 @@ BY_ATTRIBUTE = {"CcrewriteError", "FinetuneConfig"}
 
 @pytest.mark.parametrize("name", sorted(set(ccrewrite.__all__) - BY_ATTRIBUTE))
 def test_every_argument_is_described(name: str) -> None:
-    assert described(name) == list(inspect.signature(getattr(ccrewrite, name)).parameters)
+    assert described(getattr(ccrewrite, name)) == list(inspect.signature(getattr(ccrewrite, name)).parameters)
+
+
+ASIDE = ("nyquist_penalty", "Movement", "Snapped")
+"""A sum of methods; and what others return."""
+
+
+@pytest.mark.parametrize("name", sorted(set(ccrewrite.training.__all__) - set(ASIDE)))
+def test_every_argument_of_training_is_described(name: str) -> None:
+    thing = getattr(ccrewrite.training, name)
+    assert described(thing) == list(inspect.signature(thing).parameters)
 
 
 @pytest.mark.parametrize("name", [n for n in ccrewrite.__all__ if inspect.isfunction(getattr(ccrewrite, n))])

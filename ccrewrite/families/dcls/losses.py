@@ -17,10 +17,17 @@ def repulsive_loss(model: GivenModel) -> Tensor:
         R = mean over layers of  2 / (T (T - 1) A B) * sum over sets of positions, sum_{i<j} max(0, 1 - |p_i - p_j|)
 
     with T taps and A x B sets of positions per layer (A B = C_out C_in/groups where every channel has its own, as in the
-    authors' training code). They add ``R ** 2`` to the loss after the first epochs. Layers that share positions count once.
-    Two taps on the very same spot feel no push, for it has no direction.
+    authors' training code). They add ``R ** 2`` to the loss after the first epochs. Layers that share positions count once. Two
+    taps on the very same spot feel no push, for it has no direction.
 
-    Raises ``InputError`` where the model has no DCLS layer with two or more taps.
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+
+    Returns:
+        The loss, with a gradient.
+
+    Raises:
+        InputError: where the model has no DCLS layer with two or more taps.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=2, window=9)

@@ -13,8 +13,13 @@ from ccrewrite.families.dcls.sampling import DclsSampling
 def share_positions(*layers: nn.Module) -> None:
     """Let DCLS layers share one set of positions (and widths), the first one's, as the stages of ConvNeXt-dcls do. In place.
 
-    The parameters become the same objects: copies, pickles, optimizers and ``state_dict`` keep the tie. Raises ``InputError``
-    where the layers' positions differ in shape, start, interpolation or window.
+    The parameters become the same objects: copies, pickles, optimizers and ``state_dict`` keep the tie.
+
+    Args:
+        layers: two or more DCLS layers.
+
+    Raises:
+        InputError: where the layers' positions differ in shape, start, interpolation or window.
 
     >>> from ccrewrite.nn import DclsConv2d
     >>> a, b = (DclsConv2d(8, 8, elements=5, window=7, padding="same", groups=8) for _ in range(2))

@@ -14,13 +14,22 @@ from ccrewrite.ir.outcome import GivenModel, model_of
 
 
 class WidthSchedule:
-    """Exponential decay of the taps' widths: ``width(t) = start * (end / start) ** min(t / steps, 1)``, in samples.
+    """Exponential decay of the taps' widths: ``width(t) = start * (end / start) ** min(t / steps, 1)``.
 
     A wide Gaussian feels far samples, a sharp one samples one spot: the spiking nets of the DCLS authors (arXiv 2306.17670) go
     from wide to sharp over the first quarter of training and round the positions for evaluation (``snap``).
 
     All widths are ``start`` from the construction on; call ``step()`` after each optimizer step (or epoch). What the widths
-    learn beside that is kept: a step multiplies them. Raises ``InputError`` where the model has no layer with a width.
+    learn beside that is kept: a step multiplies them.
+
+    Args:
+        model: a rewritten model, or what ``rewrite`` returned.
+        start: the width at first, in samples.
+        end: the width after ``steps``, in samples.
+        steps: calls of ``step`` from the one to the other.
+
+    Raises:
+        InputError: where the model has no layer with a width.
 
     >>> from ccrewrite.nn import DclsConv1d
     >>> layer = DclsConv1d(1, 1, elements=2, window=9, interpolation="gaussian")
