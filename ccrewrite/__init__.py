@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING
 from ccrewrite.ir.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ccrewrite import families as families
+    from ccrewrite import nn as nn
+    from ccrewrite import report as report
+    from ccrewrite import training as training
     from ccrewrite.api import plan, revert, rewrite, rewrite_, verify
     from ccrewrite.errors import CcrewriteError
     from ccrewrite.export.onnx import export_onnx

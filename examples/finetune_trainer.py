@@ -71,7 +71,7 @@ def main() -> None:
     original = Classifier(trained())
     train, _ = digits()
     images, labels = train.tensors
-    model = ccrewrite.rewrite(original, {"pixels": images[:1]}).model
+    model: Any = ccrewrite.rewrite(original, {"pixels": images[:1]}).model
     rows = [{"pixels": image, "labels": label} for image, label in zip(images, labels, strict=True)]
     recorder = Recorder(model, every=7)
     with tempfile.TemporaryDirectory() as directory, Distillation(model, original) as distillation:

@@ -57,6 +57,7 @@ def measured(name: str, batch: int, variants: tuple[str, ...]) -> dict[str, Any]
     steps: dict[str, Callable[[], object]] = {}
     torch._dynamo.reset()
     for variant in variants:  # each its own model, for a step changes it
+        model: Any
         model, inputs = build(name)
         if variant in ("rewritten", "lowered"):
             model = ccrewrite.rewrite(model, inputs).model

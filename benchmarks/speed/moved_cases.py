@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,7 @@ class WaveNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, total = self.start(x), torch.zeros(())
+        dilated: Any
         for dilated, residual, skip in zip(self.dilated, self.residual, self.skip, strict=True):
             signal, gate = dilated(F.pad(x, (dilated.dilation[0], 0))).chunk(2, 1)
             hidden = signal.tanh() * gate.sigmoid()
@@ -141,6 +142,7 @@ class HiFiGan(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.start(x)
+        blocks: Any
         for up, blocks in zip(self.up, self.residual, strict=True):
             x = up(F.leaky_relu(x, 0.1))
             x = torch.stack([block(x) for block in blocks]).mean(0)

@@ -139,7 +139,8 @@ def sites_compiled(s: Subject) -> dict[str, Any]:
 def lowered_inference(s: Subject) -> dict[str, Any]:
     """Over the original compiled."""
     torch._dynamo.reset()
-    original, lowered = torch.compile(s.original), ccrewrite.lower(s.moved, s.inputs, verify=False)
+    original: Any = torch.compile(s.original)
+    lowered = ccrewrite.lower(s.moved, s.inputs, verify=False)
     runs = {"original": s.inference(original), "moved": s.inference(lowered.model)}
     return {"forms": lowered.summary(), **s.timed(runs)}
 
@@ -162,7 +163,7 @@ COLUMNS: dict[str, Callable[[Subject], dict[str, Any]]] = {**EAGER, **OTHERS, **
 class Resized(nn.Module):
     """The input resized by the stride, then the layer with stride 1; of a transposed layer, the input made larger first."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.geometry = g = ConvGeometry.from_module(layer)
         kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -45,6 +45,7 @@ class WaveNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.start(x)
+        dilated: Any
         for dilated, gate, mix in zip(self.dilated, self.gates, self.mixed, strict=True):
             past = (dilated.kernel_size[0] - 1) * dilated.dilation[0]
             a, b = gate(dilated(F.pad(x, (past, 0)))).chunk(2, 1)

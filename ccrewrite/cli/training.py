@@ -67,7 +67,7 @@ def finetune_command(file: Path, *, resume: bool, console: Console) -> History |
         out=folder,
         resume=resume,
     )
-    from accelerate import PartialState
+    from accelerate import PartialState  # pyright: ignore[reportMissingTypeStubs]
 
     main = PartialState().is_main_process
     if main or any(hasattr(p, "full_tensor") for p in result.model.parameters()):  # shares are gathered from all processes

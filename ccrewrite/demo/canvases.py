@@ -45,7 +45,7 @@ def canvases(count: int, seed: int, split: Literal["train", "test"]) -> tuple[Te
 @functools.cache
 def _digits() -> tuple[Image, NDArray[np.int64]]:
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise CcrewriteError(
             "the demo's canvases are made from scikit-learn's digits, and scikit-learn can't be imported; "

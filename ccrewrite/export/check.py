@@ -62,7 +62,7 @@ def checked(model: nn.Module, path: Path, runs: Sequence[Inputs], sizes: SizePla
 
 def runtime() -> str:
     """What files are run in."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
     return f"onnxruntime {onnxruntime.__version__}"
 
@@ -83,7 +83,7 @@ class FileInput(Protocol):
 
 def session_of(path: Path, level: str = "ORT_ENABLE_ALL") -> Session:
     """The file in onnxruntime on the CPU, quietly; ``level``: how much of it is optimized."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
     options = cast(Any, onnxruntime.SessionOptions())  # pyright: ignore[reportUnknownMemberType]
     options.graph_optimization_level = getattr(cast(Any, onnxruntime).GraphOptimizationLevel, level)

@@ -42,7 +42,7 @@ def most_worth(gains: Mapping[str, float], limits: Sequence[Limit]) -> list[str]
     ['b', 'c']
     """
     try:
-        from scipy.optimize import Bounds, LinearConstraint, milp  # pyright: ignore[reportUnknownVariableType]
+        from scipy.optimize import Bounds, LinearConstraint, milp  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
     except ImportError as error:
         raise InputError("choose needs scipy; install it with: pip install 'ccrewrite[forecast]'") from error
     names = [name for name, gain in gains.items() if gain > 0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from safetensors.torch import _SIZE as DTYPES  # pyright: ignore[reportPrivateUsage]
+from safetensors.torch import _SIZE as DTYPES  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

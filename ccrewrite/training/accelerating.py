@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from accelerate import DistributedType
+    from accelerate import DistributedType  # pyright: ignore[reportMissingTypeStubs]
 
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def summed(accelerator: Accelerated, tensor: Tensor) -> Tensor:
 
 def sent(batch: object, accelerator: Accelerated) -> object:
     """``batch`` on the run's device."""
-    from accelerate.utils import send_to_device  # pyright: ignore[reportUnknownVariableType]
+    from accelerate.utils import send_to_device  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return cast(object, send_to_device(batch, accelerator.device))
 
@@ -81,7 +81,7 @@ def agreed(value: T, accelerator: Accelerated) -> T:
     """The main process's ``value``, in all of them."""
     if accelerator.num_processes == 1:
         return value
-    from accelerate.utils import broadcast_object_list  # pyright: ignore[reportUnknownVariableType]
+    from accelerate.utils import broadcast_object_list  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     found = [value]
     broadcast_object_list(found)
@@ -90,7 +90,7 @@ def agreed(value: T, accelerator: Accelerated) -> T:
 
 def size_of(batch: object) -> int | None:
     """How many samples it has; None: it holds no tensor."""
-    from accelerate.utils import find_batch_size  # pyright: ignore[reportUnknownVariableType]
+    from accelerate.utils import find_batch_size  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     try:
         return cast("int | None", find_batch_size(batch))
@@ -99,6 +99,6 @@ def size_of(batch: object) -> int | None:
 
 
 def under_fsdp(accelerator: Accelerated) -> bool:
-    from accelerate import DistributedType
+    from accelerate import DistributedType  # pyright: ignore[reportMissingTypeStubs]
 
     return accelerator.distributed_type == DistributedType.FSDP

@@ -27,7 +27,7 @@ from ccrewrite.training.run_folder import RunFolder
 from ccrewrite.training.steps import Loss, Schedule, Steps
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
 
 
 def finetune(
@@ -168,8 +168,8 @@ def _compiled(
 def _made(config: FinetuneConfig, out: str | os.PathLike[str] | None) -> Generator[Accelerator]:
     """An accelerator for this run, and no trace of it afterwards but the process group."""
     try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import AcceleratorState
+        from accelerate import Accelerator, DistributedDataParallelKwargs  # pyright: ignore[reportMissingTypeStubs]
+        from accelerate.state import AcceleratorState  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise InputError("finetune needs accelerate; install it with: pip install 'ccrewrite[train]'") from error
     if "tensorboard" in config.trackers and importlib.util.find_spec("tensorboard") is None:

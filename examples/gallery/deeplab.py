@@ -7,6 +7,7 @@ become DCLS layers, and both heads are fine-tuned with the same batches, so that
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def main() -> None:
 
     model = DeepLab(encoder).eval()
     train(model, features, labels, steps=200)
-    result = ccrewrite.rewrite(model, images[:2], kinds=["dilated"])
+    result: Any = ccrewrite.rewrite(model, images[:2], kinds=["dilated"])
     print(result.summary())
     untouched = copy.deepcopy(model)
     for name, network in (("original", untouched), ("rewritten", result.model)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
@@ -24,7 +25,7 @@ def main() -> None:
 
     result = ccrewrite.rewrite(original, pixels, kinds=["dilated"])
     print(result.summary())
-    model = result.model
+    model: Any = result.model
     optimizer = torch.optim.AdamW(ccrewrite.training.param_groups(model, lr=1e-3))
     labels = torch.randint(5, (2, 65, 65))
     for _ in range(5):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -33,7 +34,7 @@ def main() -> None:
     torch.manual_seed(0)
     images, _ = canvases(60, seed=0, split="train")
     model = segmenter().eval()
-    result = ccrewrite.rewrite(model, images[:1])
+    result: Any = ccrewrite.rewrite(model, images[:1])
     with torch.no_grad():
         for site in result.plan:
             if site.decision.rewritten:

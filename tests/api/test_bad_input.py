@@ -189,7 +189,7 @@ def test_a_compiled_model() -> None:
 
 
 def test_a_model_that_cannot_be_copied_can_be_rewritten_in_place() -> None:
-    model = plain()
+    model: Any = plain()
     model.lock = re.compile  # fine
     model.generator = (i for i in range(3))  # can't be deep-copied
     with pytest.raises(

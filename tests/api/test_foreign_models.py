@@ -26,7 +26,7 @@ class Frozen(OrderedDict[str, Any]):
 
 
 def test_a_frozen_container_on_a_module_is_left_in_peace() -> None:
-    model = nn.Linear(1, 1)
+    model: Any = nn.Linear(1, 1)
     model.config = Frozen(width=1)
     model.plain = {"width": 1}
     with preserved(model):

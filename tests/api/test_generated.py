@@ -96,6 +96,7 @@ def _same_by_method(model: nn.Module, made: Generated) -> None:
     """Methods that make calls compute with the geometry, called by ``forward`` or by themselves."""
     x = made.inputs[0]
     with torch.no_grad():
+        module: Any
         for module in model.modules():
             if isinstance(module, Functional):
                 assert torch.equal(torch.tanh(module.encode(x)), module(x)), made.made_of

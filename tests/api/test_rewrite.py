@@ -132,7 +132,7 @@ def test_the_same_model_gets_the_same_layers_and_nothing_is_drawn(name: str) -> 
 
 
 def test_aliases_are_one_layer_everywhere() -> None:
-    model = ccrewrite.rewrite(Reused(), X).model
+    model: Any = ccrewrite.rewrite(Reused(), X).model
     assert isinstance(model.conv, RewrittenConv)
     assert model.conv is model.again is model.stages[1]
     assert len(samplings(model)) == 2
@@ -163,7 +163,7 @@ def test_a_second_rewrite_of_other_forms(name: str) -> None:
 
 
 def test_hooks_stay_and_fire() -> None:
-    model = plain()
+    model: Any = plain()
     seen: list[str] = []
     conv = model[0]
     conv.register_forward_pre_hook(lambda m, a: seen.append("pre"))
@@ -200,9 +200,9 @@ def test_an_optimizer_made_before_goes_on() -> None:
 
 
 def test_frozen_weights_have_frozen_geometry() -> None:
-    model = plain()
+    model: Any = plain()
     model[0].requires_grad_(False)
-    rewritten = ccrewrite.rewrite(model, X).model
+    rewritten: Any = ccrewrite.rewrite(model, X).model
     assert not any(p.requires_grad for p in rewritten[0].parameters())
     assert all(p.requires_grad for p in rewritten[3].parameters())
     out = rewritten.eval()(X)
@@ -296,7 +296,7 @@ class Breaks(nn.Module):
 @pytest.mark.parametrize("bad", [(0,), (6,), (2, 3), (0, 3, 6), tuple(range(7))])
 def test_failing_sites_are_put_back_one_by_one(bad: tuple[int, ...]) -> None:
     model = Breaks(7, *bad)
-    result = ccrewrite.rewrite(model, X)
+    result: Any = ccrewrite.rewrite(model, X)
     assert result.check.ok
     for i, site in enumerate(result.plan):
         assert site.decision.rewritten is (i not in bad)
@@ -515,7 +515,7 @@ def test_old_norms_after_a_forward_with_gradients() -> None:
     """Their weight is then a tensor with a history, which can't be deep-copied as it is."""
     model, x = build("old_normed")
     model(x).sum().backward()
-    result = ccrewrite.rewrite(model, x)
+    result: Any = ccrewrite.rewrite(model, x)
     assert result.check.ok
     result.model(x).sum().backward()
     assert all(p.grad is not None for p in result.model.weight_normed.parameters())
@@ -538,7 +538,7 @@ def test_graph_modules(name: str) -> None:
     model, inputs = build(name)
     graph = fx.symbolic_trace(model.eval())
     code, before = graph.code, outline(graph)
-    result = ccrewrite.rewrite(graph, inputs)
+    result: Any = ccrewrite.rewrite(graph, inputs)
     assert result.plan.how == "graph"
     assert (graph.code, outline(graph)) == (code, before)
     assert result.check.ok
@@ -629,7 +629,7 @@ def test_reverting_what_was_not_rewritten() -> None:
 
 
 def test_reverting_a_part() -> None:
-    model = ccrewrite.rewrite(nn.Sequential(plain(), plain()), X).model
+    model: Any = ccrewrite.rewrite(nn.Sequential(plain(), plain()), X).model
     ccrewrite.revert(model[0])
     assert {n.split(".")[0] for n in samplings(model)} == {"1"}
     ccrewrite.revert(model[1][0])
@@ -638,6 +638,7 @@ def test_reverting_a_part() -> None:
 
 
 def test_rewriting_other_sites_later_in_the_same_host() -> None:
+    model: Any
     model, inputs = build("functional")
     model.eval()
     expected = model(inputs)
@@ -667,7 +668,7 @@ def test_a_container_may_host_a_functional_call():
 
 
 def test_what_is_done_to_all_linear_layers_leaves_the_geometry_alone():
-    model = nn.Sequential(nn.Conv1d(2, 2, 3, stride=2), nn.Flatten(), nn.Linear(8, 3))
+    model: Any = nn.Sequential(nn.Conv1d(2, 2, 3, stride=2), nn.Flatten(), nn.Linear(8, 3))
     x = torch.randn(1, 2, 9)
     rewritten = ccrewrite.rewrite(model, x).model
     rewritten.apply(lambda m: nn.init.ones_(m.weight) if isinstance(m, nn.Linear) else None)

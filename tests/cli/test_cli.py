@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_rewrite_saves_what_loads(run, tmp_path):
     saved = json.loads((tmp_path / "saved" / "recipe.json").read_text())["rewrite"]
     assert saved["check"]["ok"]
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["recipe.json", "weights.safetensors"]
-    loaded = ccrewrite.load(network(), tmp_path / "saved")
+    loaded: Any = ccrewrite.load(network(), tmp_path / "saved")
     assert [type(layer).__name__ for layer in loaded] == ["CCConv2d", "DclsConv2d", "Conv2d"]
 
 

@@ -25,7 +25,7 @@ def original() -> nn.Module:
 def saved(tmp_path: Path) -> tuple[nn.Module, Any, Path]:
     """A rewritten model that learnt something, and a directory for files."""
     x = torch.randn(1, 3, 24, 24)
-    result = ccrewrite.rewrite(original(), x, rules=[ccrewrite.DilatedToDcls(reach=1), "strided-to-cc"], exclude="2")
+    result: Any = ccrewrite.rewrite(original(), x, rules=[ccrewrite.DilatedToDcls(reach=1), "strided-to-cc"], exclude="2")
     torch.nn.init.normal_(result.model[0].sampling.offset)
     torch.nn.init.normal_(result.model[1].sampling.shift, std=0.2)
     return result.model, x, tmp_path

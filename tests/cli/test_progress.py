@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from ccrewrite.training.recalibrate import recalibrate
 
 def moved() -> tuple[nn.Module, torch.Tensor]:
     model, x = nn.Sequential(nn.Conv1d(2, 2, 3, dilation=2)), torch.randn(1, 2, 16)
-    result = ccrewrite.rewrite(model, x).model
+    result: Any = ccrewrite.rewrite(model, x).model
     with torch.no_grad():
         result[0].sampling.offset.fill_(0.3)
     return result, x

@@ -63,9 +63,9 @@ def redraw_(model: nn.Module) -> None:
                 codebook.normal_()
 
 
-def _fan_in(module: nn.Module) -> float:
+def _fan_in(module: Any) -> float:
     """Products that one output sums up."""
-    weight = module.weight
+    weight: Any = module.weight
     if getattr(module, "transposed", False):
         return weight[:, 0].numel() / (module.groups * math.prod(module.stride))
     return weight[0].numel()

@@ -26,7 +26,7 @@ NORMED_AFTERWARDS = {"hf_dac_weightnorm", "hf_univnet"}
 """Their users call ``apply_weight_norm`` on the model: transformers can't build them from a configuration alone."""
 
 
-def rewritten(name: str) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+def rewritten(name: str) -> tuple[nn.Module, Any, tuple[Tensor, ...]]:
     """The original with weights that loading must replace, the rewritten model after some training, and inputs."""
     original, inputs = build(name)
     model = ccrewrite.rewrite(original, inputs, verify=False).model
@@ -95,7 +95,7 @@ def test_hugging_face_and_sparse_layers(tmp_path: Path) -> None:
 
     original = Net(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])).eval()
     x = torch.randn(1, 3, 64, 64)
-    result = ccrewrite.rewrite(original, x, rules=[ccrewrite.LargeToDcls(elements=5, steps=3), "strided-to-cc"])
+    result: Any = ccrewrite.rewrite(original, x, rules=[ccrewrite.LargeToDcls(elements=5, steps=3), "strided-to-cc"])
     result.model.save_pretrained(tmp_path), ccrewrite.save(result, tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         Net.from_pretrained(tmp_path)

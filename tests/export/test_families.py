@@ -127,7 +127,7 @@ def x() -> Tensor:
     return torch.randn(1, 2, 14, 12)
 
 
-def moved(model: nn.Module, x: Tensor, rule: Rule) -> nn.Module:
+def moved(model: nn.Module, x: Tensor, rule: Rule) -> Any:
     rewritten = ccrewrite.rewrite(model.eval(), x, rules=[rule]).model
     for sampling in rewritten.modules():
         if isinstance(sampling, PlainSampling):

@@ -45,7 +45,7 @@ class Amplifier(nn.Module):
 
 
 def moved(**steps: int) -> Any:
-    model = ccrewrite.rewrite(Amplifier(**steps).eval(), X).model
+    model: Any = ccrewrite.rewrite(Amplifier(**steps).eval(), X).model
     with torch.no_grad():
         model.first.sampling.shift.add_(0.2)
         model.second.sampling.offset[0].add_(0.3)

@@ -188,7 +188,7 @@ def test_what_bfloat16_needs(tmp_path: Path) -> None:
 def test_functions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, 16, 18)
-    model = network()
+    model: Any = network()
     model.append(nn.Conv2d(2, 2, 3, dilation=3, bias=False))
     model = moved(model, x)
     report = export_onnx(model, tmp_path / "m.onnx", x, functions=True, dynamic={0: "batch"})

@@ -39,6 +39,7 @@ FORMS: dict[str, tuple[nn.Module, tuple[int, ...], Any, str]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_folded_layers_in_torchs_exporter(name: str, tmp_path: Path) -> None:
+    conv: Any
     conv, size, rules, form = FORMS[name]
     torch.manual_seed(0)
     x = torch.randn(1, conv.in_channels, *size)

@@ -163,10 +163,10 @@ def test_classes_do_not_notice(make: Any) -> None:
     kind, expected = type(model[0]), model(X)
     result = ccrewrite.rewrite(model, X)
     assert result.plan.rewritten
-    twin = pickle.loads(pickle.dumps(copy.deepcopy(result.model))) if "Parametrized" not in kind.__name__ else result.model
+    twin: Any = pickle.loads(pickle.dumps(copy.deepcopy(result.model))) if "Parametrized" not in kind.__name__ else result.model
     assert torch.equal(twin(X), expected)
     assert isinstance(twin[0], kind if "Parametrized" not in kind.__name__ else kind.__bases__[0])
-    back = ccrewrite.revert(result.model)
+    back: Any = ccrewrite.revert(result.model)
     assert type(back[0]).__name__ == kind.__name__
     assert (registry, kept) == (REGISTRY, Keeping.made)
 

@@ -164,7 +164,7 @@ def test_pickle(way: Way) -> None:
     twin = pickle.loads(pickle.dumps(way.moved))
     close(twin(way.x), way.moved(way.x), 0)
     assert type(twin[1]) is type(way.moved[1])
-    back = ccrewrite.revert(twin)
+    back: Any = ccrewrite.revert(twin)
     assert type(back[1]) is type(way.original[1])
 
 
@@ -412,7 +412,7 @@ def test_dilation_changed_behind_the_layers_back_is_an_error() -> None:
 
 
 def test_from_conv_shares_the_parameters_and_leaves_the_original_alone() -> None:
-    conv = nn.Conv2d(3, 8, 3, dilation=2)
+    conv: Any = nn.Conv2d(3, 8, 3, dilation=2)
     conv.note = "mine"
     layer: Any = ccrewrite.nn.DclsConv2d.from_conv(conv)
     assert layer.weight is conv.weight

@@ -32,7 +32,7 @@ def rewritten(case: str, **options: Any) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     conv, x = kind(*arguments, **named).double(), torch.randn(shape, dtype=torch.float64)
     rules = [ccrewrite.StridedToCC(**options), ccrewrite.TransposedToCC(**options)]
-    model = ccrewrite.rewrite(conv, x, rules=rules).model
+    model: Any = ccrewrite.rewrite(conv, x, rules=rules).model
     with torch.no_grad():
         for mover in model.sampling.movers():
             mover += 0.3 * torch.randn_like(mover)
@@ -76,7 +76,7 @@ def test_gradients_pass(case: str) -> None:
         (gradient,) = torch.autograd.grad((out * out.detach().cos()).sum(), given)
         found.append(gradient)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
-    layer = fold(model, x, forms={"(root)": "filtered"}).model
+    layer: Any = fold(model, x, forms={"(root)": "filtered"}).model
     slope = torch.ones_like(layer.weight)
     layer(x).square().sum().backward()
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_sharing_reach_and_shift_alone() -> None:
 
 def test_where_it_is_offered() -> None:
     def offered(conv: nn.Module, x: Tensor) -> list[str]:
-        model = ccrewrite.rewrite(conv, x).model
+        model: Any = ccrewrite.rewrite(conv, x).model
         with torch.no_grad():
             model.sampling.shift.fill_(0.2)
         return [a.name for of_site in alternatives(model).values() for a in of_site]
@@ -123,7 +123,7 @@ def test_output_size_and_state() -> None:
 def test_it_is_taken_where_it_pays() -> None:
     torch.manual_seed(0)
     conv, x = nn.Conv2d(256, 128, 1, stride=2), torch.randn(1, 256, 8, 8)
-    model = ccrewrite.rewrite(conv, x).model
+    model: Any = ccrewrite.rewrite(conv, x).model
     with torch.no_grad():
         model.sampling.shift.fill_(0.2)
     assert fold(model, x, forms="estimated")["(root)"].code == "filtered"

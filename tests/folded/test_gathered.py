@@ -53,6 +53,7 @@ def test_same_outputs(case: str, backend: str | None) -> None:
 
 
 def test_gradients_and_copies() -> None:
+    x: Any
     model, x = rewritten("stride")
     folded = fold(model, x, forms=OUT).model
     again = copy.deepcopy(folded)

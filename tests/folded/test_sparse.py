@@ -47,7 +47,7 @@ def compiled(model: nn.Module, **options: Any) -> Any:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_same_outputs(case: str, backend: str) -> None:
     model, x = layer(case)
-    folded = fold(model, x, forms={"(root)": "sparse"})
+    folded: Any = fold(model, x, forms={"(root)": "sparse"})
     assert (folded["(root)"].code, folded.check.ok) == ("sparse", True)
     assert folded.model.cells.shape[1] < folded.model.weight[0].numel()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_same_outputs(case: str, backend: str) -> None:
 
 def test_its_compiled_form_visits_no_more() -> None:
     model, x = layer("a position for each channel")
-    folded = fold(model, x, forms={"(root)": "sparse"}).model
+    folded: Any = fold(model, x, forms={"(root)": "sparse"}).model
     folded.weight.data.fill_(1.0)  # what is not visited doesn't count
     with torch.no_grad():
         middle = compiled(folded, backend="eager")(torch.ones(1, 6, 40, 40, dtype=x.dtype))[0, :, 20, 20] - folded.bias
@@ -67,7 +67,7 @@ def test_its_compiled_form_visits_no_more() -> None:
 
 def test_gradients_of_the_compiled_form() -> None:
     model, x = layer("two outputs each")
-    folded = fold(model, x, forms={"(root)": "sparse"}).model
+    folded: Any = fold(model, x, forms={"(root)": "sparse"}).model
     out = compiled(folded, backend="aot_eager")(x)
     upstream = torch.randn_like(out)
     found = torch.autograd.grad(out, [folded.weight, folded.bias], upstream)

@@ -230,7 +230,7 @@ def test_slices_of_one_storage_all_come_back(first: bool) -> None:
             self.high.add_(1)
             return self.conv(x)
 
-    model = Sliced()
+    model: Any = Sliced()
     capture(model, signals(), how="observe")
     assert torch.equal(torch.cat([model.low, model.high]), torch.ones(8))
 

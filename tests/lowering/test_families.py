@@ -71,7 +71,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CCREWRITE_CACHE", str(tmp_path))
 
 
-def rewritten(kind: type[Sampling]) -> nn.Module:
+def rewritten(kind: type[Sampling]) -> Any:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2, padding=2), nn.ConvTranspose2d(4, 2, 2, 2))
     return ccrewrite.rewrite(model, X, rules=[ToScaled(kind=kind)]).model

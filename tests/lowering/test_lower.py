@@ -51,7 +51,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch._dynamo.reset()
 
 
-def rewritten(moved: bool = True) -> nn.Module:
+def rewritten(moved: bool = True) -> Any:
     torch.manual_seed(0)
     model = ccrewrite.rewrite(Net(), X).model
     for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ def test_measuring_folded_layers():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inference_is_the_folded_model_compiled():
-    model = rewritten().eval()
+    model: Any = rewritten().eval()
     lowered = lower(model, X, fullgraph=True, measured=False)
     assert [s.code for s in lowered] == [s.code for s in ccrewrite.fold(model, X, forms="estimated")]
     assert lowered.check.ok
@@ -232,7 +232,7 @@ def test_measuring_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch):
 def test_estimates_cover_the_forms_and_prefer_what_is_known_to_win():
     def best(conv: nn.Conv2d, size: int) -> str:
         x = torch.zeros(1, conv.in_channels, size, size)
-        model = ccrewrite.rewrite(conv, x).model
+        model: Any = ccrewrite.rewrite(conv, x).model
         (site,) = site_calls(model, Inputs.of(x), {"": model.sampling}).values()
         seconds = model.sampling.estimates(site.shapes, training=True)
         assert set(seconds) == set(model.sampling.forms)

@@ -33,7 +33,7 @@ class Amplifier(nn.Module):
 
 
 def moved() -> Any:
-    model = ccrewrite.rewrite(Amplifier().eval(), X).model
+    model: Any = ccrewrite.rewrite(Amplifier().eval(), X).model
     with torch.no_grad():
         model.first.sampling.shift.add_(0.2)
         model.second.sampling.offset[0].add_(0.3)

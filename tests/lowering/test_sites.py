@@ -38,7 +38,7 @@ class Depthwise(nn.Module):
         return self.last(self.wide(self.far(self.near(x).tanh())))
 
 
-def moved() -> nn.Module:
+def moved() -> Any:
     torch.manual_seed(0)
     model = ccrewrite.rewrite(Depthwise(), X).model
     for name, parameter in model.named_parameters():
@@ -81,6 +81,7 @@ def test_computes_the_same() -> None:
 @pytest.mark.usefixtures("_no_compiler")
 def test_second_derivatives() -> None:
     gradients = []
+    model: Any
     for model in (moved(), lower(moved(), X, mode="training", scope="sites", measured=False, verify=False).model):
         x = X.clone().requires_grad_()
         (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
@@ -114,12 +115,13 @@ def test_stays_the_users_model(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(lowered, buffer)
     buffer.seek(0)
+    again: Any
     for again in (copy.deepcopy(lowered), torch.load(buffer, weights_only=False)):
         assert again.near.sampling.compiled_at == {(2, 4, 300)}
         torch.testing.assert_close(again(X), expected)
     ccrewrite.save(lowered, tmp_path)
     torch.manual_seed(0)
-    loaded = ccrewrite.load(Depthwise(), tmp_path)
+    loaded: Any = ccrewrite.load(Depthwise(), tmp_path)
     assert not loaded.near.sampling.compiled_at, "how a model runs is not saved"
     torch.testing.assert_close(loaded(X), expected, rtol=1e-4, atol=1e-4)
     assert type(ccrewrite.revert(lowered).near) is nn.Conv1d
@@ -232,6 +234,7 @@ def test_compiled() -> None:
     layers = [nn.Conv2d(16, 16, 3, stride=2, padding=1) for _ in range(2)]
     x = torch.randn(1, 16, 16, 16)
     strided = [ccrewrite.rewrite(layer, x).model for layer in layers]
+    layer: Any
     for layer in strided:
         nn.init.constant_(layer.sampling.shift, 0.2)
         eager = layer(x)

@@ -98,7 +98,8 @@ def test_where_nothing_is_differentiated_the_check_says_so(kind: Any) -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_the_model_and_its_inputs_are_as_before(in_place: bool) -> None:
-    model, x = nn.Sequential(Net(), nn.BatchNorm2d(4), nn.Dropout()), X.clone().requires_grad_()
+    model: Any = nn.Sequential(Net(), nn.BatchNorm2d(4), nn.Dropout())
+    x = X.clone().requires_grad_()
     model[0].b.weight.requires_grad_(False)
     model[0].a.weight.grad = torch.ones(4, 4, 3, 3)
     before = {n: v.clone() for n, v in model.state_dict().items()}

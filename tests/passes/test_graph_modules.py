@@ -38,7 +38,7 @@ class TwoGraphs(fx.GraphModule):
     def __deepcopy__(self, memo: Any) -> TwoGraphs:
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        root = nn.Module()
+        root: Any = nn.Module()
         root.__dict__ = copy.deepcopy(self.__dict__, memo)
         TwoGraphs.__init__(result, root, root.train_graph, root.eval_graph)
         return result

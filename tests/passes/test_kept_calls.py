@@ -319,7 +319,7 @@ def test_another_method_of_a_layer_uses_its_geometry(kind: Any, normed: bool) ->
         layer = nn.utils.parametrizations.weight_norm(layer)
     model: Any = move_(ccrewrite.rewrite(nn.Sequential(layer).eval(), X).model)
     assert torch.equal(model[0].again(X), model(X))
-    loaded = fold(model, X).model
+    loaded: Any = fold(model, X).model
     assert torch.allclose(loaded[0].again(X), model(X), atol=1e-5)
 
 

@@ -40,7 +40,7 @@ class Amplifier(nn.Module):
 
 
 def moved(model: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
-    result = ccrewrite.rewrite(model.eval().to(dtype), X.to(dtype))
+    result: Any = ccrewrite.rewrite(model.eval().to(dtype), X.to(dtype))
     assert result.check.ok
     with torch.no_grad():
         result.model.first.sampling.shift.add_(0.2)

@@ -169,7 +169,7 @@ def test_rules_as_mappings_are_those_of_a_toml_file() -> None:
 
 def test_options_reach_the_layers() -> None:
     rules = [DilatedToDcls(sharing="full", reach=2), StridedToCC(basis="linear", hidden=3)]
-    model = ccrewrite.rewrite(Net(), X, rules=rules).model
+    model: Any = ccrewrite.rewrite(Net(), X, rules=rules).model
     assert model.body[0].sampling.offset.shape == (2, 4, 4, 3, 3)
     assert model.body[0].sampling.window == (9, 9)
     assert (model.stem.sampling.basis, model.stem.sampling.residual[0].last.weight.shape[1]) == ("linear", 3)
@@ -178,11 +178,11 @@ def test_options_reach_the_layers() -> None:
 def test_options_of_cc_rules_reach_the_layers() -> None:
     """Those that change what is computed are left out of verification, and said."""
     rules = [StridedToCC(reach=0, hidden=3)]
-    stem = ccrewrite.rewrite(Net(), X, rules=rules).model.stem
+    stem: Any = ccrewrite.rewrite(Net(), X, rules=rules).model.stem
     assert stem.sampling.window == stem.kernel_size
     for options in ({"kernel": "mlp"}, {"alignment": "centred"}):
-        result = ccrewrite.rewrite(Net(), X, rules=[StridedToCC(**options)])
-        sampling = result.model.stem.sampling
+        result: Any = ccrewrite.rewrite(Net(), X, rules=[StridedToCC(**options)])
+        sampling: Any = result.model.stem.sampling
         assert (sampling.shift is None, sampling.alignment) == ("kernel" in options, options.get("alignment", "native"))
         assert result.plan["stem"].decision.rewritten
         assert "NOT exact: " in result.plan["stem"].decision.message
@@ -368,7 +368,7 @@ def test_how_can_be_forced() -> None:
 
 
 def test_a_plan_of_a_batch_norm_net_in_training_mode_keeps_its_statistics() -> None:
-    model = plain().train()
+    model: Any = plain().train()
     plan(model, torch.randn(2, 4, 17, 17), how="observe")
     assert torch.equal(model[1].running_mean, torch.zeros(8))
     assert int(model[1].num_batches_tracked) == 0

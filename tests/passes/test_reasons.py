@@ -99,7 +99,7 @@ def scripted() -> Case:
 
 
 def traced() -> Case:
-    layer = torch.jit.trace(nn.Conv2d(4, 4, 3, dilation=2), torch.randn(1, 4, 9, 9))
+    layer: Any = torch.jit.trace(nn.Conv2d(4, 4, 3, dilation=2), torch.randn(1, 4, 9, 9))
     return nn.Sequential(layer, nn.Conv2d(4, 4, 3, stride=2)), pictures(), "0", {}
 
 

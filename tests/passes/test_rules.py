@@ -65,7 +65,7 @@ def codes(planned: Plan) -> dict[str, str]:
 
 
 def test_plain_convolutions_are_offered_to_every_rule() -> None:
-    result = ccrewrite.rewrite(Net(), X, rules=[PlainToDcls(), "strided-to-cc"])
+    result: Any = ccrewrite.rewrite(Net(), X, rules=[PlainToDcls(), "strided-to-cc"])
     assert codes(result.plan) == {
         "encoder.down": "strided-to-cc",
         "encoder.deep": "no-rule",
@@ -112,7 +112,7 @@ def test_patterns_in_order() -> None:
         "re:.*depth.*": DilatedToDcls(sharing="out"),
         "*": "strided-to-cc",
     }
-    result = ccrewrite.rewrite(Net(), X, rules=rules)
+    result: Any = ccrewrite.rewrite(Net(), X, rules=rules)
     assert codes(result.plan) == {
         "encoder.down": "not-selected",
         "encoder.deep": "no-rule",  # the first pattern counts, and its rule takes strided ones

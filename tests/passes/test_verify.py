@@ -207,7 +207,7 @@ def test_two_models_by_hand() -> None:
 
 
 def test_models_are_compared_in_evaluation_mode_and_left_in_theirs() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.BatchNorm1d(2), nn.Dropout()).train()
+    model: Any = nn.Sequential(nn.Conv1d(2, 2, 3), nn.BatchNorm1d(2), nn.Dropout()).train()
     assert verify(model, model, X).ok
     assert all(m.training for m in model.modules())
     assert torch.equal(model[1].running_mean, torch.zeros(2))

@@ -18,7 +18,7 @@ OURS = (DclsConv1d, DclsConv2d, DclsConv3d)
 VERSIONS = ("v0", "v1", "max", "gauss")
 
 
-def theirs(ndim: int, version: str, window: Any, *, groups: int = 1, count: int = 6, spread: float = 1.5) -> nn.Module:
+def theirs(ndim: int, version: str, window: Any, *, groups: int = 1, count: int = 6, spread: float = 1.5) -> Any:
     torch.manual_seed(ndim)
     kind = getattr(reference, f"Dcls{ndim}d")
     layer = kind(4, 8, count, padding=1, dilated_kernel_size=window, groups=groups, version=version)

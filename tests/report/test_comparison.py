@@ -69,11 +69,11 @@ def test_untouched_and_moved(compared: Compared) -> None:
 
 def test_local_and_propagated_errors_by_hand() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(1, 1, 2, dilation=2, bias=False), nn.Conv1d(1, 1, 1, bias=False))
+    model: Any = nn.Sequential(nn.Conv1d(1, 1, 2, dilation=2, bias=False), nn.Conv1d(1, 1, 1, bias=False))
     with torch.no_grad():
         model[1].weight.fill_(3)
     x = torch.randn(1, 1, 9)
-    rewritten = ccrewrite.rewrite(model, x).model
+    rewritten: Any = ccrewrite.rewrite(model, x).model
     with torch.no_grad():
         rewritten[0].weight.add_(1)
         expected = (rewritten[0](x) - model[0](x)).abs().double()

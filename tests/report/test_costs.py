@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ LAYERS = {
 }
 
 
-def products(layer: nn.Module, input: tuple[int, ...], output: torch.Size, taps: tuple[int, ...]) -> int:
+def products(layer: Any, input: tuple[int, ...], output: torch.Size, taps: tuple[int, ...]) -> int:
     """Multiplications of a convolution with a kernel of ``taps``, those with padding too: for each output sample (transposed:
     input sample), tap, output channel and input channel of its group."""
     lattice = input if isinstance(layer, _ConvTransposeNd) else output
@@ -72,7 +73,7 @@ def test_flops_of_a_rewritten_convolution(name: str) -> None:
     output = layer(x).shape
     with torch.no_grad():
         assert flops_of(lambda: rewritten(x)) == 2 * products(layer, shape, output, layer.kernel_size)
-        sampling = rewritten.sampling
+        sampling: Any = rewritten.sampling
         with built(rewritten):
             trained = flops_of(lambda: rewritten(x))
         if isinstance(sampling, ccrewrite.nn.DclsSampling):

@@ -38,7 +38,7 @@ class Wrong(VolumeSampling):
 def compared(kind: type[VolumeSampling]) -> Comparison:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3)), torch.randn(1, 1, 8, 8)
-    other = copy.deepcopy(model)
+    other: Any = copy.deepcopy(model)
     adopt_(other[0], kind.of(ConvGeometry.from_module(other[0])))
     with torch.no_grad():
         other[0].sampling.volume[1, 1] = 1

@@ -125,7 +125,7 @@ def rewritten(rule: Rule) -> nn.Module:
 @pytest.mark.parametrize("geometry_only", [False, True])
 def test_saved_and_loaded(rule: Rule, geometry_only: bool, registered: Family, tmp_path: Path) -> None:
     model = rewritten(rule)
-    sites = rewritten_sites(model)
+    sites: Any = rewritten_sites(model)
     assert set(sites) == {"0", "1.kernel", "1:conv1d", "2.conv", "3.kernel", "3:conv1d"}
     if isinstance(rule, ToTilted):
         sites["1.kernel"].sampling.loud = True

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,15 +36,15 @@ def moved(model: nn.Module, by: float) -> nn.Module:
     return result.model
 
 
-def retrained(model: nn.Sequential) -> None:
+def retrained(model: Any) -> None:
     model[0].weight.data.add_(1e-3)
 
 
-def other_statistics(model: nn.Sequential) -> None:
+def other_statistics(model: Any) -> None:
     model[1].running_mean.add_(1e-3)
 
 
-def other_count(model: nn.Sequential) -> None:
+def other_count(model: Any) -> None:
     model[1].num_batches_tracked.add_(1)
 
 
@@ -75,6 +76,7 @@ def test_a_whole_save_brings_its_weights_and_does_not_warn(tmp_path: Path) -> No
 def test_one_of_several_geometries_is_in_place(tmp_path: Path) -> None:
     base = plain()
     one, other = moved(base, 0.2), moved(base, -0.3)
+    model: Any
     for name, model in (("one", one), ("other", other)):
         ccrewrite.save(model, tmp_path / name, geometry_only=True)
     model = ccrewrite.rewrite(base, X).model

@@ -51,7 +51,7 @@ def samplings(model: nn.Module) -> dict[str, Sampling]:
     return {n: m for n, m in model.named_modules() if isinstance(m, Sampling)}
 
 
-def trained(model: nn.Module) -> nn.Module:
+def trained(model: nn.Module) -> Any:
     """Every parameter and floating-point buffer moved a little, in place."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -222,6 +222,7 @@ def large() -> nn.Module:
 def test_sparse_layers(rule: LargeToDcls, geometry_only: bool, tmp_path: Path) -> None:
     result = ccrewrite.rewrite(large(), X, rules=[rule, "dilated-to-dcls"])
     with torch.no_grad():
+        s: Any
         for s in samplings(result.model).values():
             s.offset.add_(0.01)
     ccrewrite.save(result, tmp_path, geometry_only=geometry_only)
@@ -230,7 +231,7 @@ def test_sparse_layers(rule: LargeToDcls, geometry_only: bool, tmp_path: Path) -
     same(ccrewrite.load(large(), tmp_path), result.model, X)
 
 
-def scratch() -> nn.Module:
+def scratch() -> Any:
     options: dict[str, Any] = {"elements": 5, "window": 7, "padding": "same", "groups": 4}
     return nn.Sequential(
         DclsConv2d(4, 4, interpolation="gaussian", **options),
@@ -282,7 +283,7 @@ def test_sizes_that_were_set(tmp_path: Path) -> None:
     same(again, model, inputs)
     same(again, model, torch.randn(1, 4, 25, 20))
     assert ccrewrite.revert(again)(inputs).shape == plain()(inputs).shape
-    one = ccrewrite.rewrite(plain(), inputs).model
+    one: Any = ccrewrite.rewrite(plain(), inputs).model
     one[0].sampling.output_size = (5, 6)
     one[5].sampling.scale = (0.5, 1.5)
     ccrewrite.save(one, tmp_path)
@@ -350,7 +351,7 @@ def test_a_sampling_keeps_what_its_first_dtype_made_it(tmp_path: Path) -> None:
 def test_frozen_parameters_freeze_their_geometry_and_nothing_is_drawn(tmp_path: Path) -> None:
     model, _ = rewritten("plain")
     ccrewrite.save(model, tmp_path)
-    fresh = plain()
+    fresh: Any = plain()
     fresh[0].requires_grad_(False)
     torch.manual_seed(7)
     draw = torch.rand(3)
@@ -363,7 +364,7 @@ def test_frozen_parameters_freeze_their_geometry_and_nothing_is_drawn(tmp_path: 
 
 def test_tensors_that_share_or_are_laid_out_otherwise(tmp_path: Path) -> None:
     def make() -> nn.Module:
-        model = nn.Sequential(Tied(), nn.Conv2d(4, 4, 3, stride=2))
+        model: Any = nn.Sequential(Tied(), nn.Conv2d(4, 4, 3, stride=2))
         model.register_buffer("table", torch.arange(6.0).view(3, 2))
         model.register_buffer("part", model.table[1:])
         model.register_parameter("twin", nn.Parameter(model[1].bias.data))
@@ -477,12 +478,12 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
         return layer
 
     model, _ = rewritten("plain")
-    with_state = copied(model)
+    with_state: Any = copied(model)
     with_state[2] = Stateful()
     exact, subclassed = copied(model), copied(model)
     exact.register_buffer("phase", torch.ones(2, dtype=torch.complex128))
     subclassed.register_buffer("own", torch.ones(2).as_subclass(type("Own", (Tensor,), {})))
-    parametrized = copied(model)
+    parametrized: Any = copied(model)
     parametrizations.weight_norm(parametrized[3].sampling, "offset")
     cases: list[tuple[Any, str]] = [
         (plain(), r"nothing in this Sequential is rewritten; rewrite returns a copy, and save takes that \(result\.model\)"),
@@ -505,7 +506,7 @@ def test_what_can_not_be_saved(tmp_path: Path) -> None:
             ccrewrite.save(case, tmp_path / "new")
         assert not (tmp_path / "new").exists()
     ccrewrite.save(with_state, tmp_path, geometry_only=True)
-    fresh = plain()
+    fresh: Any = plain()
     fresh[2] = Stateful()
     with pytest.warns(WeightsWarning, match=r"\(0\.weight, 0\.bias, 1\.weight, 1\.bias and "):
         assert samplings(ccrewrite.load(fresh, tmp_path))
@@ -627,14 +628,14 @@ def test_a_functional_calls_geometry_is_that_of_its_weight(tmp_path: Path) -> No
 
 def test_other_models(tmp_path: Path) -> None:
     ccrewrite.save(rewritten("plain")[0], tmp_path)
-    wider = plain()
+    wider: Any = plain()
     wider[4] = nn.Conv2d(8, 8, 3, padding=1)
-    bare = plain()
+    bare: Any = plain()
     bare[1] = nn.Identity()
-    strided = plain()
+    strided: Any = plain()
     strided[0].stride = (1, 1)
     activation = nn.Sequential(*plain(), nn.Linear(3, 3))
-    linear = plain()
+    linear: Any = plain()
     linear[3] = nn.Linear(1, 1)
     linear[3].weight = nn.Parameter(torch.zeros(8, 1, 3, 3))
     linear[3].bias = nn.Parameter(torch.zeros(8))
@@ -769,12 +770,12 @@ def test_a_failure_in_the_middle_takes_everything_back(tmp_path: Path) -> None:
         torch.manual_seed(0)
         return nn.Sequential(Functional(), graph(), Normed(), causal(), Refuses(1, 1))
 
-    model = make()
+    model: Any = make()
     for part, x in zip(model, (torch.randn(1, 4, 30),) * 4, strict=False):
         ccrewrite.rewrite_(part, x)
     trained(model)
     ccrewrite.save(model, tmp_path)
-    fresh = make()
+    fresh: Any = make()
     before = snapshot(fresh)
     with pytest.raises(KeyboardInterrupt):
         ccrewrite.load(fresh, tmp_path)

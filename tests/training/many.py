@@ -31,6 +31,7 @@ def main(out: str, *arguments: str) -> None:
     states = options.pop("fsdp", None)
     original = network().double()
     model = rewritten(original)
+    m: Any
     for m in (model, original):
         m[5].p = 0.0  # each process would drop others
     generator = torch.Generator().manual_seed(0)

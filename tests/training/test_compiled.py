@@ -80,7 +80,9 @@ def test_goes_on_bitwise(tmp_path: Path, compile: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [True, "sites"])
 def test_computes_what_eager_steps_do(compile: Any) -> None:
+    lowered: Any
     eager, lowered = small(), small()
+    model: Any
     for model in (eager, lowered):
         model[2].p = 0.0  # compiled code draws by a generator of its own
     torch.testing.assert_close(tuned(lowered, compile=compile).losses, tuned(eager).losses, rtol=1e-5, atol=1e-5)
@@ -173,7 +175,8 @@ def test_processes_take_what_the_main_one_chose(monkeypatch: pytest.MonkeyPatch)
         found[:] = [{"0": "filtered", "1": "eager"}]
 
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", from_main)
-    model, cpu = strided(), torch.device("cpu")
+    model: Any = strided()
+    cpu = torch.device("cpu")
     one: Any = SimpleNamespace(distributed_type=DistributedType.NO, device=cpu, num_processes=1, autocast=nullcontext)
     data = Batches(DataLoader(DATA, 4), "train_data", 0)
     with ExitStack() as stack:

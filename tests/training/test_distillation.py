@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ccrewrite.families.look import Forget
 from ccrewrite.training import Distillation
 
 
-def pair() -> tuple[nn.Module, nn.Module]:
+def pair() -> tuple[Any, Any]:
     original = network().double()
     return rewritten(original).eval(), original
 
@@ -72,7 +73,7 @@ def test_copies_of_the_model_leave_it_alone_and_closing_removes_the_hooks() -> N
     model, original = pair()
     x = pictures().double()
     distillation = Distillation(model, original, features=["3"])
-    average = copy.deepcopy(model)
+    average: Any = copy.deepcopy(model)
     with torch.no_grad():
         average[3].weight.zero_()
     model(x)
@@ -125,6 +126,7 @@ def test_mistakes() -> None:
     model(pictures().double())
     with pytest.raises(InputError, match=r"shape \(4, 3\), the original's \(4, 5\)"):
         other()
+    both: Any
     for both in (model, original):
         both.add_module("spare", nn.Identity())
         both.forward = both[:9].forward

@@ -57,6 +57,8 @@ def test_is_the_loop_that_one_would_write() -> None:
     """By hand, with fixed batches, no dropout: the same weights to the last bit."""
     batches = list(zip(pictures(12).split(4), (torch.arange(12) % 3).split(4), strict=True))
     config = FinetuneConfig(epochs=2, lr=1e-2, weight_decay=0.1, repulsion=0.5, smoothness=0.1, clip_norm=0.5, warmup=0.5)
+    mine: Any
+    theirs: Any
     mine, theirs = (rewritten(network()) for _ in range(2))
     mine[5].p = theirs[5].p = 0.0
     history = finetune(theirs, batches, F.cross_entropy, config=config)
@@ -231,6 +233,7 @@ def test_shared_positions_are_trained_and_stored_once(tmp_path: Path) -> None:
         share_positions(a, b)
         return nn.Sequential(a, b, nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
+    other: Any
     model, other = build(), build()
     finetune(model, loader(), F.cross_entropy, config=CONFIG, out=tmp_path)
     finetune(other, loader(), F.cross_entropy, config=CONFIG, out=tmp_path, resume=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_a_frozen_geometry_runs_the_plain_convolution() -> None:
 
 
 def test_what_the_user_froze_stays_frozen() -> None:
-    model = rewritten(network())
+    model: Any = rewritten(network())
     model[0].weight.requires_grad_(False)
     schedule = FreezeSchedule(model, weights=1)
     schedule.step()
@@ -56,7 +57,7 @@ def test_a_stored_state_goes_on() -> None:
     first, second = (FreezeSchedule(rewritten(network()), weights=2) for _ in range(2))
     for _ in range(2):
         first.step()
-    model = rewritten(network())
+    model: Any = rewritten(network())
     second = FreezeSchedule(model, weights=2)
     assert not model[0].weight.requires_grad
     second.load_state_dict(first.state_dict())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from ccrewrite.nn import CCConv2d, DclsConv2d
 from ccrewrite.training import param_groups
 
 
-def model() -> nn.Sequential:
+def model() -> Any:
     torch.manual_seed(0)
     a, b = (DclsConv2d(4, 4, elements=3, window=5, padding="same", groups=4, interpolation="gaussian") for _ in range(2))
     share_positions(a, b)

@@ -41,7 +41,7 @@ def network(layer: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict({"conv": layer, "after": nn.Tanh()})).eval()
 
 
-def rewritten(layer: nn.Module, **options: Any) -> nn.Module:
+def rewritten(layer: Any, **options: Any) -> nn.Module:
     shape = (2, 4, *(9 if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)) else 16,) * (layer.weight.dim() - 2))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     model = move_(ccrewrite.rewrite(network(layer), x, **options).model)
@@ -72,6 +72,7 @@ def adapted(model: nn.Module, **options: Any) -> Any:
 @pytest.mark.parametrize("name", LAYERS)
 def test_an_adapter_goes_through_the_geometry_and_merges_exactly(name: str) -> None:
     model = LAYERS[name]()
+    before: Any
     x, before = model.x, copy.deepcopy(model)
     tuned = adapted(model)
     with torch.no_grad():
@@ -222,6 +223,6 @@ def test_an_adapter_for_each_sample_is_refused() -> None:
 
 @pytest.mark.parametrize("call", [ccrewrite.fold, ccrewrite.lower, lambda model, x: ccrewrite.save(model, "never")])
 def test_what_would_lose_an_adapter_refuses_it(call: Callable[[nn.Module, Tensor], object]) -> None:
-    model = LAYERS["strided"]()
+    model: Any = LAYERS["strided"]()
     with pytest.raises(InputError, match=r"conv.*merge_and_unload"):
         call(adapted(model), model.x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ccrewrite.training.pictures import animate, draw
 BATCHES = [(pictures(6), torch.arange(6) % 3)]
 
 
-def trained(tmp_path: Path | None = None, epochs: int = 4, every: int = 2) -> tuple[nn.Module, Recorder]:
+def trained(tmp_path: Path | None = None, epochs: int = 4, every: int = 2) -> tuple[Any, Recorder]:
     model = rewritten(network())
     recorder = Recorder(model, every=every)
     config = FinetuneConfig(epochs=epochs, lr=1e-2)
@@ -50,7 +51,7 @@ def test_records_what_the_layers_have() -> None:
 
 
 def test_says_what_moved_and_what_never_had_a_gradient() -> None:
-    model = rewritten(network())
+    model: Any = rewritten(network())
     model.append(DclsConv1d(1, 1, 3, dilation=2))
     model.forward = model[:9].forward
     recorder = Recorder(model)

@@ -55,7 +55,7 @@ def test_clamp_positions_writes_back() -> None:
 
 def test_clamping_leaves_what_is_inside_and_knows_every_bound() -> None:
     """To the last bit: a step smaller than a sample's resolution must not be lost."""
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         DclsConv2d(2, 2, (3, 5), dilation=(2, 3), interpolation="triangle", reach=1),
         DclsConv2d(2, 2, (1, 4), dilation=3, sharing="out"),
         CCConv2d.from_conv(nn.Conv2d(2, 2, 3, stride=2)),
@@ -69,7 +69,7 @@ def test_clamping_leaves_what_is_inside_and_knows_every_bound() -> None:
     kernels = [net[i].sampling.kernel(net[i].weight) for i in (0, 1, 2)]
     clamp_positions(net)
     for index, (cells, kernel) in enumerate(zip([*places, None], kernels, strict=True)):
-        sampling = net[index].sampling
+        sampling: Any = net[index].sampling
         assert torch.allclose(sampling.kernel(net[index].weight), kernel, rtol=1e-5)
         if cells is not None:
             assert torch.allclose(torch.stack(sampling.cells()), cells, atol=1e-6)
@@ -85,14 +85,14 @@ def test_clamping_leaves_what_is_inside_and_knows_every_bound() -> None:
 @pytest.mark.parametrize("kind", ["linear", "gaussian", "triangle"])
 def test_snap_reports_what_it_changes(kind: str) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(layer2d(kind), nn.ReLU(), DclsConv2d(3, 2, 3, dilation=2, interpolation=kind, sharing="out"))
+    net: Any = nn.Sequential(layer2d(kind), nn.ReLU(), DclsConv2d(3, 2, 3, dilation=2, interpolation=kind, sharing="out"))
     with torch.no_grad():
         net[2].sampling.offset.normal_(0, 0.4)
     kernels = [net[i].sampling.kernel(net[i].weight).detach() for i in (0, 2)]
     report = snap(net)
     assert set(report) == {"0", "2"}
     for index, kernel in zip((0, 2), kernels, strict=True):
-        layer = net[index]
+        layer: Any = net[index]
         cells = torch.stack(layer.sampling.cells())
         assert torch.allclose(cells, cells.round(), atol=1e-6)
         error = (layer.sampling.kernel(layer.weight) - kernel).norm() / kernel.norm()

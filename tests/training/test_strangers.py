@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,10 +35,10 @@ class Bounded(VolumeSampling):
         return moved
 
 
-def network(kind: type[VolumeSampling] = VolumeSampling) -> nn.Sequential:
+def network(kind: type[VolumeSampling] = VolumeSampling) -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 3))
-    conv = net[0]
+    conv: Any = net[0]
     adopt_(conv, kind.of(ConvGeometry.from_module(conv)))
     return net
 

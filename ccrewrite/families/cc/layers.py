@@ -21,6 +21,7 @@ class CCLayer(AsksForSizes):
     ``output_size``, ``scale`` and ``alignment`` are those of ``layer.sampling`` (``CCSampling``).
     """
 
+    sampling: CCSampling
     sampling_class = CCSampling
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -29,7 +30,8 @@ class CCLayer(AsksForSizes):
         super().__init__(*arguments, **named)
         conv = cast(ConvNd, self)
         options |= {"dtype": conv.weight.dtype, "device": conv.weight.device}
-        self.sampling = CCSampling(ConvGeometry.from_module(conv), **_with_axes(conv, options))
+        sampling = CCSampling(ConvGeometry.from_module(conv), **_with_axes(conv, options))
+        self.sampling = sampling  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
@@ -41,11 +43,11 @@ def _with_axes(conv: ConvNd, options: dict[str, Any]) -> dict[str, Any]:
     return {"axes": continuous_axes(ConvGeometry.from_module(conv), options.get("kernel", "nodes")), **options}
 
 
-class CCConv(CCLayer, ResizableConv):
+class CCConv(CCLayer, ResizableConv):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The convolutions; use ``CCConv1d``, ``CCConv2d``, ``CCConv3d``."""
 
 
-class CCConvTranspose(CCLayer, ResizableConvTranspose):
+class CCConvTranspose(CCLayer, ResizableConvTranspose):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The transposed convolutions; use ``CCConvTranspose1d``, ``CCConvTranspose2d``, ``CCConvTranspose3d``."""
 
 

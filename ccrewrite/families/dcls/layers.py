@@ -22,6 +22,7 @@ from ccrewrite.ir.torch_private import ConvNd
 class DclsConv(ScratchConv):
     """What the DCLS layers of all dimensions have in common; use ``DclsConv1d``, ``DclsConv2d``, ``DclsConv3d``."""
 
+    sampling: DclsSampling
     sampling_class = DclsSampling
     weight_init = "kaiming"
 
@@ -64,7 +65,7 @@ class DclsConv(ScratchConv):
         conv.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *sampling.taps, **factory))
         if conv.bias is not None:
             conv.bias = nn.Parameter(torch.empty(out_channels, **factory))
-        self.sampling = sampling
+        self.sampling = sampling  # pyright: ignore[reportIncompatibleVariableOverride]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import sympy
+import sympy  # pyright: ignore[reportMissingTypeStubs]
 
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.names import paths

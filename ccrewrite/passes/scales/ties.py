@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import sympy
+import sympy  # pyright: ignore[reportMissingTypeStubs]
 
 from ccrewrite.passes.scales.sizes import Expr, Relation, SizeRun
 from ccrewrite.passes.scales.whereabouts import Where

@@ -44,6 +44,7 @@ def moved(geometry: ConvGeometry, options: dict[str, Any]) -> CCSampling:
 def both(name: str, batch: tuple[int, ...] = (2,)) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(By filters, by the effective kernel, what can be differentiated by)."""
     torch.manual_seed(0)
+    conv: Any
     conv, options = CASES[name]
     conv = conv.double()
     geometry = ConvGeometry.from_module(conv)

@@ -91,7 +91,7 @@ def moved(layer: Any) -> Any:
     return layer
 
 
-def make(name: str) -> tuple[nn.Module, Tensor]:
+def make(name: str) -> tuple[Any, Tensor]:
     torch.manual_seed(1)
     if name == "elements":
         return DclsConv2d(4, 4, elements=5, window=7, padding=3, groups=4, interpolation="gaussian"), torch.randn(2, 4, 9, 9)
@@ -231,7 +231,8 @@ class Stage(nn.Module):
 
 def test_layers_share_positions_through_copies_pickles_and_state_dicts() -> None:
     torch.manual_seed(0)
-    stage, x = Stage(), torch.randn(1, 4, 8, 8)
+    stage: Any = Stage()
+    x = torch.randn(1, 4, 8, 8)
     assert len([*stage.parameters()]) == 3 * 2 + 2
     for other in (copy.deepcopy(stage), pickle.loads(pickle.dumps(stage))):
         assert len({id(b.sampling.offset) for b in other.blocks}) == len({id(b.sampling.widening) for b in other.blocks}) == 1

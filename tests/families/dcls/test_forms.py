@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_which_forms_apply():
         nn.Conv3d(2, 3, (2, 1, 3), dilation=2, padding=1),
     ],
 )
-def test_slices_as_an_operator(conv: nn.Module) -> None:
+def test_slices_as_an_operator(conv: Any) -> None:
     torch.manual_seed(0)
     conv = conv.double()
     x = torch.randn(2, conv.in_channels, *(9, 8, 7)[: conv.weight.dim() - 2], dtype=torch.float64, requires_grad=True)
@@ -136,7 +137,7 @@ def test_slices_as_an_operator(conv: nn.Module) -> None:
     found = dcls_slices(x, conv.weight.flatten(2), sampling.offset, sampling.coded, layout)
     expected = CONV[geometry.ndim](x, sampling.kernel(conv.weight), None, conv.stride, conv.padding, 1, conv.groups)
     torch.testing.assert_close(found, expected)
-    tensors = (x, conv.weight, sampling.offset)
+    tensors: Any = (x, conv.weight, sampling.offset)
     gradients = [torch.autograd.grad(out.sin().sum(), tensors) for out in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)

@@ -32,7 +32,7 @@ def by_formula(places: Tensor) -> float:
 
 
 def test_repulsive_loss_is_the_authors_formula() -> None:
-    net = nn.Sequential(layer2d(), layer2d(position_init="uniform"))
+    net: Any = nn.Sequential(layer2d(), layer2d(position_init="uniform"))
     expected = sum(by_formula(layer.sampling.positions().detach()) for layer in net) / 2
     assert repulsive_loss(net).item() == pytest.approx(expected, rel=1e-5)
     share_positions(*net)

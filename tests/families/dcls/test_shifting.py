@@ -1,5 +1,7 @@
 """The form of DCLS that moves products instead of convolving with the window: the same numbers and the same gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -63,8 +65,9 @@ def wide_model() -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's, of autograd functions
 def test_all_ways_of_running():
-    model, x = wide_model().eval(), torch.randn(2, 64, 33, 30)
-    result = ccrewrite.rewrite(model, x)
+    model: Any = wide_model().eval()
+    x = torch.randn(2, 64, 33, 30)
+    result: Any = ccrewrite.rewrite(model, x)
     assert all(layer.sampling.default_form == "bands" for layer in result.model)
     torch.testing.assert_close(result.model(x), model(x), rtol=0, atol=1e-6)  # with gradients: by moving
     with torch.no_grad():

@@ -46,7 +46,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def layer_of(case: dict[str, Any]) -> tuple[nn.Module, Tensor]:
+def layer_of(case: dict[str, Any]) -> tuple[Any, Tensor]:
     torch.manual_seed(case["seed"])
     ndim = len(case["size"])
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -79,7 +79,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> None:
 @settings(max_examples=150)
 def test_as_the_effective_kernel(case: dict[str, Any]) -> None:
     layer, x = layer_of(case)
-    g = layer.sampling.geometry
+    g: Any = layer.sampling.geometry
     layout = Layout(layer.sampling.window, g.stride, tuple((p, p) for p in case["padding"]), g.groups)
     if slices.takes(case["sharing"], layer.weight, layout, x.device):
         same(run(layer, "slices", x), run(layer, "window", x))
@@ -90,7 +90,7 @@ def test_as_the_effective_kernel(case: dict[str, Any]) -> None:
 @settings(max_examples=10_000)
 def test_as_the_effective_kernel_thousands_of_times(case: dict[str, Any]) -> None:
     layer, x = layer_of(case)
-    g = layer.sampling.geometry
+    g: Any = layer.sampling.geometry
     layout = Layout(layer.sampling.window, g.stride, tuple((p, p) for p in case["padding"]), g.groups)
     if slices.takes(case["sharing"], layer.weight, layout, x.device):
         same(run(layer, "slices", x), run(layer, "window", x))

@@ -50,7 +50,7 @@ def test_off_by_default() -> None:
 def test_plan_says_what_rewrite_does(options: dict[str, Any]) -> None:
     model = mixer()
     before = copy.deepcopy(model.state_dict())
-    result = ccrewrite.rewrite(model, X, rules=[LargeToDcls(**options), "dilated-to-dcls"])
+    result: Any = ccrewrite.rewrite(model, X, rules=[LargeToDcls(**options), "dilated-to-dcls"])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [s.name for s in result.plan.rewritten] == ["1", "3", "4"]
     assert "NOT exact" in result.plan["1"].decision.message
@@ -59,7 +59,9 @@ def test_plan_says_what_rewrite_does(options: dict[str, Any]) -> None:
     assert "2 sites became approximate" in result.check.note
     found = result.plan.rules[0].found
     for name in ("1", "3"):
-        layer, dense = result.model.get_submodule(name), model.get_submodule(name)
+        dense: Any
+        layer: Any = result.model.get_submodule(name)
+        dense = model.get_submodule(name)
         assert isinstance(layer.sampling, DclsSampling)
         sparse = found[name]
         assert added(layer) == sparse.parameters
@@ -75,7 +77,7 @@ def test_plan_says_what_rewrite_does(options: dict[str, Any]) -> None:
 
 def test_it_trains_copies_and_reverts() -> None:
     model = mixer()
-    sparse = ccrewrite.rewrite(model, X, rules=LargeToDcls(elements=12)).model
+    sparse: Any = ccrewrite.rewrite(model, X, rules=LargeToDcls(elements=12)).model
     target = model(X).detach()
     optimizer = torch.optim.Adam(param_groups(sparse, 3e-3))
     losses = []
@@ -95,8 +97,8 @@ def test_it_trains_copies_and_reverts() -> None:
 
 
 def test_a_wider_window_keeps_the_output_size_and_fits_better_or_equal() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 7, padding=3, groups=3))
-    wide = ccrewrite.rewrite(model, X, rules=LargeToDcls(elements=9, window=11)).model
+    model: Any = nn.Sequential(nn.Conv2d(3, 3, 7, padding=3, groups=3))
+    wide: Any = ccrewrite.rewrite(model, X, rules=LargeToDcls(elements=9, window=11)).model
     assert wide[0].sampling.window == (11, 11)
     assert wide(X).shape == model(X).shape
     dense = nn.functional.pad(model[0].weight, [2] * 4)

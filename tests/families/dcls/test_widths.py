@@ -38,7 +38,7 @@ def test_widths_decay_and_keep_what_they_learned() -> None:
 
 
 def test_shared_widths_step_once() -> None:
-    net = nn.Sequential(layer2d("gaussian"), layer2d("gaussian"))
+    net: Any = nn.Sequential(layer2d("gaussian"), layer2d("gaussian"))
     share_positions(*net)
     schedule = WidthSchedule(net, start=2.0, end=0.5, steps=2)
     schedule.step()

@@ -83,7 +83,7 @@ def test_layers_of_any_geometry(drawn: tuple[Case, nn.Module], other: bool) -> N
     assert worst(result.model, model, case.input) <= 1e-12
     code = result["layer"].code
     assert code in (forms if other and forms else {code: code}).values()
-    folded = result.model.layer
+    folded: Any = result.model.layer
     if code == "padded":
         assert type(folded) is (PaddedConvTranspose if case.conv.transposed else PaddedConv)
         folded = folded.conv
@@ -218,7 +218,7 @@ def test_a_weight_that_an_unknown_hook_computes() -> None:
     model = nn.Sequential(conv)
     model(x)
     rewritten = move_(ccrewrite.rewrite(model, x).model)
-    result = fold(rewritten, x)
+    result: Any = fold(rewritten, x)
     assert result["0"].code == "geometry"
     assert "hook" in result["0"].message
     result.model[0].raw.data.mul_(3)
@@ -267,7 +267,7 @@ def test_attributes_and_weights_that_others_read_are_kept(reads: str) -> None:
 def test_a_layer_under_several_names_is_folded_once() -> None:
     model, inputs = build("reused", torch.float64)
     rewritten = move_(ccrewrite.rewrite(model, inputs).model)
-    result = fold(rewritten, inputs)
+    result: Any = fold(rewritten, inputs)
     assert result.model.again is result.model.conv is result.model.stages[1]
     assert [s.name for s in result] == ["conv", "stages.0"]
 
@@ -275,7 +275,7 @@ def test_a_layer_under_several_names_is_folded_once() -> None:
 def test_snapping_is_lossy_and_says_so() -> None:
     model = nn.Sequential(conv_at(0.9, 0.02, -0.95), nn.Conv1d(3, 3, 3, stride=2, dtype=torch.float64))
     x = torch.randn(2, 2, 32, dtype=torch.float64)
-    rewritten = ccrewrite.rewrite(model, x, include="1").model
+    rewritten: Any = ccrewrite.rewrite(model, x, include="1").model
     rewritten[1].sampling.shift.data.fill_(0.03)
     exact, snapped = fold(rewritten, x), fold(rewritten, x, tol=0.12)
     assert [(s.code, s.message) for s in exact] == [("convolution", "k5 p2"), ("padded", "k6")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from moved import move_, worst
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ def test_batch_norms_are_folded_where_that_is_right() -> None:
 
 
 def test_batch_norms_that_others_look_at_stay() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     model.add_module("batch", nn.BatchNorm2d(4, track_running_stats=False))
     model.add_module("conv", nn.Conv2d(4, 4, 3))
     model.add_module("instance", nn.BatchNorm2d(4, track_running_stats=False))

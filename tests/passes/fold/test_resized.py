@@ -47,7 +47,7 @@ def test_a_model_that_is_resized() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1)), torch.randn(1, 3, 32, 32)
     rewritten = move_(ccrewrite.rewrite(model, x).model)
     resize_(rewritten, {"0": 0.8})
-    result = fold(rewritten, x)
+    result: Any = fold(rewritten, x)
     assert result["0"].code == "resized"
     assert result.model[0](x).shape == (1, 4, 12, 12)
     assert worst(result.model, rewritten, x) <= 1e-5

@@ -56,7 +56,7 @@ def test_what_is_asked_for_by_name_is_done_and_listed() -> None:
 def test_transposed_layers_without_dilation_and_output_padding(target: str, options: dict[str, int]) -> None:
     """Instead, zeros in the kernel, and a crop."""
     model, x = rewritten(nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, **options), 7, 8)
-    result = fold(model, x, target=target)
+    result: Any = fold(model, x, target=target)
     folded: Any = result.model[0]
     conv = getattr(folded, "conv", folded)
     assert type(conv) is nn.ConvTranspose2d

@@ -239,7 +239,7 @@ def test_numbers_that_the_model_owns_keep_their_values() -> None:
             return self.conv(F.pad(x, (left, self.total - left), mode="reflect")).mean(2)
 
     x = torch.randn(1, 1, 16)
-    model = ccrewrite.rewrite(Counts(), x).model
+    model: Any = ccrewrite.rewrite(Counts(), x).model
     before = int(model.calls)
     (group,) = scale_groups(model, x)
     assert (group.free, group.native) == (True, ((8,),))

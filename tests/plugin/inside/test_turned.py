@@ -99,7 +99,7 @@ def test_gradients_are_the_originals_and_reach_every_angle(x: Tensor) -> None:
 
 def test_a_quarter_turn_of_the_kernel_is_one_of_the_picture() -> None:
     model, picture = nn.Conv2d(1, 1, 7, padding=3, bias=False), torch.randn(1, 1, 15, 15)
-    turned = ccrewrite.rewrite(model, picture, rules="large-to-turned").model
+    turned: Any = ccrewrite.rewrite(model, picture, rules="large-to-turned").model
     with torch.no_grad():
         turned.sampling.angle.fill_(torch.pi / 2)
     torch.testing.assert_close(turned(picture), model(picture.rot90(1, (2, 3))).rot90(-1, (2, 3)), rtol=0, atol=1e-5)
@@ -114,7 +114,7 @@ def test_options_are_checked_and_refusals_have_reasons() -> None:
 
 
 def test_finetuned(x: Tensor, tmp_path: Path) -> None:
-    result = ccrewrite.rewrite(network(), x, rules=RULES)
+    result: Any = ccrewrite.rewrite(network(), x, rules=RULES)
     batches = [(x, torch.randn(2, 2, 10, 9))]
     recorder = ccrewrite.training.Recorder(result)
     config = ccrewrite.FinetuneConfig(epochs=3, lr=0.01)
@@ -182,7 +182,7 @@ def test_files_of_others(x: Tensor, tmp_path: Path) -> None:
 @pytest.mark.parametrize("geometry_only", [False, True])
 def test_saved_and_loaded(moved: Any, x: Tensor, tmp_path: Path, geometry_only: bool) -> None:
     ccrewrite.save(moved, tmp_path, geometry_only=geometry_only)
-    again = ccrewrite.load(network(), tmp_path)
+    again: Any = ccrewrite.load(network(), tmp_path)
     assert torch.equal(again(x), moved.model(x))
     assert again.first.sampling.angles == "filter"
 

@@ -86,7 +86,7 @@ def saved() -> None:
     for case, (factory, rules) in CASES.items():
         model, x = models.build(factory)
         torch.manual_seed(0)
-        result = ccrewrite.rewrite(model, x, rules=rules)
+        result: Any = ccrewrite.rewrite(model, x, rules=rules)
         if case == "layers":
             ccrewrite.nn.share_positions(result.model.first, result.model.second)
         if case == "bfloat16":  # the last layer's geometry alone stays in float32
