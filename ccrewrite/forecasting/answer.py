@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 STYLE = "body{font:16px system-ui,sans-serif;max-width:70rem;margin:2rem auto} td,th{padding:.2rem .6rem;text-align:left}"
 CODES = {
-    "gains": "the loss is expected to fall by its geometry",
+    "gains": "once trained, the loss rises without its geometry",
     "unclear": "an interval that holds 0",
-    "no-gain": "the loss does not fall by its geometry",
+    "no-gain": "once trained, the loss does not rise without its geometry",
     "unconnected": "the loss doesn't depend on it",
     "frozen": "its weight is frozen, and so is its geometry",
     "not-probed": "there was no time to train anything",
@@ -33,8 +33,9 @@ CODES = {
 
 @dataclass(frozen=True)
 class SiteForecast:
-    """``gain``: by how much the loss is expected to fall by this site's geometry, with an interval; None where nothing was
-    trained. ``signal``: how clear its gradients are. ``cost``: None where the example inputs don't reach it."""
+    """``gain``: by how much the loss rises, once all was trained, where this site's geometry alone is put back, with an
+    interval; None where nothing was trained. ``signal``: how clear its gradients are. ``cost``: None where the example inputs
+    don't reach it."""
 
     name: str
     aliases: tuple[str, ...]
@@ -54,10 +55,10 @@ class Forecast(SiteTable[SiteForecast]):
     """What moving geometry would gain and cost. ``print`` it; in notebooks it has its picture.
 
     ``verdict`` is "pays", "does not pay" or "unclear", ``why`` the sentence that says so. ``sites``: those that would be
-    rewritten. ``comparison``: what the probes reached; None where there was no time for them. ``steps``: of the probes,
-    geometry and weights. ``step_seconds``: what a step of each took when they were timed; None where steps were given.
-    ``seconds``: of inference on the example inputs: plain, rewritten at its start, and with every site moved; ``site_seconds``:
-    by how much each site makes it longer that moves alone. ``said``: what was cut short, and why.
+    rewritten. ``comparison``: what the probes reached; None where there was no time for them. ``steps``: of the probes, of the
+    rewritten model and of the original. ``step_seconds``: what a step of each took when they were timed; None where steps were
+    given. ``seconds``: of inference on the example inputs: plain, rewritten at its start, and with every site moved;
+    ``site_seconds``: by how much each site makes it longer that moves alone. ``said``: what was cut short, and why.
     """
 
     verdict: Verdict
@@ -144,7 +145,8 @@ class Forecast(SiteTable[SiteForecast]):
     def notes(self) -> list[str]:
         plain, _, moved = (1000 * seconds for seconds in self.seconds)
         return [
-            "gain: of the loss, by this site's geometry; clear: its squared mean gradient, 1 for noise alone",
+            "gain: what the loss rises by without this site's geometry, once trained",
+            "clear: its squared mean gradient at the start, 1 for noise alone",
             f"inference {plain:.3g} ms, with every site moved {moved:.3g} ms; time and step: moved over plain",
             *(f"{s.name}: {s.message}" for s in self.sites if s.code == "unconnected"),
             *(advice for s in self.sites if s.cost is not None and (advice := s.cost.advice(s.name))),

@@ -15,7 +15,7 @@ from torch import Tensor
 from ccrewrite.api import rewrite
 from ccrewrite.errors import InputError
 from ccrewrite.forecasting.answer import Forecast
-from ccrewrite.forecasting.data import CHOOSING, JUDGING, Data
+from ccrewrite.forecasting.data import Data
 from ccrewrite.forecasting.models import Models
 from ccrewrite.forecasting.probes import REPEATS, Course, best_arm
 from ccrewrite.forecasting.signals import signals
@@ -32,10 +32,10 @@ from ccrewrite.lowering.expenses import costs_of
 from ccrewrite.passes.decide import Patterns
 from ccrewrite.passes.rules import Rules
 
-RATES = (1e-3, 3e-3, 1e-2)
-STEPS = 24
-"""Of the probes of the geometry; those of the weights are as long in seconds."""
-SIGNALS = 24
+RATES = (1e-3, 1e-2)
+STEPS = 28
+"""Of the probes of the rewritten model; those of the original are as long in seconds."""
+SIGNALS = 16
 """Batches whose gradients are looked at."""
 SITE_SECONDS = 1.0
 """What timing one site takes, or less."""
@@ -60,9 +60,9 @@ def forecast(
 ) -> Forecast:
     """Whether ``model`` would gain from learned geometry, where, and what it would cost. ``model`` stays as it is.
 
-    A copy is rewritten. On some batches its geometry alone is trained for a few steps, then its weights alone for as many
-    seconds, from the same start and on the same batches; on fresh batches the two are compared. In evaluation mode, batch norm
-    included. docs/forecast.md says how far to trust it. What is not described here is as ``rewrite``'s.
+    A copy is rewritten and trained for a few steps, then the original's weights for as many seconds, from the same start and on
+    the same batches; on fresh batches the two are compared. In evaluation mode, batch norm included. docs/forecast.md says how
+    far to trust it. What is not described here is as ``rewrite``'s.
 
     Args:
         model: the original, in whatever state it is to be fine-tuned from.
@@ -75,8 +75,8 @@ def forecast(
         kinds: as ``plan``'s.
         how: as ``plan``'s.
         rates: learning rates to try, of which each arm gets its best.
-        steps: of the probes, (geometry, weights); None: 24 of the geometry, and as many of the weights as take as long, by one
-            timing. With given steps the answer but for its times depends on ``seed`` alone.
+        steps: of the probes, (rewritten, original); None: 28 of the rewritten model, and as many of the original as take as
+            long, by one timing. With given steps the answer but for its times depends on ``seed`` alone.
         seconds: the most it may take. Then steps are lowered, and ``said`` tells; what there is by then is returned.
         seed: of the batches that are drawn.
         progress: a bar on stderr; None: where that is a terminal.
@@ -126,7 +126,7 @@ def forecast(
         data.fetch(1)
         taken = None
         if steps is None or seconds is not None:
-            taken = step_seconds(original, models.copy, data, models.geometry, list(models.weights_of(original)))
+            taken = step_seconds(models, data)
         wanted = steps or (STEPS, max(1, round(STEPS * _ratio(taken))))
 
         stage("costs")
@@ -144,28 +144,28 @@ def forecast(
         models.train(models.geometry + models.own_weights())
         data.fetch(SIGNALS)
         by_site, signal = signals(models.copy, data, sites, models.own_weights_by_site())
-        allowed = _lowered(wanted, taken, len(rates) + REPEATS - 1, clock, said)
+        allowed = _lowered(wanted, taken, len(rates), clock, said)
 
-        comparison, along = None, cast("Mapping[str, tuple[float, ...]]", {})
+        comparison, rises = None, cast("Mapping[str, tuple[tuple[float, ...], ...]]", {})
         if allowed[0] and signal.connected:
             data.fetch(REPEATS * max(allowed))
             course = Course(rates, max(allowed), seed, lambda: clock.left() <= 0, lambda: stage("training"))
-            geometry = best_arm(models.copy, data, models.geometry, models.reset_geometry, allowed[0], course, sites)
+            every = [*models.geometry, *models.weights_of(models.copy)]
+            ours = best_arm(models.copy, data, every, models.reset, allowed[0], course, sites)
             models.revert()
             start = tuple(data.losses(models.copy, data.judging))
-            trained = list(models.weights_of(models.copy))
-            weights = best_arm(models.copy, data, trained, models.reset_weights, allowed[1], course)
-            comparison, along = Comparison.of(start, geometry, weights), geometry.along
+            theirs = best_arm(models.copy, data, list(models.weights_of(models.copy)), models.reset_weights, allowed[1], course)
+            comparison, rises = Comparison.of(start, ours, theirs), ours.rises
             if clock.left() <= 0:
                 said.append(f"seconds={seconds:g} were over before every probe was made")
-    verdict, why = judged(comparison, signal, _ratio(taken) if steps is None else steps[1] / steps[0])
+    verdict, why = judged(comparison, signal)
     return Forecast(
         verdict,
         why,
         sites_of(
             result.plan.rewritten,
             by_site,
-            along,
+            rises,
             costs,
             comparison is not None,
             [name for name, trained in sites.items() if not trained],
@@ -187,24 +187,24 @@ def _checked(seconds: float | None, steps: tuple[int, int] | None, rates: Sequen
     given: object = steps
     pair = cast("Sequence[object]", given) if isinstance(given, (tuple, list)) else ()
     if steps is not None and not (len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair)):
-        raise InputError(f"steps are (geometry, weights), integers of at least 1; found {steps!r}")
+        raise InputError(f"steps are (rewritten, original), integers of at least 1; found {steps!r}")
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise InputError(f"rates must be learning rates above 0, at least one; found {rates!r}")
     return seconds
 
 
 def _ratio(taken: tuple[float, float] | None) -> float:
-    """How many times a step of the weights one of the geometry takes."""
+    """How many times a step of the original one of the rewritten model takes."""
     return 1.0 if taken is None else taken[0] / taken[1]
 
 
 def _lowered(
-    wanted: tuple[int, int], taken: tuple[float, float] | None, probes: int, clock: Clock, said: list[str]
+    wanted: tuple[int, int], taken: tuple[float, float] | None, rates: int, clock: Clock, said: list[str]
 ) -> tuple[int, int]:
     """``wanted`` steps, or as many as there is time for."""
     if clock.most is None or taken is None:
         return wanted
-    allowed = fitting(wanted, taken, probes, CHOOSING + JUDGING, clock.left())
+    allowed = fitting(wanted, taken, rates, clock.left())
     if allowed != wanted:
         few = f"lowered the probes' steps from {wanted} to {allowed}" if allowed[0] else "left no time for probes"
         said.append(f"seconds={clock.most:g} {few}")

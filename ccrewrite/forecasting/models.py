@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,13 @@ class Models:
         samplings = [m for m in copy.modules() if isinstance(m, Sampling)]
         every = dict.fromkeys(p for sampling in samplings for p in sampling.parameters())
         self.geometry = [p for p in every if p.requires_grad]
-        self._starts = [p.detach().clone() for p in every]
-        self._every = list(every)
+        known = dict(original.named_parameters())
+        # Geometry, and weights that the rewrite changed. All others start as the original's.
+        self._starts = {
+            p: p.detach().clone()
+            for name, p in copy.named_parameters()
+            if name not in known or p.shape != known[name].shape or not torch.equal(p, known[name])
+        }
 
     def samplings(self) -> dict[str, Sampling]:
         """By the name of the site."""
@@ -62,27 +67,29 @@ class Models:
         for parameter in self.copy.parameters():
             parameter.requires_grad_(parameter in chosen)
 
-    @torch.no_grad()
-    def reset_geometry(self) -> None:
-        for parameter, start in zip(self._every, self._starts, strict=True):
-            parameter.copy_(start)
-        self._reset_buffers()
+    def reset(self) -> None:
+        """Bring the start of the geometry and of the weights back."""
+        with torch.no_grad():
+            for parameter, start in self._starts.items():
+                parameter.copy_(start)
+        self._reset_others(set(self._starts))
 
     def revert(self) -> None:
         """Make the copy plain again, with the original's values."""
         revert_(self.copy)
         self.reset_weights()
 
-    @torch.no_grad()
     def reset_weights(self) -> None:
-        start = dict(self.original.named_parameters())
-        for name, parameter in self.copy.named_parameters():
-            parameter.copy_(start[name])
-        self._reset_buffers()
+        """Once it is plain again."""
+        self._reset_others(set())
 
     @torch.no_grad()
-    def _reset_buffers(self) -> None:
-        start = dict(self.original.named_buffers())
+    def _reset_others(self, known: Collection[nn.Parameter]) -> None:
+        start = dict(self.original.named_parameters())
+        for name, parameter in self.copy.named_parameters():
+            if parameter not in known:
+                parameter.copy_(start[name])
+        buffers = dict(self.original.named_buffers())
         for name, buffer in self.copy.named_buffers():
-            if name in start:
-                buffer.copy_(start[name])
+            if name in buffers:
+                buffer.copy_(buffers[name])

@@ -1,11 +1,11 @@
-"""Short training runs from the same start: geometry alone, or weights alone."""
+"""Short training runs from the same start: of the rewritten model, and of the original."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.forecasting.data import Data
 from ccrewrite.ir.json_types import JsonObject
-from ccrewrite.ir.typed import backward, manual_seed, numbers, step_
+from ccrewrite.ir.typed import backward, manual_seed, step_
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.groups import param_groups
 from ccrewrite.training.positions import clamp_positions
@@ -23,6 +23,8 @@ NORMAL = 1.96
 """Standard errors to both sides of a mean that make an interval of 95 %."""
 REPEATS = 3
 """Probes at the best learning rate, each on other batches."""
+LOOKS = 48
+"""Batches that are looked at after each probe, to tell what its sites are good for."""
 SCHEDULE = FinetuneConfig(warmup=0.0)
 """Of the learning rate: from its highest down to 0, as in ``finetune``."""
 
@@ -48,31 +50,20 @@ class Estimate:
         mean = float(array.mean())
         return cls(mean, mean - half, mean + half)
 
-    @classmethod
-    def of_course(cls, values: Sequence[float]) -> Estimate:
-        """The sum of ``values``, each with noise of its own around a course: what neighbours differ by is taken for noise.
-
-        >>> Estimate.of_course([3.0, 2.0, 1.0]).mean
-        6.0
-        """
-        array = np.asarray(values, dtype=np.float64)
-        half = NORMAL * float(np.sqrt(np.square(np.diff(array)).sum() / 2))
-        return cls(float(array.sum()), float(array.sum()) - half, float(array.sum()) + half)
-
 
 @dataclass(frozen=True)
 class Arm:
-    """What training one part alone reached at its best learning rate, ``rate`` (0: none was better than not to train), in
-    ``steps``. ``losses``: for each probe, on each judging batch. ``along``: by site, for each step but the first, how much the
-    loss fell by the step before, told by the gradient of this step's batch; the mean over the probes."""
+    """What training reached at the best learning rate, ``rate`` (0: none gave a finite loss), in ``steps``. ``losses``: for
+    each probe, on each judging batch. ``rises``: by site, for each probe, by how much the loss rises on judging batches where
+    this site's geometry alone is put back to its start."""
 
     rate: float
     steps: int
     losses: tuple[tuple[float, ...], ...]
-    along: Mapping[str, tuple[float, ...]]
+    rises: Mapping[str, tuple[tuple[float, ...], ...]]
 
     def to_dict(self) -> JsonObject:
-        return {name: value for name, value in asdict(self).items() if name != "along"}
+        return {name: value for name, value in asdict(self).items() if name != "rises"}
 
 
 class Course(NamedTuple):
@@ -96,8 +87,8 @@ def best_arm(
     sites: Mapping[str, Sequence[nn.Parameter]] | None = None,
 ) -> Arm:
     """Train ``trained``, parameters of ``model``, for ``steps`` at each learning rate, and at the best, by the choosing
-    batches, on other batches again. ``reset`` brings the start back. ``sites``: parameters by site, of which it is told how the
-    loss fell along their way.
+    batches, on other batches again. ``reset`` brings the start back. ``sites``: the geometry by site, each of which is put back
+    after a probe, to see what the loss is without it.
 
     Raises ``InputError`` where the loss at the start is not finite.
     """
@@ -106,44 +97,47 @@ def best_arm(
     for parameter in trained:
         parameter.requires_grad_(True)
     reset()
-    best, rate = data.chosen_by(model), 0.0
-    losses, along = [tuple(data.losses(model, data.judging))], list[dict[str, tuple[float, ...]]]()
-    if not math.isfinite(best + sum(losses[0])):
-        raise InputError(f"the loss is {best} on fresh batches before any training; look at the model, the data and the loss")
+    at_start = tuple(data.losses(model, data.judging))
+    if not math.isfinite(sum(at_start)):
+        raise InputError(f"the loss is {sum(at_start)} on fresh batches before any training; look at the model, data and loss")
+    sites = {name: parameters for name, parameters in (sites or {}).items() if parameters}
+    starts = {name: [p.detach().clone() for p in parameters] for name, parameters in sites.items()}
 
-    def probe(lr: float, first: int) -> tuple[dict[str, tuple[float, ...]], float, tuple[float, ...]]:
+    def probe(lr: float, first: int) -> float:
         reset()
         manual_seed(course.seed)  # a model may draw in evaluation mode too
-        way = _train(model, data, lr, steps, first, sites or {})
+        _train(model, data, lr, steps, first)
         course.told()
-        return way, data.chosen_by(model), tuple(data.losses(model, data.judging))
+        return data.chosen_by(model)
 
+    def judge() -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
+        found = tuple(data.losses(model, data.judging))
+        looks = data.judging[: max(2, LOOKS // max(1, len(starts)))]
+        return found, {name: _rise(model, data, sites[name], start, looks, found) for name, start in starts.items()}
+
+    best, rate, judged = math.inf, 0.0, list[tuple[tuple[float, ...], dict[str, tuple[float, ...]]]]()
     for index, lr in enumerate(course.rates if trained else ()):
         if index and course.stop():
             break
-        way, reached, found = probe(lr, 0)
-        if reached < best and math.isfinite(sum(found)):
-            best, rate, losses, along = reached, lr, [found], [way]
-    for repeat in range(1, REPEATS if rate else 1):
+        reached = probe(lr, 0)
+        if reached < best:
+            best, rate, judged = reached, lr, [judge()]
+    for repeat in range(1, REPEATS if rate else 0):
         if course.stop():
             break
-        way, _, found = probe(rate, repeat * course.apart)
-        losses.append(found)
-        along.append(way)
+        probe(rate, repeat * course.apart)
+        judged.append(judge())
     reset()
-    mean = {name: tuple(np.mean([way[name] for way in along], axis=0).tolist()) for name in (along[0] if along else ())}
-    return Arm(rate, steps, tuple(losses), mean)
+    if not judged or not math.isfinite(sum(sum(losses) for losses, _ in judged)):
+        return Arm(0.0, steps, (at_start,), {})
+    rises = {name: tuple(found[name] for _, found in judged) for name in starts}
+    return Arm(rate, steps, tuple(losses for losses, _ in judged), rises)
 
 
-def _train(
-    model: nn.Module, data: Data, rate: float, steps: int, first: int, sites: Mapping[str, Sequence[nn.Parameter]]
-) -> dict[str, tuple[float, ...]]:
+def _train(model: nn.Module, data: Data, rate: float, steps: int, first: int) -> None:
     groups = param_groups(model, rate)
     optimizer = torch.optim.Adam(groups)
     highest = [group["lr"] for group in groups]
-    sites = {name: parameters for name, parameters in sites.items() if parameters}
-    before = {p: p.detach().clone() for parameters in sites.values() for p in parameters}
-    along: dict[str, list[Tensor]] = {name: [] for name in sites}
     for step in range(steps):
         for group, lr in zip(optimizer.param_groups, highest, strict=True):
             group["lr"] = lr * SCHEDULE.rate(step, steps)
@@ -152,18 +146,26 @@ def _train(
         if not loss.requires_grad:
             break  # it depends on nothing that trains
         backward(loss)
-        for name, parameters in sites.items() if step else ():
-            along[name].append(cast(Tensor, sum(_fallen(p, before[p]) for p in parameters)))
-        for parameter, value in before.items():
-            value.copy_(parameter.detach())
         step_(optimizer)
         clamp_positions(model)
     for parameter in model.parameters():
         parameter.grad = None
-    return {name: tuple(numbers(torch.stack(values))) if values else () for name, values in along.items()}
 
 
-def _fallen(parameter: nn.Parameter, before: Tensor) -> Tensor:
-    if parameter.grad is None:
-        return torch.zeros((), device=parameter.device)
-    return (parameter.grad * (before - parameter.detach())).sum().float()
+@torch.no_grad()
+def _rise(
+    model: nn.Module,
+    data: Data,
+    geometry: Sequence[nn.Parameter],
+    start: Sequence[Tensor],
+    batches: Sequence[Any],
+    losses: Sequence[float],
+) -> tuple[float, ...]:
+    """Of the loss on each of ``batches``, over ``losses``, where ``geometry`` is at ``start``; it is left as it was."""
+    moved = [p.clone() for p in geometry]
+    for parameter, value in zip(geometry, start, strict=True):
+        parameter.copy_(value)
+    found = data.losses(model, batches)
+    for parameter, value in zip(geometry, moved, strict=True):
+        parameter.copy_(value)
+    return tuple(without - with_it for without, with_it in zip(found, losses, strict=False))

@@ -14,16 +14,16 @@ from ccrewrite.ir.sites import Site
 def sites_of(
     sites: Sequence[Site],
     by_site: Mapping[str, Signal],
-    along: Mapping[str, tuple[float, ...]],
+    rises: Mapping[str, tuple[tuple[float, ...], ...]],
     costs: Mapping[str, Cost],
     probed: bool,
     frozen: Collection[str],
 ) -> tuple[SiteForecast, ...]:
-    """One answer for each of ``sites``. ``along``: how much the loss fell by each site's geometry in each step of the probe.
+    """One answer for each of ``sites``. ``rises``: what ``Arm.rises`` says.
     ``frozen``: those whose geometry does not train."""
     found: list[SiteForecast] = []
     for site in sites:
-        signal, gain = by_site[site.name], _gain(along.get(site.name, ()), probed)
+        signal, gain = by_site[site.name], _gain(rises.get(site.name, ()), probed)
         code = "frozen" if site.name in frozen else _code(signal, gain)
         gain = None if code in ("frozen", "unconnected") else gain
         message = CODES[code] if gain is None else _message(code, gain)
@@ -31,11 +31,11 @@ def sites_of(
     return tuple(found)
 
 
-def _gain(steps: Sequence[float], probed: bool) -> Estimate | None:
-    """The sum over the steps of a probe; nothing where no learning rate lowered the loss."""
+def _gain(rises: Sequence[Sequence[float]], probed: bool) -> Estimate | None:
+    """What the loss rises by without the site's geometry; nothing where it could not be trained."""
     if not probed:
         return None
-    return Estimate.of_course(steps) if steps else Estimate(0.0, 0.0, 0.0)
+    return Estimate.of(rises) if rises else Estimate(0.0, 0.0, 0.0)
 
 
 def _code(signal: Signal, gain: Estimate | None) -> str:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from ccrewrite.families.sampling import Sampling
-from ccrewrite.forecasting.data import Data
+from ccrewrite.forecasting.data import CHOOSING, JUDGING, Data
+from ccrewrite.forecasting.models import Models
+from ccrewrite.forecasting.probes import LOOKS, REPEATS
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.preserve import unwatched
 from ccrewrite.ir.timing import Case, Effort, time_cases
@@ -35,11 +36,9 @@ class Clock:
         return float("inf") if self.most is None else self.most - (time.perf_counter() - self.begin)
 
 
-def step_seconds(
-    original: nn.Module, rewritten: nn.Module, data: Data, geometry: Sequence[nn.Parameter], weights: Sequence[nn.Parameter]
-) -> tuple[float, float]:
-    """Of a forward and backward of the geometry alone in ``rewritten``, and of the weights alone in ``original``, which stays
-    as it is. The optimizer's own time is not counted."""
+def step_seconds(models: Models, data: Data) -> tuple[float, float]:
+    """Of a forward and backward of the rewritten model with all that trains, its geometry moved, and of the original. Both stay
+    as they are. The optimizer's own time is not counted."""
     batch = data.training[0]
 
     def step(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Callable[[], object]:
@@ -51,10 +50,13 @@ def step_seconds(
 
         return run
 
-    runs = {"geometry": step(rewritten, geometry), "weights": step(original, weights)}
-    with unwatched([original, rewritten], ()):
-        seconds = _times(runs, data.device)
-    return seconds["geometry"], seconds["weights"]
+    every = [*models.geometry, *models.weights_of(models.copy)]
+    ours, theirs = step(models.copy, every), step(models.original, list(models.weights_of(models.original)))
+    moved = partial(_moved, list(models.samplings().values()))
+    cases = {"ours": Case(ours, moved, "theirs"), "theirs": Case(theirs, nullcontext, "theirs")}
+    with unwatched([models.original, models.copy], ()):
+        found = time_cases(cases, EFFORT, cuda=data.device.type == "cuda")
+    return found["ours"].median_s, found["theirs"].median_s
 
 
 def inference_seconds(
@@ -95,17 +97,13 @@ def _moved(samplings: Sequence[Sampling]) -> Generator[None]:
                 parameter.copy_(start)
 
 
-def _times(runs: dict[str, Any], device: torch.device) -> dict[str, float]:
-    cases = {name: Case(run, nullcontext, name) for name, run in runs.items()}
-    return {name: timing.median_s for name, timing in time_cases(cases, EFFORT, cuda=device.type == "cuda").items()}
-
-
-def fitting(steps: tuple[int, int], seconds: tuple[float, float], probes: int, judged: int, left: float) -> tuple[int, int]:
-    """``steps`` of geometry and weights, lowered alike so that as many ``probes`` of both, judged on ``judged`` batches after
-    each, take no more than what is ``left``; (0, 0) where that would be too few to say anything."""
+def fitting(steps: tuple[int, int], seconds: tuple[float, float], rates: int, left: float) -> tuple[int, int]:
+    """``steps`` of the rewritten model and of the original, lowered alike so that the probes of both, at ``rates`` learning
+    rates, and their judging take no more than what is ``left``; (0, 0) where that would be too few to say anything."""
     forward = (seconds[0] + seconds[1]) / 3  # of both models, about
+    probes = rates + REPEATS - 1
+    room = SPARE * left - (probes * (CHOOSING + JUDGING + LOOKS) + JUDGING) * forward
     each = steps[0] * seconds[0] + steps[1] * seconds[1]
-    room = SPARE * left - (probes + 1) * judged * forward
     share = min(1.0, room / (probes * each)) if each else 1.0
     lowered = int(share * steps[0]), max(1, int(share * steps[1]))
     return steps if share == 1 else lowered if lowered[0] >= FEWEST_STEPS else (0, 0)

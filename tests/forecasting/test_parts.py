@@ -21,13 +21,15 @@ from ccrewrite.errors import InputError, SelectionError
 from ccrewrite.families.sites import named_samplings
 from ccrewrite.forecasting.answer import Forecast
 from ccrewrite.forecasting.choose import Limit, most_worth
-from ccrewrite.forecasting.probes import Estimate
+from ccrewrite.forecasting.data import Data
+from ccrewrite.forecasting.probes import Arm, Course, Estimate, best_arm
 from ccrewrite.forecasting.signals import Moments, Signal
 from ccrewrite.forecasting.timing import fitting, inference_seconds
-from ccrewrite.forecasting.verdict import judged, stands_out
+from ccrewrite.forecasting.verdict import Comparison, judged
 from ccrewrite.ir.capture import Inputs
 
 X = signals(8 * 40)
+SIGNAL = Signal(9.0, 1.5, 0.0, True)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,6 @@ def test_intervals() -> None:
     probes = Estimate.of((values[:, :1] + torch.zeros(4)).tolist())  # batches agree, probes don't
     assert probes.high - probes.low == pytest.approx(2 * 1.96 * statistics.stdev(values[:, 0].tolist()) / 30**0.5)
     assert probes.low < probes.mean < probes.high
-    smooth, rough = Estimate.of_course([4.0, 3.0, 2.0, 1.0]), Estimate.of_course([4.0, 1.0, 4.0, 1.0])
-    assert smooth.mean == rough.mean == 10
-    assert smooth.high - smooth.low < rough.high - rough.low
 
 
 numbers = st.integers(-8, 8).map(float)
@@ -167,38 +166,65 @@ def test_choose_without_scipy(pays: Forecast, monkeypatch: pytest.MonkeyPatch) -
 
 @given(st.tuples(st.integers(1, 500), st.integers(1, 500)), st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.floats(-5, 5000))
 def test_time_only_lowers_steps(steps: tuple[int, int], slow: float, fast: float, left: float) -> None:
-    found = fitting(steps, (slow, fast), probes=3, judged=24, left=left)
+    found = fitting(steps, (slow, fast), rates=3, left=left)
     assert found[0] <= steps[0]
     assert found[1] <= steps[1]
     if found != steps and found[0]:
         assert 3 * (found[0] * slow + found[1] * fast) <= left + 3 * fast
 
 
-def test_unclear_where_the_geometry_stands_out_though_the_weights_lead(pays: Forecast) -> None:
+def test_an_interval_that_holds_zero_is_unclear(pays: Forecast) -> None:
     assert pays.comparison is not None
-    behind = type(pays.comparison)(
-        1.0, pays.comparison.geometry, pays.comparison.weights, Estimate(0.1, 0.05, 0.2), Estimate(-0.3, -0.4, -0.2)
-    )
-    assert judged(behind, Signal(2.0, 1.5, 0.0, True), slower=2.0)[0] == "does not pay"
-    verdict, why = judged(behind, Signal(9.0, 1.5, 0.0, True), slower=2.0)
-    assert verdict == "unclear"
-    assert "3 times as clear" in why
-    assert stands_out(Signal(1.0, None, 0.0, True), 1.0) is None
-    holds = type(behind)(1.0, behind.geometry, behind.weights, behind.gain, Estimate(0.1, -0.1, 0.2))
-    assert judged(holds, Signal(9.0, 1.5, 0.0, True), 1.0)[0] == "unclear"
+    behind = replace(pays.comparison, start=1.0, gain=Estimate(0.1, 0.05, 0.2), lead=Estimate(-0.3, -0.4, -0.2))
+    assert judged(behind, SIGNAL)[0] == "does not pay"
+    assert judged(replace(behind, lead=Estimate(0.1, -0.1, 0.2)), SIGNAL)[0] == "unclear"
+
+
+def test_training_that_only_harms_the_original_is_left_out() -> None:
+    ours, theirs = Arm(0.1, 4, ((1.0, 1.0),), {}), Arm(0.1, 4, ((5.0, 5.0),), {})
+    assert Comparison.of((2.0, 2.0), ours, theirs).lead.mean == 1.0
+    assert Comparison.of((6.0, 6.0), ours, theirs).lead.mean == 4.0
+
+
+def test_a_sites_gain_is_what_the_loss_rises_by_without_it() -> None:
+    torch.manual_seed(0)
+    model = ccrewrite.rewrite(student(), X[:8], verify=False).model
+    sites = {name: list(s.parameters()) for name, s in named_samplings(model).items()}
+    data = Data(displaced(student(), X), nn.functional.mse_loss, 0, torch.device("cpu"))
+    data.fetch(16)
+    starts = {p: p.detach().clone() for p in model.parameters()}
+
+    @torch.no_grad()
+    def reset() -> None:
+        for parameter, start in starts.items():
+            parameter.copy_(start)
+
+    course = Course((1e-2,), 8, 0, lambda: False, lambda: None)
+    arm = best_arm(model, data, list(model.parameters()), reset, 8, course, sites)
+    assert all(torch.equal(p, start) for p, start in starts.items())
+    assert sum(arm.rises["first"][0]) > 0
+    assert not any(map(any, arm.rises["idle"]))
+    times = itertools.count()
+    once = course._replace(stop=lambda: True)
+    again = best_arm(model, data, list(model.parameters()), lambda: reset() if next(times) < 3 else None, 8, once)
+    with torch.no_grad():
+        for parameter in sites["first"]:
+            parameter.copy_(starts[parameter])
+    without = data.losses(model, data.judging[:16])
+    assert arm.rises["first"][0] == pytest.approx([a - b for a, b in zip(without, again.losses[0], strict=True)], rel=1e-4)
 
 
 def test_a_lead_that_is_too_small_is_unclear(pays: Forecast) -> None:
     assert pays.comparison is not None
     small = replace(pays.comparison, start=1.0, gain=Estimate(0.1, 0.05, 0.2), lead=Estimate(0.015, 0.01, 0.02))
-    assert judged(small, Signal(9.0, 1.5, 0.0, True), slower=1.0)[0] == "unclear"
-    assert judged(replace(small, start=0.2), Signal(9.0, 1.5, 0.0, True), slower=1.0)[0] == "pays"
+    assert judged(small, SIGNAL)[0] == "unclear"
+    assert judged(replace(small, start=0.2), SIGNAL)[0] == "pays"
 
 
 def test_geometry_that_stays_above_the_start_does_not_pay(pays: Forecast) -> None:
     assert pays.comparison is not None
     worse = replace(pays.comparison, gain=Estimate(-0.2, -0.3, -0.1), lead=Estimate(0.1, -0.1, 0.2))
-    assert judged(worse, Signal(9.0, 1.5, 0.0, True), slower=2.0)[0] == "does not pay"
+    assert judged(worse, SIGNAL)[0] == "does not pay"
 
 
 def test_page_and_notebook(pays: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
