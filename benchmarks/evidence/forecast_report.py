@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import statistics
@@ -67,17 +68,22 @@ def verdicts(work: Path) -> list[Entry]:
 
 
 def by_site(work: Path) -> list[Entry]:
-    """Rank correlation over the sites of each network, of means over seeds."""
+    """Rank correlation over the sites of each network: of each seed, which is a trained network of its own, and their mean."""
     lines = list(Lines(work / "sites.jsonl"))
     found: list[Entry] = []
     for name in dict.fromkeys(e["claim"] for e in lines):
         mine = [e for e in lines if e["claim"] == name]
         sites = list(mine[0]["told"])
-        gained = [statistics.mean(e["losses"][""] - e["losses"][s] for e in mine) for s in sites]
-        told = {key: [statistics.mean(e["told"][s][key] or 0.0 for e in mine) for s in sites] for key in ("gain", "decrease")}
-        correlation = {key: float(scipy.stats.spearmanr(values, gained).statistic) for key, values in told.items()}
-        found.append({"claim": name, "seeds": len(mine), "sites": sites, "gained": gained, **told, "spearman": correlation})
+        gained = [[e["losses"][""] - e["losses"][s] for s in sites] for e in mine]
+        told = {key: [[e["told"][s][key] or 0.0 for s in sites] for e in mine] for key in ("gain", "decrease")}
+        each = {k: [_spearman(t, g) for t, g in zip(values, gained, strict=True)] for k, values in told.items()}
+        agreed = [_spearman(a, b) for a, b in itertools.combinations(gained, 2)]
+        found.append({"claim": name, "sites": sites, "gained": gained, **told, "spearman": each, "seeds_agree": agreed})
     return found
+
+
+def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def halved(work: Path) -> list[Entry]:
@@ -131,20 +137,26 @@ def markdown(report: Entry) -> str:
         "truth's interval holds 0, nothing was shown to pay: pays is wrong there.",
         table([_verdict(v) for v in report["verdicts"]], _VERDICTS),
         _counted(report["verdicts"]),
-        "![geometry's lead in the forecast, over what fine-tuning gave](forecast.png)",
+        "![the rewritten network's lead in the forecast, over what fine-tuning gave](forecast.png)",
     ]
     if report["sites"]:
         rows = [
-            [s["claim"], str(s["seeds"]), str(len(s["sites"])), *(f"{s['spearman'][k]:+.2f}" for k in ("gain", "decrease"))]
+            [
+                s["claim"],
+                str(len(s["sites"])),
+                *(_each(s["spearman"][k]) for k in ("gain", "decrease")),
+                _each(s["seeds_agree"]),
+            ]
             for s in report["sites"]
         ]
-        mean = [statistics.mean(s["spearman"][k] for s in report["sites"]) for k in ("gain", "decrease")]
-        rows.append(["mean", "", "", *(f"{m:+.2f}" for m in mean)])
-        headers = ["network", "seeds", "sites", "gain", "expected decrease from gradients alone"]
+        mean = [statistics.mean(statistics.mean(s["spearman"][k]) for s in report["sites"]) for k in ("gain", "decrease")]
+        rows.append(["mean", "", *(f"{m:+.2f}" for m in mean), ""])
+        headers = ["network", "sites", "gain", "expected decrease from gradients alone", "what two seeds gained"]
         parts += [
             "## Site by site",
             "Spearman's rank correlation over the sites between what the forecast says and by how much a fine-tuning with that "
-            "site alone rewritten ends with a lower loss on fresh data, at equal steps; means over seeds.",
+            "site alone rewritten ends with a lower loss on fresh data, at equal steps: the mean over seeds, and each seed, a "
+            "trained network of its own. Last column: between what the sites gained in two seeds.",
             table(rows, headers),
         ]
     if report["halves"]:
@@ -175,6 +187,10 @@ def markdown(report: Entry) -> str:
             table(rows, ["network", "limit", "sites chosen", "told", "measured"]),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _each(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):+.2f} ({', '.join(f'{v:+.2f}' for v in values)})" if values else ""
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
@@ -229,7 +245,7 @@ def _counted(found: Sequence[Entry]) -> str:
     shares = ", ".join(f"{kind} {count[kind]}" for kind in ("right", "unclear", "wrong"))
     return (
         f"Of {len(found)}: {shares}; pays where the truth lies below zero: {', '.join(below) or 'never'}. Lead: by how "
-        "much more of the loss geometry takes away than weights. s: processor time of a forecast, and of 300 steps of the "
+        "much more of the loss is gone in the rewritten network. s: processor time of a forecast, and of 300 steps of the "
         "rewritten network."
     )
 
@@ -245,6 +261,6 @@ def draw(report: Entry) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlabel("lead of geometry over weights in the forecast, % of the loss", fontsize=8)
+    axes.set_xlabel("lead of the rewritten network in the forecast, % of the loss", fontsize=8)
     axes.set_title("Green: right, grey: unclear, red: wrong; beside the task what it gained at equal time", fontsize=8)
     return figure

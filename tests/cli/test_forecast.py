@@ -51,7 +51,7 @@ def test_the_keys_of_finetunes_file(tmp_path: Path) -> None:
 def test_a_table_and_what_is_left_out() -> None:
     done = CliRunner().invoke(app, ["forecast", "config.toml", "--latency", "1"])
     assert done.exit_code == 0, done.output
-    assert "pays: 24 steps of geometry alone" in done.stdout
+    assert "pays: 28 steps rewritten" in done.stdout
     assert "within 1 of the time: none" in done.stdout
     assert "first: left out by the forecast: latency=1 leaves no room" in done.stdout
 

@@ -206,7 +206,7 @@ def test_a_sites_gain_is_what_the_loss_rises_by_without_it() -> None:
     assert not any(map(any, arm.rises["idle"]))
     times = itertools.count()
     once = course._replace(stop=lambda: True)
-    again = best_arm(model, data, list(model.parameters()), lambda: reset() if next(times) < 3 else None, 8, once)
+    again = best_arm(model, data, list(model.parameters()), lambda: reset() if next(times) < 2 else None, 8, once)
     with torch.no_grad():
         for parameter in sites["first"]:
             parameter.copy_(starts[parameter])
