@@ -52,11 +52,20 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX operator set")] = 20,
     tolerance: Tolerance = None,
     runtime: Runtime = None,
+    latency: Annotated[bool, typer.Option("--latency", help="time the file next to the original's")] = False,
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
     model, inputs = rewritten_model(factory, input, saved)
-    how = {"sizes": sizes, "functions": functions, "opset": opset, "tolerance": tolerance, "target": runtime}
+    how = {
+        "sizes": sizes,
+        "functions": functions,
+        "opset": opset,
+        "tolerance": tolerance,
+        "target": runtime,
+        "latency": latency,
+    }
+    how["latency"] = latency
     typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
 
 
@@ -68,10 +77,13 @@ def rewrite_onnx(
     *,
     selection: Selection,
     tolerance: Tolerance = None,
+    latency: Annotated[bool, typer.Option(help="time both files in onnxruntime")] = True,
     as_json: Json = False,
 ) -> None:
     """Rewrite the convolutions of an ONNX file, verify and save it. Exits with 2 if the outputs differ."""
-    typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, tolerance=tolerance, **selection))
+    typer.echo(
+        rewrite_onnx_command(source, target, inputs=input, as_json=as_json, tolerance=tolerance, latency=latency, **selection)
+    )
 
 
 def rewritten_model(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, object]:

@@ -132,6 +132,11 @@ def _run_both(
     return FileRun({name: tuple(t.shape) for name, t in tensors.items()}, outputs, dict(given), in_float32=copied), note
 
 
+def inputs_of_file(session: Session, model: nn.Module, inputs: Inputs) -> dict[str, np.ndarray]:
+    """What ``model``'s file is fed with, for these inputs; sizes that may be left out are."""
+    return _feed(session, dict(_named_tensors(model, inputs)), {})
+
+
 def _judged(model: nn.Module, path: Path, inputs: Inputs, fed: Mapping[str, Any]) -> Verdict:
     """The sites of the file, each on the input that it gets there."""
     from ccrewrite.export.regions import seen_in

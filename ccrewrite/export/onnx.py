@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +14,13 @@ import torch
 from torch import nn
 
 from ccrewrite.errors import InputError, TargetWarning
-from ccrewrite.export.check import checked
+from ccrewrite.export.check import checked, inputs_of_file, session_of
 from ccrewrite.export.examples import at_other_sizes, without_ones
-from ccrewrite.export.files import require_packages, save
+from ccrewrite.export.files import require_packages, save, write
+from ccrewrite.export.latency import latency_against
 from ccrewrite.export.prepare import FUNCTION, Prepared, prepared
 from ccrewrite.export.report import ExportedFile, OnnxSite, times
-from ccrewrite.export.sizes import Mode, SizePlan, plan_sizes
+from ccrewrite.export.sizes import Mode, SizePlan, plan_sizes, without_sizes
 from ccrewrite.export.trace import Dynamic, dynamic_shapes, optimised, quiet_exporter, traced
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.options import check_arguments
@@ -26,6 +28,7 @@ from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.written import replacing, writable
 from ccrewrite.passes.scales.resize import without_wrapper
+from ccrewrite.passes.substitute import revert_
 from ccrewrite.passes.targets import ANY, Target, for_files
 
 BFLOAT16_SINCE = 22
@@ -45,6 +48,7 @@ def export_onnx(
     check_inputs: Sequence[object] = (),
     tolerance: float | None = None,
     target: str | Target | None = None,
+    latency: bool = False,
 ) -> ExportedFile:
     """Write a model, folded, as an ONNX file that has proved to compute the same.
 
@@ -80,6 +84,7 @@ def export_onnx(
         target: the runtime that the file is for, a name of ``ccrewrite.passes.targets.TARGETS`` or one of your own: layers are
             folded to forms that it takes (``ccrewrite.fold``), pads that it doesn't take become crops, and what else it doesn't
             take is said in a ``TargetWarning`` before the file is written, and in ``file.not_taken``.
+        latency: also time the file in onnxruntime next to the original's, which is exported for that (``file.latency``).
 
     Returns:
         What is in the file, and what was compared.
@@ -143,9 +148,19 @@ def export_onnx(
         save(file, temporary)
         step("export_onnx", "running the file in onnxruntime, and comparing outputs", 0.8)
         check = checked(module, temporary, runs, plan, tolerance)
+        took = None
+        if latency and not any(run.in_float32 for run in check.runs):
+            step("export_onnx", "timing the file and the original in onnxruntime", 0.9)
+            with tempfile.TemporaryDirectory(dir=temporary.parent) as directory, quiet_exporter():
+                original = without_sizes(module)
+                revert_(original)
+                ready_original = prepared(original, inputs, None, functions=False)
+                write(written(ready_original, None)[0], Path(directory, "original.onnx"))
+                fed = inputs_of_file(session_of(temporary), module, inputs)
+                took = latency_against(Path(directory, "original.onnx"), temporary, fed)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
     sites, after = _written(ready, learned), histogram(file)
-    return ExportedFile(str(destination), opset, size, sites, check, asked, before, after, refused)
+    return ExportedFile(str(destination), opset, size, sites, check, asked, took, before, after, refused)
 
 
 def _require_weights(model: nn.Module, opset: int) -> None:

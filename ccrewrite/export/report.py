@@ -122,6 +122,23 @@ class SizeTrial:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Seconds of one run in onnxruntime on the CPU, on the example inputs at native sizes: of the original, and of the file
+    that was written (medians). ``ratio``: of the file to the original, the median over rounds in which both ran, with its
+    interval."""
+
+    original_s: float
+    file_s: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    def __str__(self) -> str:
+        times = f"{self.file_s * 1e3:.3g} ms, the original {self.original_s * 1e3:.3g} ms"
+        return f"latency at native sizes: {times}, ratio {self.ratio:.2f} ({self.ratio_low:.2f} to {self.ratio_high:.2f})"
+
+
+@dataclass(frozen=True)
 class OnnxSite:
     """What became of one convolution in a file. ``window``: of its kernel, where it has a geometry that can be learned.
     ``initializers``: the names of what it learned, where the file has that apart."""
@@ -145,6 +162,8 @@ class OnnxFile(Outcome[OnnxSite]):
     sites: tuple[OnnxSite, ...]
     check: FileCheck  # pyright: ignore[reportIncompatibleVariableOverride]
     size_inputs: tuple[SizeInput, ...]
+    latency: Latency | None
+    """None: not asked for, or the runtime doesn't compute in the file's type."""
 
     def rows(self) -> list[dict[str, str]]:
         return [
@@ -159,7 +178,8 @@ class OnnxFile(Outcome[OnnxSite]):
         inputs = tabulate(asked, headers=("size input (0: native)", "chooses", "native", "sites")) if asked else ""
         apart = [name for site in self.sites for name in site.initializers]
         learned = f"learned: {', '.join(apart)}" if apart else ""
-        return [inputs, learned, str(self.check), f"{self.path}: opset {self.opset}, {self.size} bytes"]
+        latency = "" if self.latency is None else str(self.latency)
+        return [inputs, learned, str(self.check), latency, f"{self.path}: opset {self.opset}, {self.size} bytes"]
 
     def to_dict(self) -> JsonObject:
         return {
@@ -169,6 +189,7 @@ class OnnxFile(Outcome[OnnxSite]):
             "sites": [asdict(s) for s in self.sites],
             "size_inputs": [asdict(x) for x in self.size_inputs],
             "check": self.check.to_dict(),
+            "latency": None if self.latency is None else asdict(self.latency),
         }
 
 

@@ -45,6 +45,7 @@ def rewrite_onnx(
     kinds: str | Sequence[str] | None = None,
     example_inputs: Mapping[str, object] | None = None,
     tolerance: float | None = None,
+    latency: bool = True,
 ) -> RewrittenFile:
     """Write an ONNX file with the convolutions of another one rewritten.
 
@@ -73,6 +74,7 @@ def rewrite_onnx(
             sizes.
         tolerance: the largest difference allowed, relative to each output's largest magnitude. None: 1e-5 (1e-2 in float16);
             or, where each site by itself is as exact as that, what rounding changes in the original (``result.check.note``).
+        latency: time both files in onnxruntime, which takes a few tenths of a second (``result.latency``).
 
     Returns:
         What was done: the plan, the new inputs, what was compared.
@@ -94,6 +96,7 @@ def rewrite_onnx(
     check_arguments(rewrite_onnx, locals())
     require_packages()
     from ccrewrite.export.convolutions import convolutions
+    from ccrewrite.export.latency import latency_against
     from ccrewrite.export.pads import explicit_pads_
     from ccrewrite.export.proof import Proof
     from ccrewrite.export.source import read, unseed_
@@ -127,6 +130,7 @@ def rewrite_onnx(
         save(file.model, temporary, external=source.external)
         step("rewrite_onnx", "running both files, and comparing outputs", 0.8)
         check = proof.check(temporary, asked, native)
+        took = latency_against(proof.original, temporary, inputs) if latency else None
         if source.random:
             unseed_(file.model)
             save(file.model, temporary, external=source.external)
@@ -136,7 +140,7 @@ def rewrite_onnx(
         OnnxSite(s.name, s.layer, s.code, s.message, windows.get(s.name, ()), file.learned.get(s.name, ())) for s in plan
     )
     _warn_of_doubts(source.name, trials)
-    return RewrittenFile(str(target), source.model.opset_imports[""], size, written, check, asked, plan, trials)
+    return RewrittenFile(str(target), source.model.opset_imports[""], size, written, check, asked, took, plan, trials)
 
 
 def _because(plan: Plan) -> str:

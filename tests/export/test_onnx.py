@@ -53,7 +53,7 @@ def test_it_is_an_outcome_as_others(exported: tuple[nn.Module, Any, Path]) -> No
     assert file.summary() == "3 sites: 2 padded, 1 convolution"
     assert (file.check.ok, file.check.ran, len(file.check.outputs)) == (True, True, len(file.check.runs))
     plain = json.loads(file.to_json())
-    common = ["path", "opset", "size", "sites", "size_inputs", "check"]
+    common = ["path", "opset", "size", "sites", "size_inputs", "check", "latency"]
     assert list(plain) == [*common, "ops_before", "ops_after", "not_taken"]
     assert list(plain["sites"][0]) == ["name", "layer", "code", "message", "window", "initializers"]
     assert plain["check"]["runs"][1]["shapes"] == {"input": [2, 3, 48, 48]}
