@@ -9,6 +9,8 @@ come first and are read instead.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -22,7 +24,7 @@ from ccrewrite.gathering.corners import Pads
 from ccrewrite.gathering.mixing import mixed
 from ccrewrite.gathering.places import Layout, Tap, padded, read
 from ccrewrite.ir.geometry import ConvGeometry, Ints
-from ccrewrite.ir.operators import bind
+from ccrewrite.ir.operators import CONVOLUTIONS, bind
 from ccrewrite.ir.torch_private import ConvNd
 
 Taps = tuple[Tap, ...]
@@ -104,26 +106,40 @@ def shifted_conv(
     outputs = Layout(window, stride, pads, 1).outputs(batched)
     if reads_input:
         data = padded(batched, pads)
-        total = mixed(_patches(data, taps, outputs, stride), weight, 1, fused=fused)
+        total = mixed(_patches(data, taps, outputs, stride, fused), weight, 1, fused=fused)
     else:
         products = padded(mixed(batched, weight, 1, fused=fused), pads).chunk(len(taps), 1)
-        total = read(products[0], taps[0], outputs, stride)
+        total = _read(products[0], taps[0], outputs, stride, fused)
         for product, tap in zip(products[1:], taps[1:], strict=True):
-            total = total + read(product, tap, outputs, stride)
+            total = total + _read(product, tap, outputs, stride, fused)
     total = total if bias is None else total + bias.view(-1, *(1,) * ndim)
     return total if input.dim() == ndim + 2 else total[0]
 
 
-def _patches(data: Tensor, taps: Taps, outputs: Ints, stride: Ints) -> Tensor:
+def _patches(data: Tensor, taps: Taps, outputs: Ints, stride: Ints, fused: bool) -> Tensor:
     """``padded`` data at all taps, ``(N, taps * C, *outputs)``."""
     if not in_place(data):
-        return torch.cat([read(data, tap, outputs, stride) for tap in taps], 1)
+        return torch.cat([_read(data, tap, outputs, stride, fused) for tap in taps], 1)
     patches = data.new_empty(len(data), len(taps) * data.shape[1], *outputs)
     for tap, patch in zip(taps, patches.chunk(len(taps), 1), strict=True):
         found = read(data, tap, outputs, stride, out=patch)
         if found is not patch:
             patch.copy_(found)
     return patches
+
+
+def _read(data: Tensor, tap: Tap, outputs: Ints, stride: Ints, fused: bool) -> Tensor:
+    """``padded`` data at a tap. Exported, between samples by a depthwise convolution of two cells an axis: one operator that
+    runtimes are fast at, where an interpolation would be several."""
+    if fused or not torch.compiler.is_exporting() or not any(tap.fractions):
+        return read(data, tap, outputs, stride)
+    for axis, (cell, n, step, fraction) in enumerate(zip(tap.cells, outputs, stride, tap.fractions, strict=True), 2):
+        data = data.narrow(axis, cell + 1, (n - 1) * step + (2 if fraction else 1))
+    shares = [(1 - fraction, fraction) if fraction else (1.0,) for fraction in tap.fractions]
+    cells = torch.tensor([math.prod(each) for each in itertools.product(*shares)], dtype=data.dtype, device=data.device)
+    channels, zeros, ones = data.shape[1], (0,) * len(shares), (1,) * len(shares)
+    kernel = cells.view(1, 1, *map(len, shares)).expand(channels, 1, *map(len, shares))
+    return CONVOLUTIONS[len(shares) - 1](data, kernel, None, stride, zeros, ones, channels)
 
 
 class ShiftedConv1d(ShiftedConv, nn.Conv1d):

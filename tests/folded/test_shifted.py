@@ -64,3 +64,19 @@ def test_gradients_and_transforms(case: str) -> None:
     with torch.no_grad():
         each = torch.vmap(folded)(several)
         torch.testing.assert_close(each, torch.stack([folded(one) for one in several]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "circular, same"])
+def test_exported(case: str) -> None:
+    """Read between samples by depthwise convolutions, and nothing is interpolated; the batch stays open."""
+    model, x = rewritten(case)
+    folded = fold(model, x, forms={"(root)": "shifted"}).model.eval()
+    batched = x.dim() == len(folded.window) + 2
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if batched else None
+    program = torch.export.export(folded, (torch.cat([x, x]) if batched else x,), dynamic_shapes=shapes, strict=False)
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    between = [tap for tap in folded.taps if any(tap.fractions)]
+    assert between
+    assert sum("conv" in name for name in called) == len(between) + 1
+    assert not [name for name in called if "lerp" in name]
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-12, atol=1e-12)
