@@ -28,7 +28,7 @@ from ccrewrite.ir.exported import exported
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.observe import ConvolutionMode, SeenCall, convolutions_seen
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.preserve import WriteGuard, preserved
 from ccrewrite.ir.program import ConvCall, Obstacle, Program
 from ccrewrite.ir.threads import quiet
 from ccrewrite.ir.typed import DispatchMode, Operator, called, named_modules
@@ -173,11 +173,13 @@ def _observe(model: nn.Module, inputs: Inputs, fake: bool = False) -> tuple[tupl
         record(call.path, call.weight, geometry, call.call.input, call.output, call.obstacle, call.within)
 
     with ExitStack() as stack:
-        stack.enter_context(preserved(model, None if fake else inputs.tensors()))
+        own = stack.enter_context(preserved(model, None if fake else inputs.tensors()))
         stack.enter_context(torch.no_grad())
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             inputs = Inputs(*tree_map_only(Tensor, mode.from_tensor, (inputs.args, inputs.kwargs)))
+            # What meets no fake tensor is computed: a buffer that counts runs.
+            stack.enter_context(WriteGuard(model, own))
             stack.enter_context(quiet())  # the user sees the model's own warnings when it runs
         observer = stack.enter_context(convolutions_seen(model, seen))
         operators = stack.enter_context(_Operators(observer, record))

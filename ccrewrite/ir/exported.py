@@ -12,7 +12,7 @@ from ccrewrite.ir.calls import node_call
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.nested import Bodies
 from ccrewrite.ir.observe import tensor_names
-from ccrewrite.ir.preserve import global_hooks_kept, preserved
+from ccrewrite.ir.preserve import global_hooks_kept, unwatched
 from ccrewrite.ir.program import ConvCall, Obstacle, Program
 from ccrewrite.ir.threads import quiet
 from ccrewrite.ir.torch_private import ConvNd
@@ -26,7 +26,7 @@ def exported(model: nn.Module, inputs: Inputs) -> Program:
     """The calls that ``torch.export`` shows. Raises what it raises."""
     # Quiet: where export refuses, torch prints the graph it has so far, thousands of lines that help nobody here. The model's
     # own warnings the user sees when the model runs.
-    with preserved(model, None), global_hooks_kept(), quiet(), torch.no_grad():
+    with unwatched([model], inputs.tensors()), global_hooks_kept(), quiet(), torch.no_grad():
         result = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     names, signature = tensor_names(model), result.graph_signature
     modules = {id(module): name for name, module in named_modules(model)}

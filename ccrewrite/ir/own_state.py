@@ -7,7 +7,7 @@ import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ _WITHOUT_STATE = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType,
 class OwnState:
     """The contents of ``roots``, modules' attributes, and of all containers and plain objects below them.
 
-    Tensors and modules are left to others. What can't be looked into (iterators, open files, C extensions) isn't kept.
+    ``tensors`` are those found there, whose values others keep. What can't be looked into (iterators, open files, C extensions)
+    isn't kept.
 
     >>> attributes = {"steps": [0], "generator": random.Random(0)}
     >>> state = OwnState([attributes])
@@ -35,6 +36,7 @@ class OwnState:
     """
 
     def __init__(self, roots: Iterable[dict[str, object]]) -> None:
+        self.tensors: list[Tensor] = []
         self._undo: list[Callable[[], object]] = []
         seen: set[int] = set()
         waiting: list[object] = [*roots]
@@ -42,7 +44,9 @@ class OwnState:
             value = waiting.pop()
             if id(value) not in seen:
                 seen.add(id(value))
-                waiting += (v for v in self._keep(value) if v is not None and not isinstance(v, _WITHOUT_STATE))
+                inside = self._keep(value)
+                self.tensors += (v for v in inside if isinstance(v, Tensor))
+                waiting += (v for v in inside if v is not None and not isinstance(v, _WITHOUT_STATE))
 
     def restore(self) -> None:
         for undo in self._undo:
@@ -68,11 +72,20 @@ class OwnState:
             return []
         if isinstance(value, tuple):
             return list(cast("tuple[object, ...]", value))
+        if isinstance(value, np.ndarray):
+            self._keep_array(cast("np.ndarray[tuple[int, ...], np.dtype[Any]]", value))
+            return []
         setter = _generator(value)
         if setter is not None:
             self._undo.append(setter)
             return []
         return [vars(value)] if _plain_object(value) else []
+
+    def _keep_array(self, array: np.ndarray[tuple[int, ...], np.dtype[Any]]) -> None:
+        if array.size > LIMIT or array.dtype.hasobject or not array.flags.writeable:
+            return
+        values = array.copy()
+        self._undo.append(lambda: np.copyto(array, values))
 
 
 def _generator(value: object) -> Callable[[], object] | None:

@@ -7,6 +7,7 @@ don't show: calls that autograd doesn't see, or makes again without the geometry
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import cast
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.check import COMPILED, OutputCheck
-from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.preserve import WriteGuard, unwatched
 from ccrewrite.ir.threads import quiet
 from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.noise import with_noise
@@ -48,11 +49,18 @@ def gradients_of(model: nn.Module, inputs: Inputs, wanted: Mapping[str, Tensor])
     if not bases:
         return {}, "no input is floating-point, and no parameter wants one"
     try:
-        with preserved(model, inputs.tensors()), torch.inference_mode(False), torch.enable_grad(), quiet():
+        with ExitStack() as stack:
+            own = stack.enter_context(unwatched([model], inputs.tensors()))
+            for context in (torch.inference_mode(False), torch.enable_grad(), quiet()):
+                stack.enter_context(context)
+            watching = stack.enter_context(ExitStack())
+            writes = watching.enter_context(WriteGuard(model, (*inputs.tensors(), *own)))
             manual_seed(0)
             loss = _sum(value for _, value in leaves(given.run(model), "output"))
             if loss is None:
                 return {}, "no output can be differentiated"
+            if not writes.saved:  # nor will it, where a checkpoint runs it again
+                watching.close()
             found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(loss, list(bases.values()), allow_unused=True))
     except Exception as error:
         cause = error.__cause__ or error

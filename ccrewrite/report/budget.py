@@ -17,7 +17,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.outcome import GivenModel, model_of
-from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.preserve import unwatched
 from ccrewrite.ir.progress import step
 from ccrewrite.ir.spent import flops_of
 from ccrewrite.ir.timing import Case, Effort, time_cases
@@ -152,7 +152,7 @@ def trade(
         return inputs.run(model)
 
     flops: dict[str, int] = {}
-    with preserved(model, None), torch.no_grad():  # no guard of values: it would be timed as well
+    with unwatched([model], inputs.tensors()), torch.no_grad():
         for name, setting in every.items():
             with resized(model, setting, inputs):
                 flops[name] = flops_of(run)

@@ -52,6 +52,10 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "python": (lambda: random.Random(0), lambda g: g.random()),
     "nested": (lambda: ({"seen": [1.0]},), append),
     "object": (Counter, lambda counter: counter.next()),
+    "tensor": (lambda: torch.zeros(()), lambda count: count.add_(1)),
+    "a row of a tensor": (lambda: [torch.zeros(2, 3)], lambda rows: rows[0][1].add_(1).sum()),
+    "array": (lambda: np.zeros(2), lambda counts: float(np.add(counts, 1, out=counts)[0])),
+    "parameter": (lambda: nn.Parameter(torch.ones(())), lambda weight: weight.data.mul_(0.5)),
     "generators in an object": (lambda: {"g": [random.Random(0)]}, lambda state: state["g"][0].random()),
 }
 
@@ -94,3 +98,29 @@ def test_state_that_can_not_be_kept_is_noted() -> None:
     assert not result.check.ok
     assert "not deterministic" in result.check.note
     assert Inputs.of(X).run(result.model).shape == (1, 4, 5, 5)
+
+
+class Averaging(nn.Module):
+    """Its buffer is computed of itself alone, and of the input: on fake tensors the one would be real, the other not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 2, 1)
+        self.register_buffer("mean", torch.ones(4))
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.get_buffer("mean").mul_(0.9).add_(0.1 * x.mean((0, 2, 3)))
+        return self.conv(x - self.get_buffer("mean").view(-1, 1, 1)) * self.get_buffer("runs").add_(1)
+
+
+def test_buffers_that_a_run_writes_to_are_as_before() -> None:
+    model = Averaging().eval()
+    for how in ("auto", "export", "observe"):
+        ccrewrite.plan(model, X, how=how)
+    result = ccrewrite.rewrite(model, X)
+    ccrewrite.scale_groups(result, X)
+    for one in (model, result.model):
+        assert torch.equal(one.get_buffer("mean"), torch.ones(4))
+        assert float(one.get_buffer("runs")) == 0
+        assert not any(buffer.requires_grad for buffer in one.buffers())

@@ -116,6 +116,37 @@ def test_the_model_and_its_inputs_are_as_before(in_place: bool) -> None:
     assert all(m.training for m in model.modules())
 
 
+class Counting(nn.Module):
+    """Counts its forwards and its gradients, in buffers: in the forward, where a checkpoint runs it again, and in a hook."""
+
+    def __init__(self, forward: bool) -> None:
+        super().__init__()
+        self.counts = forward
+        self.conv = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+        self.register_buffer("forwards", torch.zeros(()))
+        self.register_buffer("backwards", torch.zeros(()))
+        self.conv.weight.register_hook(lambda gradient: self.get_buffer("backwards").add_(1) * 0 + gradient)
+
+    def counted(self, x: Tensor) -> Tensor:
+        if self.counts:
+            self.get_buffer("forwards").add_(1)
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.counted, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_what_is_written_in_a_backward_pass_comes_back(forward: bool) -> None:
+    model = Counting(forward)
+    result = ccrewrite.rewrite_(model, X)
+    assert len(result.check.gradients) == 3
+    assert float(model.get_buffer("forwards")) == float(model.get_buffer("backwards")) == 0
+    model(X.clone().requires_grad_()).sum().backward()
+    assert float(model.get_buffer("forwards")) == 2 * forward
+    assert float(model.get_buffer("backwards")) == 1
+
+
 class Kinked(nn.Module):
     """Signs before the ReLU are those of rounding."""
 

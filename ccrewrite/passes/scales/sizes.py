@@ -27,7 +27,7 @@ from ccrewrite.ir.calls import as_call
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.observe import module_stack
-from ccrewrite.ir.preserve import preserved
+from ccrewrite.ir.preserve import WriteGuard, preserved
 from ccrewrite.ir.torch_private import forward_pre_hooks_of
 from ccrewrite.passes.graph import FUNCTIONS
 from ccrewrite.passes.scales.whereabouts import OUTPUT, Where, Whereabouts, hint_of
@@ -183,14 +183,14 @@ def _fake_run(
     """``model`` with each resizable sampling giving an empty output of the sizes that ``sizes(site, natural sizes)`` says."""
     dispatcher = enable_python_dispatcher() if env else nullcontext()  # some C++ operators would make numbers of symbols
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True, static_shapes=True)
-    with preserved(model, None), torch.no_grad(), module_stack(model) as stack:
+    with preserved(model, None) as own, torch.no_grad(), module_stack(model) as stack:
         for name, sampling in samplings_of(model).items():
             vars(sampling)["forward"] = _sized_forward(sampling, name, sizes)
         for key, hook in list(forward_pre_hooks_of(model).items()):
             if isinstance(hook, ChoosesSizes):
                 del forward_pre_hooks_of(model)[key]
         whereabouts = Whereabouts(stack)
-        with _quiet(), mode, dispatcher, whereabouts:
+        with _quiet(), mode, WriteGuard(model, own), dispatcher, whereabouts:
             fake, named = tree_map_only(Tensor, mode.from_tensor, (inputs.args, inputs.kwargs))
             whereabouts.counts.clear()
             yield lambda: model(*fake, **named), whereabouts
