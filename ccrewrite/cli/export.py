@@ -131,11 +131,11 @@ def fold_command(
 
 
 def export_command(
-    model: nn.Module, example_inputs: object, target: Path, *, dynamic: str | None = None, as_json: bool = False, **options: Any
+    model: nn.Module, example_inputs: object, path: Path, *, dynamic: str | None = None, as_json: bool = False, **options: Any
 ) -> str:
     """Export to ONNX; what to print. ``dynamic`` is written ``x:0=batch,2=height;mask:0=batch``, or ``0=batch`` for the first
     input; ``options`` are those of ``export_onnx``. Raises what that raises."""
-    report = ccrewrite.export_onnx(model, target, example_inputs, dynamic=axes(dynamic), **options)
+    report = ccrewrite.export_onnx(model, path, example_inputs, dynamic=axes(dynamic), **options)
     return report.to_json() if as_json else str(report)
 
 
