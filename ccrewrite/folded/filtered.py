@@ -55,7 +55,7 @@ class FilteredConv(Fusing):
             pads = ((0, 0),) * ndim
         wide = [(low + m, high + m) for (low, high), m in zip(pads, self.margin, strict=True)]
         if _eager(data):
-            axes, inner = _axes(self, tuple(data.shape[2:]), wide), layer.in_channels // layer.groups
+            axes, inner = _axes(self, tuple(data.shape[2:]), wide), data.shape[1] // layer.groups  # (channels may be pruned)
             out = Bank(axes, weight, layer.groups, inner).coarser(data)
             out = out if bias is None else out + bias.view(-1, *(1,) * ndim)
             return out if input.dim() == ndim + 2 else out[0]
@@ -107,7 +107,8 @@ class FilteredConvTranspose(Fusing):
         batched = input if input.dim() == ndim + 2 else input[None]
         if self.fused():
             wide = [(p + m, p + m - e) for p, m, e in zip(padding, self.margin, extra, strict=True)]
-            taps = layer.weight.view(layer.out_channels, -1, layer.in_channels).transpose(0, 1).flatten(0, 1)
+            count, last = math.prod([len(taps) for taps in self.near]), layer.weight.shape[1]
+            taps = layer.weight.view(-1, count, last).transpose(0, 1).flatten(0, 1)
             out = convolved_transposed(batched, taps, _axes(self, tuple(batched.shape[2:]), wide), 1)
             out = out if layer.bias is None else out + layer.bias.view(-1, *(1,) * ndim)
             return out if input.dim() == ndim + 2 else out[0]

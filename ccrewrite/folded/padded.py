@@ -62,6 +62,11 @@ class PaddedConv(nn.Sequential):
     def bias(self) -> Tensor | None:
         return self.conv.bias
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A new weight or bias, of a layer that is pruned say, is ``conv``'s."""
+        owner = submodules_of(self).get("conv") if name in ("weight", "bias") else None
+        nn.Module.__setattr__(owner or self, name, value)
+
     def __prepare_scriptable__(self) -> nn.Module:
         return nn.Sequential(OrderedDict(self.named_children())).train(self.training)
 
