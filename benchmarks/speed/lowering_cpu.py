@@ -167,6 +167,7 @@ def variants(family: str, mode: str, case: Case) -> Runs:
         **plain,
         "dcls": (case.reference, case.reference),
         "dcls compiled": (case.reference, compiled(case.reference)),
+        "eager": (case.ours, case.ours),
         **live(case, forms),
     }
 

@@ -23,6 +23,7 @@ from ccrewrite.families.look import any_, readable, require_values, still
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.folded.alternative import Alternative
 from ccrewrite.folded.scripting import Unscriptable
+from ccrewrite.gathering import depthwise
 from ccrewrite.ir.calls import FUNCTIONS, CallShapes
 from ccrewrite.ir.geometry import AxisMap, ConvArguments, ConvGeometry, Ints, Padding, per_axis, require_channels
 from ccrewrite.ir.operators import CONVOLUTIONS, NAMED_PADDING, TRANSPOSED, bind
@@ -269,17 +270,16 @@ class Sampling(Learnable, Unscriptable, ABC):
         kernel = self.kernel(weight)
         if readable([kernel]) and kernel.shape != (shape := (*weight.shape[:2], *self.window)):
             raise InputError(f"{type(self).__name__}.kernel must return the shape {shape}, found {tuple(kernel.shape)}")
-        convolve = self._windowed_transposed if self.transposed else self._windowed
-        return convolve(input, kernel, bias, call)
+        return (self._windowed_transposed if self.transposed else self._windowed)(input, kernel, bias, call)
 
     def _windowed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         pads = tuple((low + m, high + m) for (low, high), m in zip(self._pads(call["padding"]), self.margin, strict=True))
-        if any(low != high for low, high in pads):
-            input = F.pad(input, [p for pair in reversed(pads) for p in pair])
-            pads = ((0, 0),) * self.ndim
+        if depthwise.takes(input, kernel, call["stride"]):
+            return depthwise.depthwise_conv(input, kernel, bias, pads)
         padding = tuple(low for low, _ in pads)
-        ones = (1,) * self.ndim
-        return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, ones, call["groups"])
+        if any(low != high for low, high in pads):
+            input, padding = F.pad(input, [p for pair in reversed(pads) for p in pair]), (0,) * self.ndim
+        return CONVOLUTIONS[self.ndim - 1](input, kernel, bias, call["stride"], padding, (1,) * self.ndim, call["groups"])
 
     def _windowed_transposed(self, input: Tensor, kernel: Tensor, bias: Tensor | None, call: ConvArguments) -> Tensor:
         stride, padding, function = call["stride"], cast(Ints, call["padding"]), TRANSPOSED[self.ndim - 1]
@@ -295,6 +295,6 @@ class Sampling(Learnable, Unscriptable, ABC):
 
     def _pads(self, padding: Padding | Literal["valid"]) -> tuple[tuple[int, int], ...]:
         # Only the padding matters to `pads`; the rest of the geometry is this sampling's own.
-        ones, zeros = (1,) * self.ndim, (0,) * self.ndim
+        zeros = (0,) * self.ndim
         samples = zeros if padding == "valid" else padding
-        return ConvGeometry(1, 1, self.kernel_size, ones, samples, self.dilation, 1, zeros).pads
+        return ConvGeometry(1, 1, self.kernel_size, (1,) * self.ndim, samples, self.dilation, 1, zeros).pads

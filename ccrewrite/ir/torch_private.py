@@ -65,14 +65,16 @@ def transformed() -> bool:
 cast(Any, transformed)._dynamo_marked_constant = True
 
 
-def unwatched(*tensors: Tensor) -> bool:
-    """Whether an operator that torch neither differentiates nor traces can take ``tensors`` here: no derivative is wanted of
-    them, and nothing traces, transforms, casts or looks on."""
+def untraced() -> bool:
+    """Whether nothing traces, transforms, casts or looks on at what runs now."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or len_torch_dispatch_stack():
         return False
-    if _maybe_current_level() is not None or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    return _maybe_current_level() is None and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu")
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """Whether an operator that torch neither differentiates nor traces can take ``tensors`` here."""
+    if not untraced() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return False
     return all(type(t) in (Tensor, nn.Parameter) for t in tensors)
 
