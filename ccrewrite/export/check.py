@@ -67,6 +67,10 @@ def runtime() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
+TOLERANCES = COMPILED | {torch.float64: COMPILED[torch.float32]}
+"""``COMPILED``, but files in float64 run as copies in float32."""
+
+
 class Session(Protocol):
     """``onnxruntime.InferenceSession``."""
 
@@ -119,7 +123,7 @@ def _run_both(
         found = [f.to(e.dtype) if f.is_floating_point() else f for f, e in zip(found, expected, strict=True)]
     outputs, note = compared(expected, found, tolerance), ""
     if tolerance is None and not all(o.ok for o in outputs):
-        verdict = Verdict((), ("",)) if copied else _judged(model, path, inputs, fed)
+        verdict = _judged(model, path, inputs, fed, copied)
         if verdict.faults:
             raise ExportError(
                 f"the file computes something else than the model: {'; '.join(verdict.faults)}. Nothing was written"
@@ -137,18 +141,19 @@ def inputs_of_file(session: Session, model: nn.Module, inputs: Inputs) -> dict[s
     return _feed(session, dict(_named_tensors(model, inputs)), {})
 
 
-def _judged(model: nn.Module, path: Path, inputs: Inputs, fed: Mapping[str, Any]) -> Verdict:
-    """The sites of the file, each on the input that it gets there."""
-    from ccrewrite.export.regions import seen_in
+def _judged(model: nn.Module, path: Path, inputs: Inputs, fed: Mapping[str, Any], copied: bool) -> Verdict:
+    """The sites of the file, or of its copy in float32, each on the input that it gets there."""
+    from ccrewrite.export.regions import Calls, seen_in
 
-    return judged(model, inputs, lambda: seen_in(path, rewritten_sites(model), fed, path.parent))
+    def seen() -> Calls:
+        return seen_in(path, rewritten_sites(model), fed, path.parent, in_float32=copied)
+
+    return judged(model, inputs, seen, TOLERANCES)
 
 
 def compared(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None) -> tuple[OutputCheck, ...]:
     """One run's outputs, in order. ``tolerance`` is relative to an output's largest magnitude; None: ``COMPILED``."""
-    tolerances = COMPILED | {torch.float64: COMPILED[torch.float32]}  # files in float64 run as copies in float32
-    if tolerance is not None:
-        tolerances = dict.fromkeys(tolerances, tolerance)
+    tolerances = TOLERANCES if tolerance is None else dict.fromkeys(TOLERANCES, tolerance)
     return compare_outputs(numbered(expected), numbered(found), tolerances)
 
 

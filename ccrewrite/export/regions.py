@@ -10,40 +10,44 @@ import onnx_ir as ir
 from torch import Tensor
 
 from ccrewrite.export.branch import taken
+from ccrewrite.export.copies import in_float32_
 from ccrewrite.export.files import load
 from ccrewrite.export.metadata import MODULE
 from ccrewrite.export.probed import Probed
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
-Calls = dict[str, list[tuple[Tensor, Tensor]]]
+Calls = dict[str, list[tuple[list[Tensor], Tensor]]]
+Ends = list[tuple[list[ir.Value], ir.Value]]
 
 
-def seen_in(path: Path, sites: Iterable[str], fed: Mapping[str, np.ndarray], directory: Path) -> Calls:
-    """Input and output of each call of ``sites`` when the file at ``path`` runs on ``fed``. A site whose nodes have other ends
-    than these is left out."""
+def seen_in(path: Path, sites: Iterable[str], fed: Mapping[str, np.ndarray], directory: Path, *, in_float32: bool) -> Calls:
+    """What goes into each call of ``sites``, the input and a computed weight, and what comes out, when the file at ``path``
+    runs on ``fed``, ``in_float32`` or in its own types. A site whose nodes have other ends than these is left out."""
     model = load(path)
+    if in_float32:
+        in_float32_(model)
     asked = {name for name, value in model.graph.initializers.items() if value in model.graph.inputs}
     flat = taken(model, changed=any(fed[name].any() for name in asked & fed.keys()))
     found = {site: _ends(flat.graph, site) for site in sites}
     known = {site: ends for site, ends in found.items() if ends}
-    values = [value for ends in known.values() for pair in ends for value in pair]
+    values = [value for ends in known.values() for ins, out in ends for value in (*ins, out)]
     tensors = iter(Probed(flat, values, fed, (), directory).run()[1])
-    return {site: [(next(tensors), next(tensors)) for _ in ends] for site, ends in known.items()}
+    return {site: [([next(tensors) for _ in ins], next(tensors)) for ins, _ in ends] for site, ends in known.items()}
 
 
-def _ends(graph: ir.Graph, site: str) -> list[tuple[ir.Value, ir.Value]]:
+def _ends(graph: ir.Graph, site: str) -> Ends:
     """What goes into each call of ``site`` and comes out of it; none where one has other ends."""
-    ends: list[tuple[ir.Value, ir.Value]] = []
+    ends: Ends = []
     for nodes in _calls(graph, site):
         made = {value for node in nodes for value in node.outputs}
         ins = {v for n in nodes for v in n.inputs if v is not None and v not in made and not _constant(v)}
         ins = {value for value in ins if value.dtype in FLOATS or value.dtype is None}
         outs = [v for v in made if v.is_graph_output() or any(user not in nodes for user, _ in v.uses())]
         outs = [value for value in outs if value.dtype in FLOATS]
-        if len(ins) != 1 or len(outs) != 1:
+        if len(ins) not in (1, 2) or len(outs) != 1:
             return []
-        ends.append((ins.pop(), outs[0]))
+        ends.append((list(ins), outs[0]))
     return ends
 
 

@@ -24,7 +24,7 @@ from ccrewrite.lowering.check import checked
 from ccrewrite.lowering.choose import check_forced, choose, choose_folded
 from ccrewrite.lowering.lowered import Lowered, LoweredSite
 from ccrewrite.lowering.observed import judge
-from ccrewrite.lowering.sites import compile_sites_, eager, release_
+from ccrewrite.lowering.sites import compile_sites_, eager, judge_alone, release_
 from ccrewrite.passes.fold import fold
 from ccrewrite.passes.fold.choose import estimated
 from ccrewrite.passes.judging import Verdict
@@ -111,7 +111,8 @@ def lower(
         sites = compile_sites_(given, inputs, samplings, forced, training=training, measured=measured)
         before = functools.partial(eager, samplings.values())
         try:
-            check = checked(given, given, inputs, training=training, given=before) if verify else skipped
+            judge_sites = functools.partial(judge_alone, given, inputs, samplings.values(), gradients=training)
+            check = checked(given, given, inputs, training=training, given=before, judge=judge_sites) if verify else skipped
         except ModelRunError:
             release_(samplings.values())
             raise

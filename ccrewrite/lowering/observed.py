@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,27 +17,29 @@ from ccrewrite.passes.judging import Seen, Verdict, judged
 
 
 class Calls:
-    """The names of the sites that were called, and the input and output of each call. No attribute of a module: torch.export
-    takes tensors there for state."""
+    """The names of the sites that were called, and how many tensors went into each call; these, and its output. No attribute
+    of a module: torch.export takes tensors there for state."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.names: list[tuple[str, int]] = []
         self.values: list[Tensor] = []
 
 
 class Observed(nn.Module):
-    """``model``; it returns the input and output of each call of ``sites``, modules in it by name, in order."""
+    """``model``; it returns the input and output of each call of ``sites``, modules in it by name, in order, and between them
+    the weight of those in ``computed``."""
 
-    def __init__(self, model: nn.Module, sites: dict[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, sites: dict[str, nn.Module], computed: Container[str]) -> None:
         super().__init__()
         self.model = model
         self.calls = Calls()
-        self.handles = [m.register_forward_hook(self._hook(name), with_kwargs=True) for name, m in sites.items()]
+        hooks = {name: self._hook(name, 2 if name in computed else 1) for name in sites}
+        self.handles = [m.register_forward_hook(hooks[name], with_kwargs=True) for name, m in sites.items()]
 
-    def _hook(self, name: str) -> Callable[..., None]:
+    def _hook(self, name: str, ins: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
-            self.calls.names.append(name)
-            self.calls.values += [args[0] if args else kwargs["input"], out]
+            self.calls.names.append((name, ins))
+            self.calls.values += [*(args[:ins] or [kwargs["input"]]), out]
 
         return hook
 
@@ -55,7 +57,7 @@ def judge(
     Where that can't be compiled, no site is judged."""
 
     def seen() -> Seen:
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        found: dict[str, list[tuple[Sequence[Tensor], Tensor]]] = {}
         with observed(given, prepared) as module, unwatched([prepared], inputs.tensors()), torch.set_grad_enabled(gradients):
             inputs.run(module)
             called = module.calls.names
@@ -63,10 +65,11 @@ def judge(
                 values = [value.detach().clone() for value in run(module)]
             except Exception:  # of torch's compilers, and whatever they raise
                 return {}
-        if len(values) != 2 * len(called):
+        if len(values) != sum(ins + 1 for _, ins in called):
             return {}
-        for name, x, y in zip(called, values[::2], values[1::2], strict=True):
-            found.setdefault(name, []).append((x, y))
+        left = iter(values)
+        for name, ins in called:
+            found.setdefault(name, []).append(([next(left) for _ in range(ins)], next(left)))
         return found
 
     return judged(given, inputs, seen)
@@ -77,11 +80,12 @@ def observed(given: nn.Module, prepared: nn.Module) -> Generator[Observed]:
     """``prepared`` under observation, as long as the block lasts."""
     sites: dict[str, nn.Module] = {}
     modules = dict(named_modules(prepared))
-    for name, site in rewritten_sites(given).items():
+    known = rewritten_sites(given)
+    for name, site in known.items():
         path = site.path if site.key is None else site.sampling_paths[0]
         if path in modules:
             sites[name] = modules[path]
-    module = Observed(prepared, sites)
+    module = Observed(prepared, sites, {name for name, s in known.items() if s.key is not None and s.weight is None})
     try:
         yield module
     finally:

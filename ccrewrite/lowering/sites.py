@@ -20,7 +20,12 @@ from ccrewrite.lowering.calls import SiteCall, site_calls
 from ccrewrite.lowering.choose import key_of
 from ccrewrite.lowering.lowered import LoweredSite
 from ccrewrite.lowering.measure import EAGER, measure_alone
+from ccrewrite.lowering.observed import judge
 from ccrewrite.lowering.times import Times, cache_key
+from ccrewrite.passes.judging import Verdict
+
+State = tuple[Sampling, bool, str | None, frozenset[tuple[int, ...]]]
+"""Of a sampling, whether and how it runs compiled."""
 
 
 def compile_sites_(
@@ -82,13 +87,37 @@ def release_(samplings: Iterable[Sampling]) -> None:
 @contextmanager
 def eager(samplings: Iterable[Sampling]) -> Generator[None]:
     """Inside, none of ``samplings`` runs compiled."""
-    found = [(s, s.opaque, s.form, s.compiled_at) for s in samplings]
-    release_(s for s, *_ in found)
+    before = _states(samplings)
+    release_(s for s, *_ in before)
     try:
         yield
     finally:
-        for sampling, opaque, form, compiled_at in found:
-            sampling.opaque, sampling.form, sampling.compiled_at = opaque, form, compiled_at
+        _set_(before)
+
+
+def _states(samplings: Iterable[Sampling]) -> list[State]:
+    return [(s, s.opaque, s.form, s.compiled_at) for s in samplings]
+
+
+def _set_(states: Iterable[State]) -> None:
+    for sampling, opaque, form, compiled_at in states:
+        sampling.opaque, sampling.form, sampling.compiled_at = opaque, form, compiled_at
+
+
+def judge_alone(model: nn.Module, inputs: Inputs, samplings: Iterable[Sampling], *, gradients: bool) -> Verdict:
+    """The sites of ``model``, compiled where they are by themselves, each against itself in eager mode."""
+    compiled = _states(samplings)
+    every = [sampling for sampling, *_ in compiled]
+
+    def run(module: nn.Module) -> object:
+        _set_(compiled)
+        try:
+            return inputs.run(module)
+        finally:
+            release_(every)
+
+    with eager(every):
+        return judge(model, inputs, model, run, gradients=gradients)
 
 
 def step_once(model: nn.Module, inputs: Inputs) -> None:

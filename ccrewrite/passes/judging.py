@@ -23,8 +23,9 @@ from ccrewrite.ir.typed import manual_seed
 from ccrewrite.passes.noise import JUDGED, ROUNDINGS
 from ccrewrite.passes.verify import compare_outputs
 
-Seen = Mapping[str, Sequence[tuple[Tensor, Tensor]]]
-"""By site, input and output of each of its calls, in order."""
+Seen = Mapping[str, Sequence[tuple[Sequence[Tensor], Tensor]]]
+"""By site, what goes into each of its calls, in order, and what comes out: the input, and where the weight is computed that
+too, one or the other first."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,36 @@ class Verdict:
 
 @dataclass
 class _Call:
-    """A site's call: the module that made it, and with what. ``norm``: the batch norm that took its output alone."""
+    """A site's call: the module that made it, and with what; ``computed``: a weight too. ``norm``: the batch norm that took its
+    output alone."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
+    computed: bool
     norm: list[nn.Module] = field(default_factory=list[nn.Module])
 
-    def outputs(self, x: Tensor) -> Iterator[Tensor]:
-        """For the input ``x``; then what the norm makes of it, for another program may have merged the two."""
-        kwargs = {**self.kwargs, "input": x} if "input" in self.kwargs else self.kwargs
-        out = self.module(*([x, *self.args[1:]] if self.args else []), **kwargs)
+    def given(self, found: Sequence[Tensor]) -> list[Tensor] | None:
+        """``found`` in the order and the types of this call's own; None where they can't be told apart, or are others."""
+        own: list[Tensor] = [*self.args[:2]] if self.computed else [self.args[0] if self.args else self.kwargs["input"]]
+        by_shape = {tensor.shape: tensor for tensor in found}
+        if not len(own) == len(found) == len(by_shape) or any(tensor.shape not in by_shape for tensor in own):
+            return None
+        return [by_shape[tensor.shape].to(tensor) for tensor in own]
+
+    def outputs(self, given: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For these inputs; then what the norm makes of it, for another program may have merged the two."""
+        kwargs = self.kwargs if self.args else {**self.kwargs, "input": given[0]}
+        out = self.module(*((*given, *self.args[len(given) :]) if self.args else ()), **kwargs)
         yield out
         for norm in self.norm:
             yield norm(out)
 
 
-def judged(model: nn.Module, inputs: Inputs, seen: Callable[[], Seen]) -> Verdict:
+def judged(
+    model: nn.Module, inputs: Inputs, seen: Callable[[], Seen], tolerance: Mapping[torch.dtype, float] = COMPILED
+) -> Verdict:
     """``seen`` runs the program on ``inputs``; a site that it doesn't give is not judged. ``model`` runs in evaluation mode,
     and is left as it was."""
     with torch.no_grad(), preserved(model, inputs.tensors()):
@@ -74,17 +87,22 @@ def judged(model: nn.Module, inputs: Inputs, seen: Callable[[], Seen]) -> Verdic
             if len(theirs) != len(made):
                 unknown.append(site)
                 continue
-            wrong = [_error(call, x, y) for call, (x, y) in zip(made, theirs, strict=True)]
+            given = [call.given(ins) for call, (ins, _) in zip(made, theirs, strict=True)]
+            if any(ins is None for ins in given):
+                unknown.append(site)
+                continue
+            runs = zip(made, given, theirs, strict=True)
+            wrong = [_error(call, ins, y, tolerance) for call, ins, (_, y) in runs if ins is not None]
             if any(wrong):
                 faults.append(f"{site} {next(filter(None, wrong))}")
     return Verdict(tuple(faults), tuple(unknown))
 
 
-def _error(call: _Call, x: Tensor, y: Tensor) -> str:
-    """What is wrong with the output ``y`` for the input ``x``; "" where nothing is."""
+def _error(call: _Call, given: Sequence[Tensor], y: Tensor, tolerance: Mapping[torch.dtype, float]) -> str:
+    """What is wrong with the output ``y`` for the inputs ``given``; "" where nothing is."""
     said = ""
-    for expected in call.outputs(x):
-        (output,) = compare_outputs({"": expected}, {"": y.to(expected.dtype)}, COMPILED)
+    for expected in call.outputs(given):
+        (output,) = compare_outputs({"": expected}, {"": y.to(expected.dtype)}, tolerance)
         if output.ok:
             return ""
         said = said or output.note or f"is off by {output.max_rel_error:.1e} on the input that it gets"
@@ -97,9 +115,9 @@ def _recorded(model: nn.Module) -> Generator[dict[str, list[_Call]]]:
     calls: dict[str, list[_Call]] = {}
     by_output: dict[int, _Call] = {}
 
-    def site_hook(name: str) -> Callable[..., None]:
+    def site_hook(name: str, computed: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            call = _Call(module, args, kwargs, out)
+            call = _Call(module, args, kwargs, out, computed)
             calls[name].append(call)
             by_output[id(out)] = call
 
@@ -113,7 +131,8 @@ def _recorded(model: nn.Module) -> Generator[dict[str, list[_Call]]]:
         for name, site in rewritten_sites(model).items():
             calls[name] = []
             module = site.module if site.key is None else site.sampling
-            stack.callback(module.register_forward_hook(site_hook(name), with_kwargs=True).remove)
+            hook = site_hook(name, computed=site.key is not None and site.weight is None)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
             stack.callback(norm.register_forward_hook(norm_hook).remove)
         yield calls

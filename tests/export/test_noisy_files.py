@@ -133,3 +133,64 @@ def test_a_wrong_site_of_an_exported_file_is_caught(
     monkeypatch.setattr(export, "optimised", broken)
     with pytest.raises(ExportError, match=f"{site} is off by .* on the input that it gets"):
         ccrewrite.export_onnx(model, tmp_path / "m.onnx", X, **options)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_sites_of_a_copy_in_float32_are_judged(
+    dtype: torch.dtype, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = export.optimised
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        file = right(*arguments, **named)
+        for value in file.graph.initializers.values():
+            if tuple(value.shape)[:2] == (16, 16):
+                value.const_value = ir.tensor(value.const_value.numpy() * value.const_value.dtype.numpy().type(1.5))
+        return file
+
+    options = {"opset": 22} if dtype == torch.bfloat16 else {}
+    model, x = moved().to(dtype), X.to(dtype)
+    if not wrong:
+        assert ccrewrite.export_onnx(model, tmp_path / "m.onnx", x, **options).check.runs[0].in_float32
+        return
+    monkeypatch.setattr(export, "optimised", broken)
+    with pytest.raises(ExportError, match=r"second is off by .* on the input that it gets"):
+        ccrewrite.export_onnx(model, tmp_path / "m.onnx", x, **options)
+
+
+class Computed(nn.Module):
+    """A convolution whose weight is computed of its input, behind what amplifies rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bank = nn.Parameter(torch.randn(8, 3, 3, 3) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(9):
+            x = torch.sin(5 * x)
+        return nn.functional.conv2d(x, self.bank * (1 + x[..., :1, :1].mean()), padding=2, dilation=2).mean((2, 3))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_site_of_a_computed_weight_is_judged_with_its_weight(
+    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = ccrewrite.rewrite(Computed().eval(), X).model
+    sampling = model.ccrewrite["conv2d"]
+    with torch.no_grad():
+        sampling.offset[0].add_(0.3)
+    prepare = export.prepared
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        ready = prepare(*arguments, **named)
+        ready.model.ccrewrite["conv2d"].register_forward_hook(lambda module, args, out: out * 1.001)
+        return ready
+
+    if not wrong:
+        assert "this model amplifies rounding by" in ccrewrite.export_onnx(model, tmp_path / "m.onnx", X).check.note
+        return
+    monkeypatch.setattr(export, "prepared", broken)
+    with pytest.raises(ExportError, match=r":conv2d is off by .* on the input that it gets"):
+        ccrewrite.export_onnx(model, tmp_path / "m.onnx", X)

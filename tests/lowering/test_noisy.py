@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 import ccrewrite
 from ccrewrite.errors import ExportError
+from ccrewrite.families import alone
 from ccrewrite.folded.padded import PaddedConv
+from ccrewrite.ir.capture import Inputs
 from ccrewrite.lowering import aot as packages
 from ccrewrite.lowering.lower import lower
+from ccrewrite.lowering.observed import judge
 
 X = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 
@@ -73,6 +77,65 @@ def test_a_wrong_site_of_a_compiled_model_is_caught(mode: Any, error: float, mon
     assert not lowered.check.ok
     assert "first is off by" in lowered.check.note
     assert "on the input that it gets" in str(lowered)
+
+
+class Computed(nn.Module):
+    """A convolution whose weight is computed of its input, behind what amplifies rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.host = Hosting()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(9):
+            x = torch.sin(5 * x)
+        return self.host(x)
+
+
+class Hosting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(8, 3, 3, 3) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.bank * (1 + x[..., :1, :1].mean())
+        return nn.functional.conv2d(x, weight, padding=2, dilation=2)
+
+
+@pytest.mark.parametrize("error", [0, 1e-3])
+def test_a_site_of_a_computed_weight_is_judged_with_its_weight(error: float) -> None:
+    model: Any = ccrewrite.rewrite(Computed().eval(), X).model
+    sampling = model.host.ccrewrite["conv2d"]
+    with torch.no_grad():
+        sampling.offset[0].add_(0.3)
+
+    def run(module: nn.Module) -> Any:
+        handle = sampling.register_forward_hook(lambda module, args, out: out * (1 + error), prepend=True)
+        try:
+            return module(X * (1 + 1e-7))
+        finally:
+            handle.remove()
+
+    verdict = judge(model, Inputs.of(X), model, run)
+    assert verdict.unknown == ()
+    assert [fault.partition(" is off by")[0] for fault in verdict.faults] == ["host:conv2d"] * (error > 0)
+
+
+@pytest.mark.parametrize("error", [1e-7, 1e-3])
+def test_layers_that_are_compiled_by_themselves_are_judged(error: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(sampling: Any, *arguments: Any) -> Tensor:
+        return type(sampling).moved(sampling, *arguments) * (1 + error)
+
+    monkeypatch.setattr(alone, "moved", compiled)
+    model = moved()
+    forms = {name: model.get_submodule(name).sampling.default_form for name in ("first", "second")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it differs
+        lowered = lower(model, X, scope="sites", forms=forms, measured=False)
+    assert lowered.check.ok == (error < 1e-5)
+    assert ("is off by" in lowered.check.note) == (error > 1e-5)
+    assert ("amplifies rounding" in lowered.check.note) == (error < 1e-5)
 
 
 def packaging(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
