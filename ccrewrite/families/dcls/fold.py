@@ -24,8 +24,10 @@ READ_COST = 40
 """Multiplications that a convolution does in the time in which a sample is read and interpolated along one axis."""
 GATHER_COST = 75
 """Multiplications that a dense convolution does in the time of gathering, weighting and adding one sample."""
-APART_PAYS = 1.5
-"""From how much estimated time of a dense kernel, over that of taps kept apart, these are taken."""
+APART_PAYS = 1.25
+"""From how much estimated time of a dense kernel, over that of slices at the taps, these are taken."""
+GATHERED_PAYS = 1.5
+"""The same of gathered taps."""
 SPARSE_PAYS = {1: 1.0, 2: 3.0, 3: 3.0}
 """From how many cells of a dense kernel for each one visited they are visited alone, by the number of axes, where nothing is
 measured. Between 1.5 and 3, large maps gain and small ones lose. Torch's own depthwise convolutions of one axis are slow."""
@@ -61,7 +63,7 @@ def _gathered(sampling: DclsSampling, geometry: ConvGeometry) -> Alternative:
     apart = math.prod(sampling.taps) * (inner + GATHER_COST * 2**geometry.ndim)
     make_ = functools.partial(gathered.make_, positions=positions, window=sampling.window, margin=sampling.margin)
     samples = int(cells.sum()) // len(cells)
-    return Alternative("gathered", inner * kernel.numel() / apart, APART_PAYS, tuple(kernel), samples, make_)
+    return Alternative("gathered", inner * kernel.numel() / apart, GATHERED_PAYS, tuple(kernel), samples, make_)
 
 
 def _sparse(sampling: DclsSampling) -> Alternative:

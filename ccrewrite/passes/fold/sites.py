@@ -138,7 +138,7 @@ class Folded(Outcome[FoldedSite]):
             tabulate([(n.name, n.code, n.conv) for n in self.norms], headers=("batch norm", "", "convolution"))
             if self.norms
             else "",
-            f"what was snapped and cut changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else "",
+            f"snapping and cutting changed the outputs by {lost:.1e} of their largest magnitude" if self.lost else "",
             f"outputs {'agree' if self.check.ok else 'DIFFER'}: max rel error {self.check.max_rel_error:.1e}",
             self.check.note,
             "\n".join(f"not taken: {n}" for n in self.not_taken),
