@@ -106,28 +106,6 @@ def forecasts(work: Path, seeds: int) -> None:
             lines.add(claim=claim.name, seed=seed, ratio=ratio, cpu_seconds=time.thread_time() - start, **kept)
 
 
-def later(work: Path, seeds: int) -> None:
-    """Forecasts for digits again, once the untouched network has been fine-tuned: does geometry then have more to add?"""
-    lines = Lines(work / "later.jsonl")
-    for seed in range(seeds):
-        for claim in (c for c in CLAIMS if c.name.startswith("digits")):
-            if any((e["claim"], e["seed"]) == (claim.name, seed) for e in lines):
-                continue
-            model, how = untouched(claim, trained_network(claim, seed, work)), asked(claim)
-            fit(claim, model, seed + 500, 2 * claim.tune_steps, rates(claim)["untouched"], False)
-            before = next(iter(claim.score(model, "test").values()))
-            steps = PROBE, 2 * PROBE
-            found = ccrewrite.forecast(
-                model, how.example, batches(claim, seed), claim.loss, steps=steps, seed=seed, progress=False, **how.options
-            )
-            tuned = ccrewrite.rewrite(model, how.example, verify=False, **how.options).model
-            fit(claim, tuned, seed + 600, claim.tune_steps, rates(claim)["DCLS"], False)
-            fit(claim, model, seed + 600, 2 * claim.tune_steps, rates(claim)["untouched"], False)
-            after = {n: next(iter(claim.score(net, "test").values())) for n, net in (("DCLS", tuned), ("untouched", model))}
-            told = {"verdict": found.verdict, "signal": found.signal._asdict(), "comparison": found.to_dict()["comparison"]}
-            lines.add(claim=claim.name, seed=seed, before=before, after=after, **told)
-
-
 def six_sites() -> list[Claim]:
     """Networks of six sites each."""
     delays, digits = sequences.claim("delays", (2, 8, 4, 2, 4, 8)), sequences.claim("digits", (3, 9, 3, 5, 2, 9))
@@ -220,12 +198,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/equal_time"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--site-seeds", type=int, default=3)
-    parser.add_argument("--stages", default="forecasts,later,sites,halves,limits,report")
+    parser.add_argument("--stages", default="forecasts,sites,halves,limits,report")
     told = parser.parse_args()
     torch.set_num_threads(1)
     stages: dict[str, Callable[[], None]] = {
         "forecasts": lambda: forecasts(told.work, told.seeds),
-        "later": lambda: later(told.work, told.seeds),
         "sites": lambda: one_by_one(told.work, told.site_seeds),
         "halves": lambda: halves(told.work, told.site_seeds),
         "limits": lambda: limits(told.work),

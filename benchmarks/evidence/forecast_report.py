@@ -77,9 +77,24 @@ def by_site(work: Path) -> list[Entry]:
         gained = [[e["losses"][""] - e["losses"][s] for s in sites] for e in mine]
         told = {key: [[e["told"][s][key] or 0.0 for s in sites] for e in mine] for key in ("gain", "decrease")}
         each = {k: [_spearman(t, g) for t, g in zip(values, gained, strict=True)] for k, values in told.items()}
+        means = {k: _spearman(_means(values), _means(gained)) for k, values in told.items()}
         agreed = [_spearman(a, b) for a, b in itertools.combinations(gained, 2)]
-        found.append({"claim": name, "sites": sites, "gained": gained, **told, "spearman": each, "seeds_agree": agreed})
+        found.append(
+            {
+                "claim": name,
+                "sites": sites,
+                "gained": gained,
+                **told,
+                "spearman": each,
+                "of_means": means,
+                "seeds_agree": agreed,
+            }
+        )
     return found
+
+
+def _means(by_seed: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.mean(values) for values in zip(*by_seed, strict=True)]
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -97,15 +112,6 @@ def halved(work: Path) -> list[Entry]:
     return found
 
 
-def _with_lead_before(work: Path) -> list[Entry]:
-    told = {(f["claim"], f["seed"]): f["comparison"] for f in Lines(work / "forecasts.jsonl")}
-    found: list[Entry] = []
-    for entry in Lines(work / "later.jsonl"):
-        before = told[entry["claim"], entry["seed"]]
-        found.append({**entry, "lead_before": 100 * before["lead"]["mean"] / before["start"]})
-    return found
-
-
 def write(work: Path) -> None:
     """``reports/evidence/forecast.json``, ``.md`` and ``.png`` of all that lies in ``work``."""
     report: Entry = {
@@ -116,7 +122,6 @@ def write(work: Path) -> None:
         "sites": by_site(work),
         "halves": halved(work),
         "limits": list(Lines(work / "limits.jsonl")),
-        "later": _with_lead_before(work),
     }
     (REPORTS / "forecast.json").write_text(json.dumps(report, separators=(",", ":")) + "\n")
     text = markdown(report)
@@ -144,19 +149,21 @@ def markdown(report: Entry) -> str:
             [
                 s["claim"],
                 str(len(s["sites"])),
-                *(_each(s["spearman"][k]) for k in ("gain", "decrease")),
+                *(f"{s['of_means'][k]:+.2f}" for k in ("gain", "decrease")),
+                _each(s["spearman"]["gain"]),
                 _each(s["seeds_agree"]),
             ]
             for s in report["sites"]
         ]
-        mean = [statistics.mean(statistics.mean(s["spearman"][k]) for s in report["sites"]) for k in ("gain", "decrease")]
-        rows.append(["mean", "", *(f"{m:+.2f}" for m in mean), ""])
-        headers = ["network", "sites", "gain", "expected decrease from gradients alone", "what two seeds gained"]
+        mean = [statistics.mean(s["of_means"][k] for s in report["sites"]) for k in ("gain", "decrease")]
+        single = statistics.mean(statistics.mean(s["spearman"]["gain"]) for s in report["sites"])
+        rows.append(["mean", "", *(f"{m:+.2f}" for m in (*mean, single)), ""])
+        headers = ["network", "sites", "gain", "decrease told by gradients alone", "gain, seed by seed", "truths of two seeds"]
         parts += [
             "## Site by site",
             "Spearman's rank correlation over the sites between what the forecast says and by how much a fine-tuning with that "
-            "site alone rewritten ends with a lower loss on fresh data, at equal steps: the mean over seeds, and each seed, a "
-            "trained network of its own. Last column: between what the sites gained in two seeds.",
+            "site alone rewritten ends with a lower loss on fresh data, at equal steps. Of means over seeds; then of each seed, "
+            "which is a trained network of its own, and the mean of these. Last column: between what sites gained in two seeds.",
             table(rows, headers),
         ]
     if report["halves"]:
@@ -167,14 +174,6 @@ def markdown(report: Entry) -> str:
             "## Half the sites",
             "Gain over the untouched network at equal steps, of all sites and of the half that the forecast chooses.",
             table(rows, ["task", "seeds", "all", "half", "kept"]),
-        ]
-    if report["later"]:
-        rows = [_later(name, [e for e in report["later"] if e["claim"] == name]) for name in _names(report["later"])]
-        parts += [
-            "## Digits, once the weights are trained further",
-            "The untouched network fine-tuned first, then the forecast, then both arms again, the untouched one for twice the "
-            "steps. Leads are shares of the loss, 95 % t-intervals over seeds.",
-            table(rows, ["task", "seeds", "lead before", "lead once trained further", "DCLS minus untouched then, points"]),
         ]
     if report["limits"]:
         rows = [
@@ -191,24 +190,6 @@ def markdown(report: Entry) -> str:
 
 def _each(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):+.2f} ({', '.join(f'{v:+.2f}' for v in values)})" if values else ""
-
-
-def _names(entries: Sequence[Entry]) -> list[str]:
-    return list(dict.fromkeys(e["claim"] for e in entries))
-
-
-def _later(name: str, mine: Sequence[Entry]) -> list[str]:
-    leads = [100 * e["comparison"]["lead"]["mean"] / e["comparison"]["start"] for e in mine]
-    gained = paired([e["after"]["DCLS"] for e in mine], [e["after"]["untouched"] for e in mine])
-    return [name, str(len(mine)), _spread([e["lead_before"] for e in mine]), _spread(leads), _interval(gained)]
-
-
-def _spread(percents: Sequence[float]) -> str:
-    return _interval(paired(percents, [0.0] * len(percents))) + " %"
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
 
 
 _VERDICTS = [
