@@ -162,8 +162,8 @@ def markdown(report: Entry) -> str:
         parts += [
             "## Site by site",
             "Spearman's rank correlation over the sites between what the forecast says and by how much a fine-tuning with that "
-            "site alone rewritten ends with a lower loss on fresh data, at equal steps. Of means over seeds; then of each seed, "
-            "which is a trained network of its own, and the mean of these. Last column: between what sites gained in two seeds.",
+            "site alone rewritten ends with a lower loss on fresh data, at equal steps: of means over seeds; then of each "
+            "seed, a trained network of its own, and the mean of these. Last column: between what sites gained in two seeds.",
             table(rows, headers),
         ]
     if report["halves"]:
@@ -242,6 +242,7 @@ def draw(report: Entry) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=1)
+    axes.margins(x=0.1)
     axes.set_xlabel("lead of the rewritten network in the forecast, % of the loss", fontsize=8)
-    axes.set_title("Green: right, grey: unclear, red: wrong; beside the task what it gained at equal time", fontsize=8)
+    figure.suptitle("Green: right, grey: unclear, red: wrong; beside the task what it gained at equal time", fontsize=8)
     return figure
