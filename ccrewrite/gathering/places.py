@@ -78,7 +78,8 @@ def taps_at(positions: Tensor) -> tuple[Tap, ...]:
 def read(data: Tensor, tap: Tap, outputs: Ints, stride: Ints, *, but: int = -1, out: Tensor | None = None) -> Tensor:
     """``padded`` data at a tap, interpolated along each axis: ``(N, C, *outputs)``; along axis ``but`` all of it. May be a
     view, or ``out``."""
-    starts, between = list[int](), list[int]()
+    starts: list[int] = []  # not list[int](), which torch.compile can't trace; likewise below
+    between: list[int] = []
     for axis, (cell, fraction, n, step) in enumerate(zip(tap.cells, tap.fractions, outputs, stride, strict=True)):
         starts.append(0)
         if axis == but:

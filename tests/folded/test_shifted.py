@@ -42,6 +42,15 @@ def test_same_outputs(case: str) -> None:
     assert folded.model.reads_input == (case not in ("products first", "no batch"))
 
 
+@pytest.mark.parametrize("case", ["shifts first", "products first", "stride"])
+@torch.no_grad()
+def test_what_is_compiled_computes_the_same(case: str) -> None:
+    model, x = rewritten(case)
+    folded = fold(model, x, forms={"(root)": "shifted"}).model
+    traced = torch.compile(folded, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-12, atol=1e-12)
+
+
 def test_with_a_reach_of_more_than_the_extent() -> None:
     model, x = rewritten("shifts first", reach=2)
     folded = fold(model, x)
