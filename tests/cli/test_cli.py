@@ -174,6 +174,19 @@ def test_fold_and_export(run, tmp_path):
     assert "nowhere" in wrong.stderr
 
 
+def test_folding_and_exporting_for_a_target(run, tmp_path):
+    assert run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved").exit_code == 0
+    exported = run("export", MODEL, "--input", "1x3x16x16", "--from", "saved", "--out", "m.onnx", "--target", "tensorrt", "--json")
+    assert exported.exit_code == 0, exported.output
+    assert json.loads(exported.stdout)["not_taken"] == []
+    folded = run("fold", MODEL, "--input", "1x3x16x16", "--from", "saved", "--out", "m.pt2", "--target", "executorch-xnnpack", "--json")
+    assert folded.exit_code == 0, folded.output
+    assert json.loads(folded.stdout)["not_taken"] == []
+    refused = run("export", MODEL, "--input", "1x3x16x16", "--from", "saved", "--out", "n.onnx", "--target", "coreml")
+    assert refused.exit_code == 2
+    assert "coreml reads no ONNX files" in refused.stderr
+
+
 def test_a_model_as_it_was_is_exported_with_a_warning(run, tmp_path):
     assert run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved").exit_code == 0
     common = ("export", MODEL, "--input", "1x3x16x16", "--json")
