@@ -175,14 +175,15 @@ def test_fold_and_export(run, tmp_path):
 
 
 def test_folding_and_exporting_for_a_target(run, tmp_path):
-    assert run("rewrite", MODEL, "--input", "1x3x16x16", "--out", "saved").exit_code == 0
-    exported = run("export", MODEL, "--input", "1x3x16x16", "--from", "saved", "--out", "m.onnx", "--target", "tensorrt", "--json")
+    network = MODEL, "--input", "1x3x16x16"
+    assert run("rewrite", *network, "--out", "saved").exit_code == 0
+    exported = run("export", *network, "--from", "saved", "--out", "m.onnx", "--target", "tensorrt", "--json")
     assert exported.exit_code == 0, exported.output
     assert json.loads(exported.stdout)["not_taken"] == []
-    folded = run("fold", MODEL, "--input", "1x3x16x16", "--from", "saved", "--out", "m.pt2", "--target", "executorch-xnnpack", "--json")
+    folded = run("fold", *network, "--from", "saved", "--out", "m.pt2", "--target", "executorch-xnnpack", "--json")
     assert folded.exit_code == 0, folded.output
     assert json.loads(folded.stdout)["not_taken"] == []
-    refused = run("export", MODEL, "--input", "1x3x16x16", "--from", "saved", "--out", "n.onnx", "--target", "coreml")
+    refused = run("export", *network, "--from", "saved", "--out", "n.onnx", "--target", "coreml")
     assert refused.exit_code == 2
     assert "coreml reads no ONNX files" in refused.stderr
 
