@@ -48,6 +48,10 @@ deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer
 	.venv-deploy/bin/python benchmarks/deploy/deploy_runtimes.py
 	.venv-deploy/bin/python -m pytest -m "browser or not slow" tests/deploy
 
+quantize: .venv-deploy/.ready  ## int8 by the quantizers that people use: reports/deploy/int8; positions trained for it; ONNX files back to training
+	.venv-deploy/bin/python benchmarks/deploy/deploy_int8.py
+	.venv-deploy/bin/python -m pytest -m slow tests/deploy/test_int8.py tests/deploy/test_torch_model.py
+
 page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser, its internal sizes on sliders
 	.venv-deploy/bin/python examples/browser/build.py
 
@@ -142,11 +146,12 @@ help:  ## this list
 	.venv-cases/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,onnx,report,train]' peft
 	touch $@
 
-.venv-deploy/.ready: pyproject.toml constraints.txt tests/deploy/requirements.txt
+.venv-deploy/.ready: pyproject.toml constraints.txt tests/deploy/requirements.txt tests/deploy/files.txt
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv-deploy/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[demo,onnx]' -r tests/deploy/requirements.txt
+	.venv-deploy/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/deploy/files.txt
 	.venv-deploy/bin/npm install --silent --no-save --ignore-scripts --prefix .venv-deploy onnxruntime-web@1.30.0
 	touch $@
 

@@ -24,6 +24,11 @@ def load(factory: str, specs: list[str] | None) -> tuple[nn.Module, object]:
 
     from ccrewrite.ir.typed import manual_seed
 
+    if factory.endswith(".onnx"):
+        raise InputError(
+            f"{factory} is a file, not package.module:factory. `ccrewrite rewrite-onnx {factory} --out FILE` rewrites files; "
+            "to train it, let a factory return ccrewrite.export.torch_model.torch_model(path, inputs): docs/from-onnx.md"
+        )
     value = named(factory, "the model is named package.module:factory")
     if callable(value) and not isinstance(value, nn.Module):
         manual_seed(0)
