@@ -25,12 +25,13 @@ class SharedInputs(SharedWay, Inputs):
     def backward(self, gradient: Tensor, wants_input: bool, wants_positions: bool) -> dict[str, Tensor]:
         data, gradient = padded(self.input, self.layout.pads), gradient.flatten(2)
         d_data = torch.zeros_like(data) if wants_input else None
-        d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        d_by_tap = torch.empty_like(self.by_tap)
+        d_weight = d_by_tap.transpose(1, 2)
         wants_read, slopes = wants_input or wants_positions, list[Tensor]()
         for block in self.blocks(self.input.shape[1], self.outputs):
             read = self._read(data, block)
             d_read, d_mixing = mix_backward(gradient, read, self._mixing(block), self.layout.groups, wants_read)
-            d_weight[:, :, block.start : block.stop] = d_mixing.view(self.out, len(block), -1).transpose(1, 2)
+            d_by_tap[:, block.start : block.stop] = d_mixing.view(self.out, len(block), -1)
             if not wants_read:
                 continue
             arrived = self._apart(d_read, block)

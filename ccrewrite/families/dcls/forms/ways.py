@@ -80,14 +80,14 @@ class Inputs(Way):
         groups = self.layout.groups
         data, again = padded(self.input, self.layout.pads), self.places.reversed()
         d_input = torch.zeros_like(self.input, memory_format=torch.contiguous_format)
-        d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        d_weight = torch.empty_like(self.by_tap)
         slopes: list[Tensor] = []
         for block in self.blocks(self.input.shape[1], self.outputs):
             wants_read = wants_input or wants_positions
             d_read, d_mixing = mix_backward(
                 gradient.flatten(2), self._read(data, block), self._mixing(block), groups, wants_read
             )
-            d_weight[:, :, block.start : block.stop] = d_mixing.view(self.out, len(block), -1).transpose(1, 2)
+            d_weight[:, block.start : block.stop] = d_mixing.view(self.out, len(block), -1)
             if not wants_read:
                 continue
             each = d_read.view(self.batch, groups, len(block), -1, *self.outputs)
@@ -97,7 +97,7 @@ class Inputs(Way):
                     slopes.append(self.places.slopes(data, tap, arrived))
                 if wants_input:
                     d_input += again.value(met_again(arrived, self.sizes, self.layout), tap, self.sizes)
-        return gradients(d_input, d_weight, slopes)
+        return gradients(d_input, d_weight.transpose(1, 2), slopes)
 
     def _read(self, data: Tensor, block: range) -> Tensor:
         """``(N, groups * taps * in/groups, prod(outputs))``"""
@@ -113,7 +113,12 @@ class Inputs(Way):
 
     def _mixing(self, block: range) -> Tensor:
         """``(out, taps * in/groups, 1)``"""
-        return self.weight[:, :, block.start : block.stop].transpose(1, 2).flatten(1)[:, :, None]
+        return self.by_tap[:, block.start : block.stop].flatten(1)[:, :, None]
+
+    @functools.cached_property
+    def by_tap(self) -> Tensor:
+        """The weight, ``(out, taps, in/groups)``: one tap of it lies all over the memory."""
+        return self.weight.transpose(1, 2).contiguous()
 
 
 class Products(Way):
@@ -131,19 +136,19 @@ class Products(Way):
         again, arrived = self.places.reversed(), met_again(gradient, self.sizes, self.layout)
         flat = self.input.flatten(2)
         d_input = torch.zeros_like(flat, memory_format=torch.contiguous_format)
-        d_weight = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        d_weight = torch.empty_like(self.by_tap)
         slopes: list[Tensor] = []
         for block in self.blocks(self.out, self.sizes):
             d_products = torch.stack([again.value(arrived, tap, self.sizes) for tap in block], 1)
             d_flat, d_mixing = mix_backward(d_products.flatten(1, 2).flatten(2), flat, self._mixing(block), 1, wants_input)
-            d_weight[:, :, block.start : block.stop] = d_mixing.view(len(block), self.out, -1).permute(1, 2, 0)
+            d_weight[block.start : block.stop] = d_mixing.view(len(block), self.out, -1)
             if wants_input:
                 d_input += d_flat
             if wants_positions:
                 products = self._products(block)
                 for index, tap in enumerate(block):
                     slopes.append(self.places.slopes(padded(products[:, index], self.layout.pads), tap, gradient))
-        return gradients(d_input.view(self.input.shape), d_weight, slopes)
+        return gradients(d_input.view(self.input.shape), d_weight.permute(1, 2, 0), slopes)
 
     def _products(self, block: range) -> Tensor:
         """``(N, taps, out, *sizes)``"""
@@ -151,7 +156,12 @@ class Products(Way):
 
     def _mixing(self, block: range) -> Tensor:
         """``(taps * out, in, 1)``"""
-        return self.weight[:, :, block.start : block.stop].permute(2, 0, 1).flatten(0, 1)[:, :, None]
+        return self.by_tap[block.start : block.stop].flatten(0, 1)[:, :, None]
+
+    @functools.cached_property
+    def by_tap(self) -> Tensor:
+        """The weight, ``(taps, out, in)``."""
+        return self.weight.permute(2, 0, 1).contiguous()
 
 
 class Depthwise(Way):
