@@ -56,7 +56,7 @@ page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser,
 	.venv-deploy/bin/python examples/browser/build.py
 
 lowering: $(READY)  ## compiled models: forms, choices, packages, folded layers; needs a C++ compiler
-	$(BIN)/python -m pytest -m slow tests/lowering tests/folded tests/plugin tests/cli
+	$(BIN)/python -m pytest -m slow tests/lowering tests/folded tests/passes tests/plugin tests/cli
 
 gpu:  ## on a CUDA machine with torch and triton, installing nothing: what every form computes and takes there: reports/gpu
 	PYTHONPATH=. $(PYTHON) benchmarks/speed/gpu.py $(OPTIONS)

@@ -36,9 +36,9 @@ class Block(nn.Module):
 
 def stage(dim: int, depth: int) -> nn.Sequential:
     """Blocks that share their positions."""
-    blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
+    blocks = [Block(dim) for _ in range(depth)]
     share_positions(*(block.dwconv for block in blocks))
-    return blocks
+    return nn.Sequential(*blocks)
 
 
 def convnext(dims: tuple[int, ...] = (32, 64), depths: tuple[int, ...] = (2, 2), classes: int = 10) -> nn.Sequential:

@@ -57,8 +57,8 @@ def main() -> None:
                     for mover in rewritten[0].sampling.movers():
                         nn.init.normal_(mover, std=0.1)
                 ccrewrite.export_onnx(rewritten, f"{directory}/open.onnx", x, sizes="input")
-                files = (session(Path(directory, f"{n}.onnx")) for n in ("plain", "open"))
-                cells.append(f"{ratio(*files, {'input': x.numpy()}):.1f}x")
+                plain, opened = (session(Path(directory, f"{n}.onnx")) for n in ("plain", "open"))
+                cells.append(f"{ratio(plain, opened, {'input': x.numpy()}):.1f}x")
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 
 import ccrewrite
 from ccrewrite.families.dcls.sparsify import LargeToDcls
+from ccrewrite.families.interpolation import Interpolation
 
 FRACTION = 1 / 3
 
@@ -50,7 +51,7 @@ def score(model: nn.Module, split: str) -> dict[str, float]:
     return {"accuracy, %": 100 * float((found == y).float().mean())}
 
 
-def sparse(interpolation: str) -> Callable[[nn.Module], nn.Module]:
+def sparse(interpolation: Interpolation) -> Callable[[nn.Module], nn.Module]:
     rule = LargeToDcls(budget=FRACTION, interpolation=interpolation)
     return lambda model: ccrewrite.rewrite(model, drawn("validation")[0][:2], rules=[rule]).model
 

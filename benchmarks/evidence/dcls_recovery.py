@@ -115,7 +115,7 @@ def recover(name: str, interpolation: str, start: str, seed: int) -> dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     seeds = parser.parse_args().seeds
     rows: list[dict[str, Any]] = []

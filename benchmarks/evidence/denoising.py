@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-import skimage.data
+import skimage.data  # pyright: ignore[reportMissingImports]
 import torch
 import torch.nn.functional as F
 from common import Batch, Claim, run

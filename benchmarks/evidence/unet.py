@@ -83,9 +83,9 @@ def cc(model: nn.Module) -> nn.Module:
 class Ensemble(nn.Module):
     """Class probabilities, averaged over inner sizes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, image: Tensor) -> Tensor:
         found = []

@@ -23,7 +23,7 @@ def main(first: Path, second: Path) -> None:
                 b = other[variant["name"]]["latency"][mode]
                 shown = [f"{t['ratio']:.2f} ({t['ratio_low']:.2f} to {t['ratio_high']:.2f})" for t in (a, b)]
                 agree = a["ratio_low"] <= b["ratio_high"] and b["ratio_low"] <= a["ratio_high"]
-                rows.append((f"{path.parent.name}: {variant['name']}, {mode}", *shown, agree))
+                rows.append((f"{path.parent.name}: {variant['name']}, {mode}", *shown, agree))  # pyright: ignore[reportArgumentType]
     print(tabulate(rows, headers=("case", "first", "second", "agree"), tablefmt="github", disable_numparse=True))
     print(f"\n{sum(agree for *_, agree in rows)} of {len(rows)} cases agree within their intervals")
 

@@ -187,7 +187,7 @@ def measure_polyphase(rounds: int) -> dict[str, Any]:
                 out[:, :, i::3, j::3] = F.conv2d(padded[:, :, i:, j:], weight, stride=4)[:, :, :count, :count]
             return out
 
-        name = f"3x3, stride 2, {channels} channels, {size} -> {size // 2}, asked for {layer.output_size[0]}"
+        name = f"3x3, stride 2, {channels} channels, {size} -> {size // 2}, asked for {layer.output_size[0]}"  # pyright: ignore[reportIndexIssue]
         compare(name, functools.partial(layer, x), phases)
     for taps in (2, 4):
         layer = CCConvTranspose2d(64, 64, taps, 2, taps // 2 - 1)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 import ccrewrite
 from ccrewrite.families.sites import rewritten_sites
+from ccrewrite.ir.typed import compiled
 
 REPORT = ROOT / "reports" / "cpu"
 SITES = 50
@@ -63,7 +64,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 def prepared(way: str, model: nn.Module, x: Tensor) -> nn.Module:
     if way == "original":
-        return torch.compile(model)
+        return compiled(model)
     if way == "sites":
         return ccrewrite.lower(model, x, mode="training", scope="sites", verify=False).model
     known = rewritten_sites(model) if way == "slices" else {}

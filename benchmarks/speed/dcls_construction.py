@@ -23,7 +23,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-import DCLS.construct.modules as reference
+import DCLS.construct.modules as reference  # pyright: ignore[reportMissingImports]
 import torch
 from tabulate import tabulate
 from torch import Tensor
@@ -137,7 +137,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)

@@ -94,7 +94,7 @@ def put(case: Case, device: torch.device, setting: Setting) -> Case:
     form = torch.channels_last if setting.layout == "channels_last" else torch.contiguous_format
     case.ours.to(device)
     case.ours.weight.data = case.ours.weight.data.to(dtype)
-    plain = case.plain.to(device, dtype, memory_format=form)
+    plain = case.plain.to(device, dtype, memory_format=form)  # pyright: ignore[reportCallIssue]
     reference = None if case.reference is None else case.reference.to(device)
     if reference is not None and dtype != torch.float32:
         reference = Autocast(reference)

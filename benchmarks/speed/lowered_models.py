@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import ccrewrite
+from ccrewrite.ir import typed
 
 REPORT = ROOT / "reports" / "cpu"
 TRAINED = ("hf_mobilenetv2_deeplab", "pcv_erfnet", "tcn_causal")
@@ -75,7 +76,7 @@ def measured(name: str) -> dict[str, Any]:
     move_(moved)
     torch._dynamo.reset()
     runs = {
-        "original": run(torch.compile(model), inputs),
+        "original": run(typed.compiled(model), inputs),
         "unmoved": run(ccrewrite.lower(rewritten, inputs).model, inputs),
         "moved": run(ccrewrite.lower(moved, inputs).model, inputs),
     }
@@ -83,7 +84,7 @@ def measured(name: str) -> dict[str, Any]:
     if name in TRAINED:
         torch._dynamo.reset()
         lowered = ccrewrite.lower(moved, inputs, mode="training", measured=False)
-        steps = {"original": step(torch.compile(model), inputs), "moved": step(lowered.model, inputs)}
+        steps = {"original": step(typed.compiled(model), inputs), "moved": step(lowered.model, inputs)}
         found["training"] = table_of(timed(steps, ROUNDS), "original")
     return found
 
@@ -98,11 +99,11 @@ def compile_times() -> dict[str, float]:
         model = nn.Sequential(*(convolutions if kind == "bare" else followed))
         rewritten = ccrewrite.rewrite(model, x).model
         makers: dict[str, Callable[[], nn.Module]] = {
-            "original, training": lambda m=model: torch.compile(m.train()),
+            "original, training": lambda m=model: typed.compiled(m.train()),
             "lowered, training": lambda m=rewritten: (
                 ccrewrite.lower(m.train(), x, mode="training", measured=False, verify=False).model
             ),
-            "original, inference": lambda m=model: torch.compile(m.eval()),
+            "original, inference": lambda m=model: torch.compile(m.eval()),  # pyright: ignore[reportAssignmentType]
             "lowered, inference": lambda m=rewritten: ccrewrite.lower(m.eval(), x, verify=False).model,
         }
         for _ in range(2):

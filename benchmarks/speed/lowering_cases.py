@@ -80,7 +80,7 @@ def _dilated(inner: int, out: int, dilation: int, sharing: str, **more: Any) -> 
 
 def _reference(version: str, *arguments: Any, **options: Any) -> nn.Module | None:
     try:
-        import DCLS.construct.modules as modules
+        import DCLS.construct.modules as modules  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     return modules.Dcls2d(*arguments, **options, bias=False, version=version)
@@ -120,7 +120,7 @@ def dense(case: Case) -> tuple[nn.Module, Run]:
     """The effective kernel, built once, as an eager convolution."""
     ours = case.ours
     shape = ours.in_channels, ours.out_channels, ours.sampling.window
-    layer = nn.Conv2d(*shape, padding=ours.padding, groups=ours.groups, bias=False, device=case.x.device, dtype=case.x.dtype)
+    layer = nn.Conv2d(*shape, padding=ours.padding, groups=ours.groups, bias=False, device=case.x.device, dtype=case.x.dtype)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         layer.weight.copy_(ours.sampling.kernel(ours.weight))
     return layer, layer
@@ -171,8 +171,8 @@ def _defined(case: Case) -> Tensor:
     if case.ours.groups > 1 or sampling.sharing not in ("tap", "out"):
         return F.conv2d(x, sampling.kernel(weight), padding=case.ours.padding, groups=case.ours.groups)
     padding = case.ours.padding
-    size = [n + 2 * p - w + 1 for n, p, w in zip(x.shape[2:], padding, sampling.window, strict=True)]
-    x = F.pad(x, (padding[1], padding[1] + 1, padding[0], padding[0] + 1))  # one more: to the right of the last sample
+    size = [n + 2 * p - w + 1 for n, p, w in zip(x.shape[2:], padding, sampling.window, strict=True)]  # pyright: ignore[reportOperatorIssue]
+    x = F.pad(x, (padding[1], padding[1] + 1, padding[0], padding[0] + 1))  # one more: to the right of the last sample  # pyright: ignore[reportArgumentType, reportOperatorIssue]
     rows, columns = (along[:, 0] for along in sampling.cells())
     out = x.new_zeros(len(x), len(weight), *size)
     for tap, mixing in enumerate(weight.flatten(2).unbind(2)):

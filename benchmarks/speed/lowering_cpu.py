@@ -176,10 +176,10 @@ def megabytes(function: Callable[[], Any]) -> float:
     """Peak of torch's allocations while ``function`` runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         peak = max(peak, held)
     return peak / 1e6
 

@@ -108,7 +108,7 @@ def measure(
             subject = Subject(build, seconds) if missing else None
             for column in missing:
                 try:
-                    known[column] = COLUMNS[column](subject)
+                    known[column] = COLUMNS[column](subject)  # pyright: ignore[reportArgumentType]
                 except Exception as error:  # one column's failure must not lose the others
                     traceback.print_exc()
                     known[column] = {"error": f"{type(error).__name__}: {error}"[:300]}

@@ -28,7 +28,7 @@ class Layer(NamedTuple):
 
     def build(self) -> tuple[nn.Module, Tensor]:
         extra = self.kernel - self.stride
-        options = {"stride": self.stride, "groups": self.groups, "dilation": self.dilation}
+        options: dict[str, Any] = {"stride": self.stride, "groups": self.groups, "dilation": self.dilation}
         if self.transposed:
             padding, output_padding = (extra + 1) // 2, extra % 2
             layer = TRANSPOSED[self.ndim - 1](

@@ -23,6 +23,7 @@ import ccrewrite
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.ir.spent import peak_memory
 from ccrewrite.ir.timing import Case, Effort, time_cases
+from ccrewrite.ir.typed import compiled
 
 MOST_CELLS = 1 << 22
 """Of a kernel that ``dcls`` builds, many times over: more of them take minutes and gigabytes a call."""
@@ -150,7 +151,7 @@ def lowered_step(s: Subject) -> dict[str, Any]:
     torch._dynamo.reset()
     moved = copy.deepcopy(s.moved)
     lowered = ccrewrite.lower(moved, s.inputs, mode="training", measured=False, verify=False)
-    runs = {"original": s.step(torch.compile(s.original)), "moved": s.step(lowered.model)}
+    runs = {"original": s.step(compiled(s.original)), "moved": s.step(lowered.model)}
     return {"forms": lowered.summary(), **s.timed(runs)}
 
 
@@ -184,7 +185,7 @@ def _peer(layer: nn.Module) -> nn.Module | None:
     if max(g.dilation) == 1:
         return Resized(layer)
     try:
-        import DCLS.construct.modules as reference
+        import DCLS.construct.modules as reference  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     if math.prod(layer.weight.shape[:2]) * math.prod(g.extent) > MOST_CELLS:

@@ -20,7 +20,7 @@ Example = tuple[nn.Module, Any]
 
 def resnet18() -> Example:
     import_torchvision()
-    from torchvision.models import resnet18
+    from torchvision.models import resnet18  # pyright: ignore[reportMissingImports]
 
     return resnet18(weights=None), torch.randn(1, 3, 224, 224)
 
@@ -39,21 +39,21 @@ class Main(nn.Module):
 
 def deeplabv3() -> Example:
     import_torchvision()
-    from torchvision.models.segmentation import deeplabv3_resnet50
+    from torchvision.models.segmentation import deeplabv3_resnet50  # pyright: ignore[reportMissingImports]
 
     return Main(deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21), "out"), torch.randn(1, 3, 256, 256)
 
 
 def mobilenet_deeplab() -> Example:
-    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation  # pyright: ignore[reportMissingImports]
 
     config = MobileNetV2Config(depth_multiplier=1.0, output_stride=8, num_labels=21, tf_padding=True)
     return Main(MobileNetV2ForSemanticSegmentation(config), "logits"), torch.randn(1, 3, 256, 256)
 
 
 def wav2vec2() -> Example:
-    from transformers import Wav2Vec2Config
-    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
+    from transformers import Wav2Vec2Config  # pyright: ignore[reportMissingImports]
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder  # pyright: ignore[reportMissingImports]
 
     encoder = Wav2Vec2FeatureEncoder(Wav2Vec2Config())
     encoder._requires_grad = False  # else it asks its input for a gradient
@@ -61,7 +61,7 @@ def wav2vec2() -> Example:
 
 
 def unet(ndim: int, channels: tuple[int, ...], size: int) -> Example:
-    from monai.networks.nets import UNet
+    from monai.networks.nets import UNet  # pyright: ignore[reportMissingImports]
 
     model = UNet(ndim, 1, 2, channels=channels, strides=(2,) * (len(channels) - 1), num_res_units=2)
     return model, torch.randn(1, 1, *(size,) * ndim)

@@ -26,6 +26,7 @@ from rounds import ratios, timed
 from torch import Tensor, nn
 
 import ccrewrite
+from ccrewrite.ir.typed import compiled
 
 ROUNDS = 9
 
@@ -113,7 +114,7 @@ def main() -> None:
         move_(rewritten)
         own = copy.deepcopy(rewritten)
         torch._dynamo.reset()
-        _, of_original = first(lambda model=original: torch.compile(copy.deepcopy(model)), x)
+        _, of_original = first(lambda model=original: compiled(copy.deepcopy(model)), x)
         lowered = ccrewrite.lower(own, x, mode="training", scope="sites", verify=False)
         sites, of_sites = first(lambda model=own: model, x)
         models, seconds = [original, rewritten, sites], [of_original, of_sites]

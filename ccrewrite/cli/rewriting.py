@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -14,6 +14,7 @@ from ccrewrite.cli.arguments import load
 from ccrewrite.cli.console import out, say
 from ccrewrite.cli.parameters import Factory, Input, Json, Selection, selecting
 from ccrewrite.errors import InputError
+from ccrewrite.ir.json_types import JsonObject
 
 if TYPE_CHECKING:
     from ccrewrite.ir.sites import Plan
@@ -71,7 +72,7 @@ def rules(as_json: Json = False) -> None:
 
     from ccrewrite.families.family import families
 
-    known: list[dict[str, Any]] = [
+    known: list[JsonObject] = [
         {
             "rule": rule.name,
             "family": family.name,

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -50,5 +49,5 @@ def in_float32_(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
 
 
-def _float32(tensor: Any) -> ir.TensorProtocol:
+def _float32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)

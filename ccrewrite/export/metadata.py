@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
@@ -95,7 +94,7 @@ def _without_ours(path: str) -> str:
     return f".{path}".partition(f".{HOSTED}.")[0].removeprefix(".")
 
 
-def _strip(properties: Any) -> None:
+def _strip(properties: MutableMapping[str, str]) -> None:
     for key in [k for k in properties if k.startswith(TORCH_KEYS)]:
         del properties[key]
 

@@ -18,7 +18,7 @@ def translations() -> dict[Callable[..., object], Callable[..., object]]:
     attributes: where one depends on sizes, it makes all outputs that there may be, and the others are cut off.
     """
     from onnxscript import opset18
-    from onnxscript.function_libs.torch_lib.ops.core import aten_convolution
+    from onnxscript.function_libs.torch_lib.ops.core import aten_convolution  # pyright: ignore[reportMissingTypeStubs]
 
     op: Any = opset18  # its signatures are those of functions in ONNX's own Python dialect
 

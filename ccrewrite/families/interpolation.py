@@ -13,7 +13,7 @@ The DCLS forms are normalised over the window's cells ``s = 0 .. size-1`` (arXiv
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def interpolate(kind: str, position: Tensor, width: Tensor | None, size: int, nd
     return _profile(kind, position, width, size, ndim)[0]
 
 
-def _profile(kind: str, position: Tensor, width: Tensor | None, size: int, ndim: int) -> tuple[Tensor, Tensor, Any]:
+def _profile(kind: str, position: Tensor, width: Tensor | None, size: int, ndim: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """(phi, distance, sum before normalisation)."""
     distance = torch.arange(size, dtype=position.dtype, device=position.device) - position[..., None]
     if kind == "linear":
@@ -91,6 +91,7 @@ def interpolate_backward(
         return rise[..., 0] * shared, None
     assert width is not None
     phi, distance, total = _profile(kind, position, width, gradient.shape[-1], ndim)
+    assert total is not None
     # phi = n / sum(n), so d phi = (dn - phi sum(dn)) / sum(n).
     gradient = gradient - (gradient * phi).sum(-1, keepdim=True)
     if kind == "gaussian":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ccrewrite.errors import InputError
 class Unscriptable(nn.Module):
     """Mixin: scripting a model that has this layer raises ``InputError``."""
 
-    def __prepare_scriptable__(self) -> Any:  # what torch.jit.script asks for in place of a module
+    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script asks for in place of a module
         refuse_scripting(self)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +90,7 @@ def _inference(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def _step(layer: nn.Module, x: Tensor) -> Any:
+def _step(layer: nn.Module, x: Tensor) -> Sequence[Tensor | None]:
     wanted = [x.detach().requires_grad_(), *layer.parameters()]
     out = layer(wanted[0])
     return torch.autograd.grad(out, wanted, torch.ones_like(out), allow_unused=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +38,8 @@ class _Trial:
         self.bias = self.drawn((outputs if site.sampling.transposed else self.shapes.weight[0],)) if self.shapes.bias else None
 
     def drawn(self, size: Sequence[int]) -> Tensor:
-        where: dict[str, Any] = {"device": self.shapes.device, "dtype": self.shapes.dtype}
-        return torch.randn(tuple(size), generator=self.generator, **where).requires_grad_()
+        device, dtype = self.shapes.device, self.shapes.dtype
+        return torch.randn(tuple(size), generator=self.generator, device=device, dtype=dtype).requires_grad_()
 
     def run(
         self, call: Callable[..., Tensor], weight: Tensor, learned: Sequence[Tensor], *, training: bool

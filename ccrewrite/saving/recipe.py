@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ccrewrite.families.adopt import torch_layer
 from ccrewrite.families.family import sampling_classes
 from ccrewrite.families.sampling import Sampling
 from ccrewrite.families.sites import rewritten_sites
+from ccrewrite.ir.json_types import JsonObject
 from ccrewrite.ir.torch_private import parameters_of
 from ccrewrite.ir.typed import named_modules
 from ccrewrite.ir.wrappers import unwrapped, wrappers
@@ -37,7 +38,7 @@ class Recipe:
     samplings: tuple[Placed, ...]
     ties: tuple[tuple[str, ...], ...]
     """Names of added parameters that are one."""
-    resized: dict[str, Any]
+    resized: JsonObject
     """Path of a module that ``resize_`` was called on -> its settings."""
 
     @classmethod

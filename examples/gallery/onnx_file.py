@@ -28,7 +28,7 @@ def theirs(path: Path) -> None:
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)[0]
+    return session.run(None, inputs)[0]  # pyright: ignore[reportReturnType]
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def signals(count: int, seed: int) -> tuple[Tensor, Tensor]:
     smooth = F.avg_pool1d(F.avg_pool1d(noise, 3, 1), 3, 1)
     smooth = smooth / smooth.std()
     target = sum(smooth.roll(delay, dims=-1) for delay in DELAYS)
-    return smooth[..., 36:], target[..., 36:] / len(DELAYS) ** 0.5
+    return smooth[..., 36:], target[..., 36:] / len(DELAYS) ** 0.5  # pyright: ignore[reportIndexIssue]
 
 
 def train(model: nn.Module, steps: int, lr: float) -> None:

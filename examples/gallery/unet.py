@@ -50,7 +50,7 @@ def main() -> None:
         (found,) = session.run(None, {"x": x.numpy(), **native, "down2.size": np.array([size, size])})
         with torch.no_grad(), ccrewrite.resized(rewritten, {"down2": ratio}):
             expected = rewritten(x).numpy()
-        print(f"the deepest map at {size}x{size}: output {found.shape[2:]}, off by {np.abs(found - expected).max():.0e}")
+        print(f"the deepest map at {size}x{size}: output {found.shape[2:]}, off by {np.abs(found - expected).max():.0e}")  # pyright: ignore[reportAttributeAccessIssue]
         assert np.abs(found - expected).max() < 1e-4
 
 

@@ -150,10 +150,10 @@ def test_export_that_must_work_and_does_not() -> None:
 
 def test_scripted_models() -> None:
     for model in (torch.jit.script(plain().eval()), torch.jit.trace(plain().eval(), X)):
-        assert {s.decision.code for s in ccrewrite.plan(model, X)} == {"scripted"}
+        assert {s.decision.code for s in ccrewrite.plan(model, X)} == {"scripted"}  # pyright: ignore[reportArgumentType]
         for function in FUNCTIONS[1:]:
             with pytest.raises(SelectionError, match=r"nothing to rewrite: .* scripted"):
-                function(model, X)
+                function(model, X)  # pyright: ignore[reportArgumentType]
 
 
 def test_quantized_models() -> None:

@@ -60,7 +60,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = x.new_zeros(x.shape[1], x.shape[1], 4)
         channels = torch.arange(x.shape[1])
-        weight[channels, channels] = self.kernel
+        weight[channels, channels] = self.kernel  # pyright: ignore[reportArgumentType]
         return F.conv1d(F.pad(x, (1, 1), mode="reflect"), weight, stride=2)
 
 

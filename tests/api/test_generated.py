@@ -83,7 +83,7 @@ def _same_gradients(original: nn.Module, rewritten: nn.Module, made: Generated) 
     for model in (original, rewritten):
         inputs = tuple(x.clone().requires_grad_() for x in made.inputs)
         outputs = model(*inputs)
-        sum(value.square().mean() for value in outputs.values()).backward()
+        sum(value.square().mean() for value in outputs.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
         gradients = {f"input {i}": x.grad for i, x in enumerate(inputs)}
         gradients |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         found.append({"outputs": outputs, "gradients": gradients})

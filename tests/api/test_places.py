@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -78,13 +78,13 @@ def test_geometry_left_on_meta_is_named(kind: str, gradients: bool) -> None:
 
 def test_a_part_of_the_geometry_left_on_meta() -> None:
     layer = CCConv2d(4, 4, 3, 2, 1)
-    layer.sampling.residual[1].inner.to_empty(device="meta")
+    layer.sampling.residual[1].inner.to_empty(device="meta")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match="the geometry of this CCSampling is on the meta device"):
         layer(X)
     with torch.no_grad():
         assert layer(X).shape == (2, 4, 6, 6)  # at its start nothing of it is read
         wide = DclsConv2d(4, 4, 3, dilation=2, interpolation="gaussian")
-        wide.sampling.widening = nn.Parameter(wide.sampling.widening.to("meta"))
+        wide.sampling.widening = nn.Parameter(cast(Tensor, wide.sampling.widening).to("meta"))
         with pytest.raises(InputError, match="this DclsSampling"):
             wide(X)
 
@@ -165,7 +165,7 @@ def test_traced(kind: str) -> None:
     traced = torch.jit.trace(model, X)
     for size in ((12, 12), (17, 22)):
         x = torch.randn(1, 4, *size)
-        torch.testing.assert_close(traced(x), model(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(traced(x), model(x), atol=1e-5, rtol=1e-5)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")

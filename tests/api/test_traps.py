@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from zoo import Causal, Masked, OldNormed, ReadsGeometry, Reused, Standardised
 
 import ccrewrite
@@ -82,6 +83,8 @@ class Sliced(nn.Module):
 
 
 class MasksItsData(nn.Conv1d):
+    mask: Tensor
+
     """5: changes the weight in forward (PixelCNN-style masks)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -145,6 +148,8 @@ class AsksForSizes(nn.Module):
 
 
 class FixedFilter(nn.Module):
+    kernel: Tensor
+
     """8: blur kernels in a buffer, and a layer that nothing calls."""
 
     def __init__(self) -> None:
@@ -158,6 +163,8 @@ class FixedFilter(nn.Module):
 
 
 class Codes(nn.Module):
+    codebook: Tensor
+
     """9: a vector quantiser, whose integer codes are an output."""
 
     def __init__(self) -> None:
@@ -218,7 +225,7 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, 
 
 
 def flat(value: Any) -> list[Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
+    return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
 @pytest.fixture(params=TRAPS)
@@ -258,7 +265,7 @@ def test_rewritten_trained_and_reverted(trap: Trap) -> None:
     optimizer = torch.optim.SGD(rewritten.parameters(), lr=1e-3)
     for step in range(2):
         optimizer.zero_grad()
-        sum((t * torch.randn_like(t)).sum() for t in flat(rewritten(x)) if t.is_floating_point()).backward()
+        torch.stack([(t * torch.randn_like(t)).sum() for t in flat(rewritten(x)) if t.is_floating_point()]).sum().backward()
         live = {n for n, p in learn.items() if p.grad is not None and p.grad.isfinite().all() and p.grad.any()}
         zeros = {n for n, p in learn.items() if not p.any()}
         assert zeros <= live
@@ -348,7 +355,7 @@ def test_8_a_fixed_filters_geometry_follows_its_dtype_and_device() -> None:
 
 
 def test_10_channels_last_inputs_and_models() -> None:
-    model = CommonShapes().to(memory_format=torch.channels_last).eval()
+    model = CommonShapes().to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     x = torch.randn(2, 4, 17, 17).to(memory_format=torch.channels_last)
     result = ccrewrite.rewrite(model, x)
     assert result.check.max_abs_error == 0
@@ -372,7 +379,7 @@ def test_11_a_zero_initialised_head_hides_nothing_from_verification() -> None:
     model = Hidden()
     result = ccrewrite.rewrite(model, torch.randn(1, 4, 21))
     assert result.plan["conv"].decision.rewritten
-    assert not (model(torch.randn(1, 4, 21)) - model.head.bias[:, None]).any()  # the output proves nothing
+    assert not (model(torch.randn(1, 4, 21)) - cast(Tensor, model.head.bias)[:, None]).any()  # the output proves nothing
     x = torch.randn(1, 4, 21)
     rewritten: Any = result.model
     torch.testing.assert_close(rewritten.conv(x), model.conv(x), rtol=1e-5, atol=1e-5)

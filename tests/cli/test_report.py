@@ -42,7 +42,8 @@ def test_compare_and_report(
     compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: tuple[str, ...]
 ) -> None:
     monkeypatch.setitem(VARIANTS, "compiled", lambda model, inputs: torch.compile(model, backend="eager"))
-    console = Console(file=io.StringIO(), width=80)
+    shown = io.StringIO()
+    console = Console(file=shown, width=80)
     found = compare_command(
         compared.original,
         compared.moved,
@@ -54,7 +55,7 @@ def test_compare_and_report(
         console=console,
     )
     assert [v["name"] for v in found.data["variants"]] == ["original", "rewritten", *added]
-    assert "saved" in console.file.getvalue()
+    assert "saved" in shown.getvalue()
     assert "ccrewrite compare a.b:c --input 2x3x20x24" in (tmp_path / "report.md").read_text()
     assert found["folded"]["parameters"]["added"] == 0
     for name in added:
@@ -70,7 +71,7 @@ def test_compare_and_report(
     assert "Sites of lowered" not in page, "what is compiled has no sites that run by themselves"
     same = report_command(tmp_path, tmp_path / "report.json", console=console)
     assert not same.worse
-    assert "0 of" in console.file.getvalue()
+    assert "0 of" in shown.getvalue()
     assert Comparison.load(tmp_path) == found
 
 

@@ -50,7 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def invoke(text: str, *options: str) -> Result:
         Path("config.toml").write_text(text)
-        return CliRunner().invoke(app, ["finetune", "config.toml", *options])
+        return CliRunner().invoke(app, ["finetune", "config.toml", *options])  # pyright: ignore[reportReturnType]
 
     return invoke
 
@@ -67,7 +67,7 @@ def test_rewrites_trains_and_saves(run: Run) -> None:
     assert type(loaded[3]).__name__ == "DclsConv2d"
     assert type(loaded[0]).__name__ == "Conv2d"
     assert loaded[3].sampling.offset.abs().max() > 0
-    assert torch.equal(loaded[3].weight, network()[3].weight)  # frozen
+    assert torch.equal(loaded[3].weight, network()[3].weight)  # frozen  # pyright: ignore[reportArgumentType]
     assert loaded.eval()(pictures()).isfinite().all()
     again = run(CONFIG)
     assert again.exit_code == 2

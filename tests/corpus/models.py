@@ -56,6 +56,8 @@ def redraw_(model: nn.Module) -> None:
             parameter.add_(torch.rand_like(parameter) / 4 + 0.01)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
         for name, codebook in module.named_buffers(recurse=False):

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import ccrewrite
 from ccrewrite.errors import SelectionError
@@ -193,7 +195,7 @@ def test_export_and_observation_find_the_same_sites(single: Case) -> None:
 
 def test_rewritten_model_exports(single: Case) -> None:
     if single.name in NOT_EXPORTABLE:
-        with pytest.raises(torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+        with pytest.raises(GuardOnDataDependentSymNode):
             torch.export.export(single.result.model, single.inputs, strict=False)
         return
     with torch.no_grad():
@@ -206,7 +208,7 @@ def test_rewritten_model_compiles_whole(single: Case) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(single.result.model, backend="aot_eager", fullgraph=True)
     if single.name in NOT_COMPILABLE:
-        with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        with pytest.raises(TorchDynamoException):
             compiled(*single.inputs)
         return
     with torch.no_grad():

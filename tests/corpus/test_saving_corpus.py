@@ -129,4 +129,4 @@ def test_hugging_face_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ccrewrite.save(model, tmp_path / "geometry", geometry_only=True)
     there = hub / "somebody" / "net"
     shutil.copytree(tmp_path / "geometry", there, dirs_exist_ok=True)
-    same(ccrewrite.load(type(original).from_pretrained(there), there), model, inputs)
+    same(ccrewrite.load(type(original).from_pretrained(there), there), model, inputs)  # pyright: ignore[reportAttributeAccessIssue]

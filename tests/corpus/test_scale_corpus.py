@@ -9,7 +9,7 @@ in its own way is there. Outputs must keep the shapes they had: they are dense, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -128,7 +128,7 @@ class Case:
     def sizes(self) -> dict[str, tuple[int, ...]]:
         sizes: dict[str, tuple[int, ...]] = {}
         handles = [
-            s.register_forward_hook(lambda m, a, out, n=n: sizes.__setitem__(n, tuple(out.shape[-m.ndim :])))
+            s.register_forward_hook(lambda m, a, out, n=n, d=s.ndim: sizes.__setitem__(n, tuple(cast(Tensor, out).shape[-d:])))
             for n, s in samplings_of(self.model).items()
         ]
         self.run()

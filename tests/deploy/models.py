@@ -143,7 +143,7 @@ def original(case: Case) -> tuple[nn.Module, Tensor]:
 def rewritten(case: Case) -> tuple[nn.Module, Tensor]:
     """The case's rewritten model, as it is to be deployed, and that example."""
     model, x = original(case)
-    rules = [ccrewrite.DilatedToDcls(sharing=case.sharing), ccrewrite.StridedToCC()] if case.sharing else None
+    rules = [ccrewrite.DilatedToDcls(sharing=case.sharing), ccrewrite.StridedToCC()] if case.sharing else None  # pyright: ignore[reportArgumentType]
     model = ccrewrite.rewrite(model, x, rules=rules).model
     if case.moved:
         move_(model)

@@ -26,7 +26,7 @@ def onnxruntime(file: str) -> Run:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda feeds: session.run(None, feeds)
+    return lambda feeds: session.run(None, feeds)  # pyright: ignore[reportReturnType]
 
 
 def openvino(file: str) -> Run:

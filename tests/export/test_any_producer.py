@@ -37,7 +37,7 @@ def model(
 
 
 def conv(weight: str = "w", kind: str = "Conv", **attributes: Any) -> Any:
-    return helper.make_node(kind, ["x", weight], ["y"], name="c", **({"strides": [2]} | attributes))
+    return helper.make_node(kind, ["x", weight], ["y"], name="c", **{"strides": [2], **attributes})
 
 
 def session(path: Path) -> Any:
@@ -170,7 +170,11 @@ def test_weights_in_files_of_their_own(kind: str, location: str, folder: str, tm
     (tmp_path / "other").mkdir()
     options = {"strides": [2]} if kind == "strided" else {"strides": [1], "dilations": [2], "pads": [2, 2]}
     onnx.save_model(
-        model([conv(**options)]), tmp_path / "m.onnx", save_as_external_data=True, location=location, size_threshold=0
+        model([conv(**options)]),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location=location,
+        size_threshold=0,  # pyright: ignore[reportArgumentType]
     )
     (before,) = session(tmp_path / "m.onnx").run(None, {"x": X})
     target = tmp_path / folder / "n.onnx"

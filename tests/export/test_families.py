@@ -243,7 +243,7 @@ class Interpolated(ResizableSampling):
         return weight * (1 + self.gain)
 
     def at_size(self, input: Tensor, weight: Tensor, bias: Any, call: dict[str, Any], asked: Any, scale: Any) -> Tensor:
-        return F.interpolate(self.moved(input, weight, bias, {**call}), asked)
+        return F.interpolate(self.moved(input, weight, bias, {**call}), asked)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_size_that_cannot_stay_open_is_refused_by_name(x: Tensor, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class Hosted(nn.Module):
 def test_hosts_with_a_weight_that_is_computed(kernel: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, 12, 14)
-    rules = [ccrewrite.StridedToCC(kernel=kernel), ccrewrite.TransposedToCC(kernel=kernel)]
+    rules = [ccrewrite.StridedToCC(kernel=kernel), ccrewrite.TransposedToCC(kernel=kernel)]  # pyright: ignore[reportArgumentType]
     result = ccrewrite.rewrite(Hosted().eval(), x, rules=rules, verify=kernel != "mlp")  # which is no exact start
     assert len(result.plan.rewritten) == 2
     model = result.model

@@ -53,7 +53,7 @@ class Tuner(nn.Module, BaseTunerLayer):
         return function(x, 1.0 * self.delta, **given)
 
     def merge(self) -> nn.Module:
-        self.layer[0].weight.data += self.delta.data
+        self.layer[0].weight.data += self.delta.data  # pyright: ignore[reportOperatorIssue]
         self.merged = True
         return self.base_layer
 

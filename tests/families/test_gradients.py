@@ -129,7 +129,7 @@ def test_moved_continuous_kernels_against_the_definition(case: Case, basis: str,
 
 def small(ndim: int, transposed: bool) -> tuple[Any, Tensor]:
     options: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "dtype": F64}
-    conv = (TRANSPOSED if transposed else CONVS)[ndim - 1](2, 4, (3, 2, 2)[:ndim], **options)
+    conv = (TRANSPOSED if transposed else CONVS)[ndim - 1](2, 4, (3, 2, 2)[:ndim], **options)  # pyright: ignore[reportArgumentType]
     return conv, torch.randn(1, 2, *(3, 3, 2)[:ndim] if transposed else (7, 5, 4)[:ndim], dtype=F64)
 
 

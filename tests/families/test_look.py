@@ -27,7 +27,7 @@ def network() -> nn.Sequential:
 
 
 @pytest.fixture
-def rewritten() -> tuple[nn.Sequential, nn.Sequential, Tensor]:
+def rewritten() -> tuple[nn.Sequential, nn.Module, Tensor]:
     """The original, the rewritten model, an input."""
     original, x = network(), torch.randn(2, 4, 32)
     return original, ccrewrite.rewrite(original, x).model, x

@@ -22,11 +22,13 @@ REGISTRY: dict[str, type] = {}
 
 
 def rewritten(layer: nn.Module) -> Any:
-    return ccrewrite.rewrite(nn.Sequential(layer).eval(), X).model[0]
+    return ccrewrite.rewrite(nn.Sequential(layer).eval(), X).model.get_submodule("0")
 
 
 class Scaled(nn.Conv2d):
     """Weight-standardised, in its way, with a buffer, a parameter, an attribute and a property of names that ours have."""
+
+    scale: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(4, 4, 3, **options)
@@ -46,7 +48,7 @@ class Scaled(nn.Conv2d):
 @pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}], ids=["cc", "dcls"])
 def test_a_users_attributes_are_what_they_were(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    layer = Scaled(**options).eval()
+    layer: Any = Scaled(**options).eval()
     model = ccrewrite.rewrite(layer, X).model
     found: Any = model
     assert isinstance(found, RewrittenConv)
@@ -54,7 +56,7 @@ def test_a_users_attributes_are_what_they_were(options: dict[str, Any]) -> None:
         assert torch.equal(now(X), layer(X))
         assert (now.output_size, now.kernel, now.window, now.margin, now.offset) == (3, "kernel", 7, (1, 1), 0.25)
         assert (now.scale, now.alignment.shape) == (0.5, (4, 1, 1, 1))
-    found.offset, layer.offset = 1.0, 1.0  # theirs: it is no geometry
+    found.offset, layer.offset = 1.0, 1.0  # theirs: it is no geometry  # pyright: ignore[reportArgumentType]
     found.scale, layer.scale = torch.tensor(2.0), torch.tensor(2.0)
     torch.testing.assert_close(found(X), layer(X))
 

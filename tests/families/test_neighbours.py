@@ -23,7 +23,7 @@ X = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 class Ensemble(nn.Module):
     """Two sets of weights, one convolution of each."""
 
-    def __init__(self, function: Callable[..., Tensor], shape: tuple[int, ...], **options: int) -> None:
+    def __init__(self, function: Callable[..., Tensor], shape: tuple[int, ...], **options: Any) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)) / 6)
         self.function, self.options = function, options
@@ -33,7 +33,7 @@ class Ensemble(nn.Module):
 
 
 class PerSample(nn.Module):
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 3, **options)
 
@@ -112,7 +112,7 @@ def keep_(layer: Any, kept: list[int], axis: int) -> None:
 
 
 @pytest.mark.parametrize("second", [{"dilation": 2, "padding": 2}, {"stride": 2, "padding": 1}])
-def test_channels_pruned_from_a_rewritten_model_are_those_pruned_from_the_folded_one(second: dict[str, int]) -> None:
+def test_channels_pruned_from_a_rewritten_model_are_those_pruned_from_the_folded_one(second: dict[str, Any]) -> None:
     original = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 4, 3, **second)).eval()
     model = move_(ccrewrite.rewrite(original, X).model)
     folded = ccrewrite.fold(model, X).model

@@ -14,7 +14,7 @@ import ccrewrite.nn as layers
 from ccrewrite.families import regions
 from ccrewrite.families.cc import factors
 
-D2 = {"dilation": 2, "padding": 2}
+D2: dict[str, Any] = {"dilation": 2, "padding": 2}
 LAYERS: dict[str, tuple[Callable[[], Any], str | None, set[str]]] = {
     "window": (lambda: layers.DclsConv2d(4, 6, 3, **D2, sharing="full"), "window", {"dcls_kernel"}),
     "gaussian": (lambda: layers.DclsConv2d(4, 4, 3, groups=4, interpolation="gaussian", width=0.6), None, {"dcls_kernel"}),

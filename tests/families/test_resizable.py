@@ -32,7 +32,7 @@ class Interpolated(ResizableSampling):
 
     def at_size(self, input: Tensor, weight: Tensor, bias: Any, call: dict[str, Any], asked: Any, scale: Any) -> Tensor:
         call = {name: value for name, value in call.items() if name != "padding_mode"}
-        native = self.moved(input, weight, bias, call)
+        native = self.moved(input, weight, bias, call)  # pyright: ignore[reportArgumentType]
         scales = scale if isinstance(scale, tuple) else (scale or 1,) * self.ndim
         size = asked or tuple(scaled_size(n, s) for n, s in zip(native.shape[2:], scales, strict=True))
         return F.interpolate(native, size)

@@ -98,9 +98,9 @@ def test_lists_become_tuples_and_one_pattern_a_tuple_of_it() -> None:
 def test_patterns(option: str) -> None:
     for value in (None, 3, [3]):
         with pytest.raises(InputError, match=f"rule strided-to-cc: {option} takes names, globs"):
-            StridedToCC(**{option: value})
+            StridedToCC(**{option: value})  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"'re:\(' is no regular expression"):
-        StridedToCC(**{option: "re:("})
+        StridedToCC(**{option: "re:("})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("rule", [DilatedToDcls, StridedToCC])

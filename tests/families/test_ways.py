@@ -44,6 +44,8 @@ class Causal(nn.Conv1d):
 class Masked(nn.Conv2d):
     """A masked weight, by ``_conv_forward``."""
 
+    mask: Tensor
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         mask = torch.ones(self.kernel_size)
@@ -56,6 +58,8 @@ class Masked(nn.Conv2d):
 
 class Functional(nn.Module):
     """Two functional convolutions, of a parameter and of a buffer."""
+
+    blur: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +83,8 @@ class Computed(nn.Module):
 
 class Casts(nn.Module):
     """Functional convolutions whose weights are brought to the input's dtype."""
+
+    blur: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +266,7 @@ def test_channels_last(name: str) -> None:
     out = model(x)
     close(out, expected)
     with torch.no_grad():
-        twin = copy.deepcopy(way.original).to(memory_format=torch.channels_last)
+        twin = copy.deepcopy(way.original).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         ours = copy.deepcopy(way.start).to(memory_format=torch.channels_last)
         assert ours(x).stride() == twin(x).stride()
         assert torch.equal(ours(x), twin(x))

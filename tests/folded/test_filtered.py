@@ -17,7 +17,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any], tuple[i
     "pointwise": (nn.Conv2d, (24, 32, 1), {"stride": 2}, (2, 24, 15, 14)),
     "groups": (nn.Conv2d, (24, 32, 3), {"stride": (2, 3), "groups": 4, "padding": (0, 2)}, (1, 24, 15, 14)),
     "no bias, 1-d": (nn.Conv1d, (24, 32, 4), {"stride": 4, "bias": False}, (2, 24, 41)),
-    "one plain axis": (nn.Conv2d, (24, 32, (3, 1)), {"stride": (2, 1), "padding": (1, 0)}, (2, 24, 15, 14)),
+    "one plain axis": (nn.Conv2d, (24, 32, (3, 1)), {"stride": (2, 1), "padding": (1, 0)}, (2, 24, 15, 14)),  # pyright: ignore[reportAssignmentType]
     "volume": (nn.Conv3d, (8, 12, 2), {"stride": 2}, (1, 8, 8, 7, 6)),
     "unbatched": (nn.Conv2d, (24, 32, 2), {"stride": 2}, (24, 15, 14)),
     "transposed": (nn.ConvTranspose2d, (24, 16, 3), {"stride": 2, "padding": 1, "output_padding": 1}, (2, 24, 8, 7)),

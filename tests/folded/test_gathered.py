@@ -60,7 +60,8 @@ def test_gradients_and_copies() -> None:
     again.load_state_dict(folded.state_dict())
     assert isinstance(again, GatheredConv)
     assert torch.autograd.gradcheck(
-        lambda x, w: torch.func.functional_call(again, {"weight": w}, (x,)), (x[:1].requires_grad_(), again.weight)
+        lambda x, w: torch.func.functional_call(again, {"weight": w}, (x,)),
+        (x[:1].requires_grad_(), again.weight),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -88,7 +89,7 @@ def test_traced(first: str) -> None:
     folded = fold(nn.Sequential(model), x, forms="estimated")
     assert folded["0"].code == first
     for traced in (torch.fx.symbolic_trace(folded.model), torch.jit.trace(folded.model, x)):
-        torch.testing.assert_close(traced(x), folded.model(x), rtol=0, atol=0)
+        torch.testing.assert_close(traced(x), folded.model(x), rtol=0, atol=0)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize(

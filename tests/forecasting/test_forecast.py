@@ -134,16 +134,16 @@ def test_the_model_and_the_random_states_are_left_as_they_were() -> None:
     wanted, kinds = [p.requires_grad for p in model.parameters()], [type(m) for m in model.modules()]
     data = displaced(student(), X)
     _ = ccrewrite.forecast  # Inductor draws when it is imported
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # pyright: ignore[reportArgumentType]
     told(model, data, steps=None)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # noqa: NPY002  # pyright: ignore[reportArgumentType]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model.modules()] == flags
     assert [p.requires_grad for p in model.parameters()] == wanted
     assert [type(m) for m in model.modules()] == kinds
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        assert (parameter.grad is None) if gradient is None else torch.equal(parameter.grad, gradient)
+        assert (parameter.grad is None) if gradient is None else torch.equal(parameter.grad, gradient)  # pyright: ignore[reportArgumentType]
 
 
 def test_no_more_than_one_copy_is_in_memory() -> None:

@@ -107,7 +107,7 @@ class Maker:
 
     def functional(self) -> nn.Module:
         stride, dilation, computed, how = (self.draw.choice(c) for c in ((1, 2), (1, 2), (False, True), Functional.HOWS))
-        return Functional(self.ndim, self.channels, stride, dilation, computed, how)
+        return Functional(self.ndim, self.channels, stride, dilation, computed, how)  # pyright: ignore[reportArgumentType]
 
     def parametrized(self) -> nn.Module:
         conv = self.conv(kernel_size=3, dilation=2)
@@ -267,7 +267,7 @@ def standardised(ndim: int) -> type[nn.Module]:
         weight = self.weight - self.weight.mean(list(range(1, ndim + 2)), keepdim=True)
         return self._conv_forward(x, weight, self.bias)
 
-    return type(f"Standardised{ndim}d", (kind,), {"forward": forward, "__module__": __name__})
+    return type(f"Standardised{ndim}d", (kind,), {"forward": forward, "__module__": __name__})  # pyright: ignore[reportReturnType]
 
 
 def doubling(ndim: int) -> type[nn.Module]:
@@ -277,4 +277,4 @@ def doubling(ndim: int) -> type[nn.Module]:
     def doubled(self: Any, x: Tensor) -> Tensor:
         return 2 * call(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
-    return type(f"Doubling{ndim}d", (kind,), {"doubled": doubled, "__module__": __name__})
+    return type(f"Doubling{ndim}d", (kind,), {"doubled": doubled, "__module__": __name__})  # pyright: ignore[reportReturnType]

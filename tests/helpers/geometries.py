@@ -54,14 +54,14 @@ def cases(draw: st.DrawFn, transposed: bool | None = None, taps: int = 1) -> Cas
     bias, batch = draw(st.booleans()), draw(st.sampled_from([(), (1,), (2,)]))
     torch.manual_seed(draw(st.integers(0, 2**20)))
     extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    common = {"groups": groups, "bias": bias, "dilation": tuple(dilation), "dtype": torch.float64}
+    common: dict[str, Any] = {"groups": groups, "bias": bias, "dilation": tuple(dilation), "dtype": torch.float64}
     if transposed:
         padding = [draw(st.integers(0, 3)) for _ in each]
         extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
         # (n - 1) * stride - 2 * padding + extent + output_padding >= 1
         sizes = [max(1, -((e + op - 2 * p - 1) // s) + 1) for e, op, p, s in zip(extents, extra, padding, stride, strict=True)]
         sizes = [n + draw(st.integers(0, 3)) for n in sizes]
-        conv = TRANSPOSED[ndim - 1](*channels, tuple(kernel), tuple(stride), tuple(padding), tuple(extra), **common)
+        conv = TRANSPOSED[ndim - 1](*channels, tuple(kernel), tuple(stride), tuple(padding), tuple(extra), **common)  # pyright: ignore[reportCallIssue]
         input = torch.randn(*batch, channels[0], *sizes, dtype=torch.float64)
         asked: tuple[Any, ...] = ()
         if draw(st.booleans()):  # by output_size, which overrides output_padding and reaches up to stride - 1 further
@@ -78,5 +78,5 @@ def cases(draw: st.DrawFn, transposed: bool | None = None, taps: int = 1) -> Cas
     reach = {"reflect": 1, "circular": 0}.get(mode, -(10**6))  # reflect needs more samples than padding, circular as many
     sizes = [max(1, p + reach, 1 if named == "same" else e - 2 * p) for p, e in zip(padding, extents, strict=True)]
     sizes = [n + draw(st.integers(0, 5)) for n in sizes]
-    conv = CONVS[ndim - 1](*channels, tuple(kernel), tuple(stride), named or tuple(padding), padding_mode=mode, **common)
+    conv = CONVS[ndim - 1](*channels, tuple(kernel), tuple(stride), named or tuple(padding), padding_mode=mode, **common)  # pyright: ignore[reportCallIssue]
     return Case(conv, torch.randn(*batch, channels[0], *sizes, dtype=torch.float64))

@@ -150,7 +150,7 @@ class Downsampler(nn.Module):
 @example
 def erfnet() -> Example:
     """A strided stem first: its size is free, and the downsamplers follow it."""
-    up = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}
+    up: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}
     layers = [nn.Conv2d(3, 4, 3, 2, 1), Downsampler(4, 8), Downsampler(8, 16), nn.ConvTranspose2d(16, 8, **up), nn.ReLU()]
     return nn.Sequential(*layers, nn.ConvTranspose2d(8, 4, **up), nn.ConvTranspose2d(4, 5, 2, 2)), torch.randn(1, 3, 64, 64)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils._pytree import tree_map_only
 
 Built = tuple[nn.Module, Any]
 
@@ -33,6 +34,8 @@ class Causal(nn.Conv1d):
 
 class Masked(nn.Conv2d):
     """A masked weight, through ``_conv_forward``."""
+
+    mask: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,6 +63,8 @@ class Renamed(nn.Conv2d):
 
 class Functional(nn.Module):
     """Functional convolutions: of a parameter, of a buffer, of a computed weight."""
+
+    blur: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +231,7 @@ REFUSED_BY_EXPORT = {"reads_values"}
 def build(name: str, dtype: torch.dtype = torch.float32) -> Built:
     torch.manual_seed(0)
     factory, inputs = ZOO[name]
-    return factory().to(dtype), torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(dtype), inputs())
+    return factory().to(dtype), tree_map_only(Tensor, lambda t: t.to(dtype), inputs())
 
 
 def run(model: nn.Module, inputs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -98,7 +98,7 @@ class Messy(nn.Module):
         self.norm.train()  # as some models do, whatever they are asked
         x = self.norm(self.conv(x))
         self.counter += 1
-        self.scratch.mul_(2)[0] = 7
+        cast(Tensor, self.scratch).mul_(2)[0] = 7
         self.late = x.mean()
         self.last = x
         self.cache.append(x)
@@ -108,7 +108,7 @@ class Messy(nn.Module):
         self.extra = x
         self.conv.weight.data.mul_(0.5)
         with torch.no_grad():
-            self.conv.bias.zero_()
+            nn.init.zeros_(cast(Tensor, self.conv.bias))
         x = x + torch.rand(()) + random.random() + float(np.random.rand())  # noqa: NPY002
         return x.mul_(1)
 
@@ -218,6 +218,9 @@ def test_inputs_written_in_place_come_back() -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_slices_of_one_storage_all_come_back(first: bool) -> None:
     class Sliced(nn.Module):
+        low: Tensor
+        high: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv1d(4, 4, 3, stride=2)

@@ -95,7 +95,7 @@ def test_arguments_of_a_function() -> None:
         check_arguments(export, locals())
 
     export("a", 0, 3)  # type: ignore[arg-type]
-    export(Path("a"), [], None, len)
+    export(Path("a"), [], None, len)  # pyright: ignore[reportArgumentType]
     for wrong, says in (((3, 0), "path must be a string or a path"), (("a", 0, None, 1), "export: loss must be a function")):
         with pytest.raises(InputError, match=says):
             export(*wrong)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.codecache import PyCodeCache
-from torch._inductor.compile_fx import view_to_reshape
+from torch._inductor.compile_fx import view_to_reshape  # pyright: ignore[reportPrivateImportUsage]
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.post_grad import post_grad_passes
@@ -51,7 +51,7 @@ PROPERTIES = SimpleNamespace(
 
 
 def _target() -> Any:
-    from triton.backends.compiler import GPUTarget
+    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
 
     return GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
 
@@ -81,7 +81,7 @@ class _Driver:
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """torch, Inductor and Triton find one device, of ``PROPERTIES``."""
-    import triton
+    import triton  # pyright: ignore[reportMissingImports]
 
     answers: dict[str, Any] = {
         "is_available": True,
@@ -157,8 +157,8 @@ def buffers(code: str) -> list[int]:
 
 def compiled(name: str, kernel: str) -> str:
     """PTX of one of ``kernels``, for ``CAPABILITY``; it has gone through the assembler too."""
-    import triton
-    from triton.compiler import ASTSource
+    import triton  # pyright: ignore[reportMissingImports]
+    from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
 
     with fake_cuda():
         found = getattr(PyCodeCache.load(kernel), name)  # from a file: Triton reads the function's source there

@@ -16,11 +16,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from torch._inductor.runtime import triton_heuristics
-from torch._inductor.runtime.triton_helpers import libdevice
+from torch._inductor.runtime.triton_helpers import libdevice  # pyright: ignore[reportPrivateImportUsage]
 
 BLOCKS = {"XBLOCK": 256, "YBLOCK": 16, "R0_BLOCK": 128}
 
@@ -66,7 +66,7 @@ def outputs(source: str, inputs: list[Tensor]) -> list[Tensor]:
 def main(cases: str, results: str) -> None:
     assert triton.knobs.runtime.interpret
     # A library that is linked in when compiling. Looked up when called: the interpreter puts its own functions there.
-    libdevice.floor, libdevice.ceil = lambda x: tl.floor(x), lambda x: tl.ceil(x)
+    libdevice.floor, libdevice.ceil = lambda x: tl.floor(x), lambda x: tl.ceil(x)  # pyright: ignore[reportAttributeAccessIssue]
     patches = [mock.patch.object(triton_heuristics, n, heuristic) for n in ("pointwise", "reduction", "persistent_reduction")]
     patches += [
         mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu"),

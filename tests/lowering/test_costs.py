@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ccrewrite
 from ccrewrite.errors import InputError
+from ccrewrite.families.sites import rewritten_sites
 from ccrewrite.ir.capture import Inputs
 from ccrewrite.lowering import costs
 from ccrewrite.lowering.calls import SiteCall, site_calls
@@ -36,7 +37,7 @@ class Net(nn.Module):
 
 def sites() -> dict[str, SiteCall]:
     model = ccrewrite.rewrite(Net(), X).model
-    known = ccrewrite.families.sites.rewritten_sites(model)
+    known = rewritten_sites(model)
     return site_calls(model, Inputs.of(X), {name: site.sampling for name, site in known.items()})
 
 

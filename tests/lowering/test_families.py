@@ -104,10 +104,10 @@ def test_the_default_estimate_is_the_dense_convolutions():
     model = rewritten(Scaled)
     plain, transposed = (layer.sampling for layer in model)
     like: dict[str, Any] = {"bias": True, "dtype": X.dtype, "device": X.device}
-    dense = CallShapes((1, 4, 90, 90), (4, 4, 3, 3), arguments={"stride": (1, 1)}, **like)
+    dense = CallShapes((1, 4, 90, 90), (4, 4, 3, 3), arguments={"stride": (1, 1)}, **like)  # pyright: ignore[reportArgumentType]
     assert plain.estimates(dense, training=False)["window"] == pytest.approx(4 * 4 * 25 * (8100 * 0.012e-9 + 0.3e-9))
     # Of a transposed convolution, the taps lie around every sample of the input, whatever the stride.
-    up = CallShapes((1, 4, 90, 90), (4, 2, 2, 2), arguments={"stride": (2, 2)}, **like)
+    up = CallShapes((1, 4, 90, 90), (4, 2, 2, 2), arguments={"stride": (2, 2)}, **like)  # pyright: ignore[reportArgumentType]
     assert transposed.estimates(up, training=False)["window"] == pytest.approx(4 * 2 * 4 * (8100 * 0.012e-9 + 0.3e-9))
 
 

@@ -63,7 +63,7 @@ def sparse(batch: int, channels: int, size: int, window: int, cells: int) -> Cas
     weight = torch.zeros(channels, window**2).scatter_(1, visited, torch.randn(channels, cells))
 
     def forward(x: Tensor, weight: Tensor, visited: Tensor) -> tuple[Tensor, ...]:
-        return (sum_of_cells(x, weight, visited, (1, 1), pads),)
+        return (sum_of_cells(x, weight, visited, (1, 1), pads),)  # pyright: ignore[reportArgumentType]
 
     given = torch.randn(batch, channels, size, size), weight.view(channels, 1, window, window), visited.to(torch.int32)
     return Case(forward, given)

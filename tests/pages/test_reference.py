@@ -120,7 +120,7 @@ def test_every_command_and_option_is_shown(monkeypatch: pytest.MonkeyPatch) -> N
 
     text = reference()
     group = typer.main.get_command(app)
-    for name, command in group.commands.items():
+    for name, command in group.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
         part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         assert command.help.splitlines()[0] in part
         options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from moved import move_
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import _copy_attr
 
 import ccrewrite
 from ccrewrite.passes.fold import fold
@@ -25,7 +26,7 @@ class TwoGraphs(fx.GraphModule):
         self.train_graph, self.eval_graph = train_graph, eval_graph
         for node in train_graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                fx.graph_module._copy_attr(root, self, node.target)
+                _copy_attr(root, self, node.target)
         nn.Module.train(self)
         self.graph = train_graph
         self._tracer_cls = fx.Tracer
@@ -33,7 +34,8 @@ class TwoGraphs(fx.GraphModule):
     def train(self, mode: bool = True) -> TwoGraphs:
         if mode != self.training:
             self.graph = self.train_graph if mode else self.eval_graph
-        return nn.Module.train(self, mode)
+        nn.Module.train(self, mode)
+        return self
 
     def __deepcopy__(self, memo: Any) -> TwoGraphs:
         result = type(self).__new__(type(self))

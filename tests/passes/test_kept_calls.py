@@ -115,7 +115,7 @@ class PartialMethod(Base):
     def _encode(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return other_name(x, self.kernel(), bias, **CALL)
 
-    encode = functools.partialmethod(_encode, bias=None)
+    encode = functools.partialmethod(_encode, bias=None)  # pyright: ignore[reportAssignmentType]
 
 
 class Dispatched(Base):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from moved import move_
 from torch import Tensor, fx, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.utils.checkpoint import checkpoint
 
 import ccrewrite
 from ccrewrite.errors import InputError, SelectionError
@@ -79,7 +81,7 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, self.weight - self.weight.mean(), None, self.stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.before_bias(x) + self.bias.view(-1, 1, 1)
+        return self.before_bias(x) + cast(Tensor, self.bias).view(-1, 1, 1)
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -144,8 +146,8 @@ class Own(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, w = ctx.saved_tensors
-        of_input = torch.nn.grad.conv2d_input(x.shape, w, grads[0], stride=2, padding=1)
-        return of_input, torch.nn.grad.conv2d_weight(x, w.shape, grads[0], stride=2, padding=1)
+        of_input = conv2d_input(x.shape, w, grads[0], stride=2, padding=1)
+        return of_input, conv2d_weight(x, w.shape, grads[0], stride=2, padding=1)
 
 
 class Separate(torch.autograd.Function):
@@ -212,7 +214,7 @@ def test_checkpointed_layers_are_rewritten() -> None:
             self.c = nn.Conv2d(4, 4, 3, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.utils.checkpoint.checkpoint(self.c, x, use_reentrant=True)
+            return checkpoint(self.c, x, use_reentrant=True)
 
     model = ccrewrite.rewrite(Checkpointed().eval(), X, how="observe").model
     model(X.clone().requires_grad_()).sum().backward()

@@ -103,7 +103,7 @@ def test_a_name_with_brackets_is_hit_by_itself(option: str, expected: set[str]) 
         def forward(self, x: Tensor) -> Tensor:
             return self.d["b"](self.d["a[0]"](x))
 
-    assert taken(plan(Keyed(), X, **{option: "d.a[0]"})) == expected
+    assert taken(plan(Keyed(), X, **{option: "d.a[0]"})) == expected  # pyright: ignore[reportArgumentType]
 
 
 def test_a_message_says_what_left_a_site_out() -> None:
@@ -181,7 +181,7 @@ def test_options_of_cc_rules_reach_the_layers() -> None:
     stem: Any = ccrewrite.rewrite(Net(), X, rules=rules).model.stem
     assert stem.sampling.window == stem.kernel_size
     for options in ({"kernel": "mlp"}, {"alignment": "centred"}):
-        result: Any = ccrewrite.rewrite(Net(), X, rules=[StridedToCC(**options)])
+        result: Any = ccrewrite.rewrite(Net(), X, rules=[StridedToCC(**options)])  # pyright: ignore[reportArgumentType]
         sampling: Any = result.model.stem.sampling
         assert (sampling.shift is None, sampling.alignment) == ("kernel" in options, options.get("alignment", "native"))
         assert result.plan["stem"].decision.rewritten
@@ -301,7 +301,7 @@ def test_one_weight_in_two_geometries_makes_two_sites() -> None:
             self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
 
         def forward(self, x: Tensor) -> Tensor:
-            return sum(F.conv2d(x, self.kernel, dilation=d, padding=d) for d in (1, 2, 3))
+            return sum((F.conv2d(x, self.kernel, dilation=d, padding=d) for d in (1, 2, 3)), torch.zeros(()))
 
     planned = plan(Pyramid(), X)
     assert codes(planned) == {"kernel": "plain", "kernel#2": "dilated-to-dcls", "kernel#3": "dilated-to-dcls"}

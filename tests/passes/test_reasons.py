@@ -273,7 +273,7 @@ def ambiguous_call() -> Case:
 
 def ambiguous_layer() -> Case:
     class Gated(nn.Conv2d):
-        def __init__(self, *sizes: int) -> None:
+        def __init__(self, *sizes: Any) -> None:
             super().__init__(*sizes)
             self.gate = nn.utils.parametrizations.weight_norm(nn.Conv2d(*sizes))
 

@@ -91,7 +91,7 @@ def test_kinds_may_select_plain_convolutions() -> None:
 
 def test_what_no_rule_wants_is_plain_as_before() -> None:
     assert codes(plan(Net(), X))["encoder.plain"] == "plain"
-    assert codes(plan(Net(), X, rules=[PlainToDcls(exclude="encoder")]))["encoder.plain"] == "plain"
+    assert codes(plan(Net(), X, rules=[PlainToDcls(exclude="encoder")]))["encoder.plain"] == "plain"  # pyright: ignore[reportArgumentType]
     assert codes(plan(Net(), X, rules=[PlainToDcls()], exclude="encoder"))["encoder.plain"] == "plain"
 
 
@@ -133,7 +133,7 @@ def test_patterns_in_another_order() -> None:
 
 
 def test_several_rules_for_a_pattern() -> None:
-    planned = plan(Net(), X, rules={"encoder": ["strided-to-cc", DilatedToDcls(exclude="encoder.deep")], "head": []})
+    planned = plan(Net(), X, rules={"encoder": ["strided-to-cc", DilatedToDcls(exclude="encoder.deep")], "head": []})  # pyright: ignore[reportArgumentType]
     assert [site.name for site in planned.rewritten] == ["encoder.down"]
     assert codes(planned)["head"] == "no-rule"
 
@@ -172,7 +172,7 @@ def test_patterns_of_a_toml_file() -> None:
         ({"head": {"reach": 1}}, "unknown rule None; the rules are .*leave-alone"),
         ({"head": "magic"}, "unknown rule 'magic'"),
         (
-            {"head": StridedToCC(include="head")},
+            {"head": StridedToCC(include="head")},  # pyright: ignore[reportArgumentType]
             r"rules\['head'\]: rule strided-to-cc is for what the pattern hits, found its",
         ),
         ({"re:(": None}, r"'re:\(' is no regular expression"),

@@ -189,7 +189,7 @@ def test_defect_3_max_never_learns_its_width() -> None:
     here = DclsConv1d(1, 1, elements=1, window=5, interpolation="triangle")
     with torch.no_grad():
         here.sampling.offset.zero_()
-    assert torch.autograd.grad(here.sampling.kernel(here.weight)[0, 0, 2], here.sampling.widening)[0].all()
+    assert torch.autograd.grad(here.sampling.kernel(here.weight)[0, 0, 2], here.sampling.widening)[0].all()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @pytest.mark.parametrize("version", ["v1", "max"])

@@ -233,7 +233,12 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert c["rewritten"]["notes"] == []
     assert "inference, compiled" not in c["odd"]["latency"]
     one = compare(
-        model, rewritten, x, quick=True, compiled=["original"], variants={"lowered": real(rewritten, backend="eager")}
+        model,
+        rewritten,
+        x,
+        quick=True,
+        compiled=["original"],
+        variants={"lowered": real(rewritten, backend="eager")},  # pyright: ignore[reportArgumentType]
     )
     modes = {v["name"]: v["latency"].keys() & {"inference, compiled"} for v in one.data["variants"]}
     assert modes == {"original": {"inference, compiled"}, "rewritten": set(), "lowered": set()}

@@ -25,7 +25,7 @@ class Browser:
     """One Chromium with a fresh profile; ``open`` checks that the page makes no request and logs nothing."""
 
     def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
+        from selenium import webdriver  # pyright: ignore[reportMissingImports]
 
         options = webdriver.ChromeOptions()
         flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
@@ -70,8 +70,8 @@ class Browser:
 
     def hover(self, selector: str, index: int = 0) -> str:
         """Put the pointer on an element; what the tip says."""
-        from selenium.webdriver.common.action_chains import ActionChains
-        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.action_chains import ActionChains  # pyright: ignore[reportMissingImports]
+        from selenium.webdriver.common.by import By  # pyright: ignore[reportMissingImports]
 
         element = self.driver.find_elements(By.CSS_SELECTOR, selector)[index]
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
@@ -110,8 +110,8 @@ def test_it_opens_without_requests_or_complaints(browser: Browser, saved: Path, 
 
 
 def test_sorting_by_mouse_and_keyboard(browser: Browser, saved: Path) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.common.by import By  # pyright: ignore[reportMissingImports]
+    from selenium.webdriver.common.keys import Keys  # pyright: ignore[reportMissingImports]
 
     browser.open(saved)
     run = browser.column(0)
@@ -163,8 +163,8 @@ def test_batches_internal_sizes_and_scale_groups(browser: Browser, saved: Path) 
 
 
 def choose(browser: Browser, site: str, variant: str) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select
+    from selenium.webdriver.common.by import By  # pyright: ignore[reportMissingImports]
+    from selenium.webdriver.support.ui import Select  # pyright: ignore[reportMissingImports]
 
     Select(browser.driver.find_element(By.ID, "variant")).select_by_visible_text(variant)
     buttons = browser.driver.find_elements(By.CSS_SELECTOR, ".sites:not([hidden]) tbody button")
@@ -219,7 +219,7 @@ def test_two_hundred_sites(browser: Browser, compared: Compared, tmp_path: Path)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(REPORTS)))
 def test_pages_of_the_committed_reports(browser: Browser, folder: Path, tmp_path: Path) -> None:
     """Every one opens without requests or complaints, sorts, and says its numbers under the pointer."""
-    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.by import By  # pyright: ignore[reportMissingImports]
 
     data = Comparison.load(folder).data
     page = Comparison(data).save(tmp_path)[2]

@@ -14,20 +14,21 @@ from ccrewrite.report.budget import trade
 from ccrewrite.report.show import show_comparison, show_plan, show_regression
 
 
-def consoles() -> dict[str, Console]:
+def consoles(shown: io.StringIO) -> dict[str, Console]:
     return {
-        "terminal": Console(file=io.StringIO(), force_terminal=True, width=300, color_system="truecolor"),
-        "pipe": Console(file=io.StringIO(), force_terminal=False, width=80),
+        "terminal": Console(file=shown, force_terminal=True, width=300, color_system="truecolor"),
+        "pipe": Console(file=shown, force_terminal=False, width=80),
     }
 
 
 @pytest.mark.parametrize("kind", ["terminal", "pipe"])
 def test_comparisons_plans_and_regressions(compared: Compared, kind: str) -> None:
-    console = consoles()[kind]
+    shown = io.StringIO()
+    console = consoles(shown)[kind]
     show_comparison(compared.comparison, console)
     show_plan(ccrewrite.plan(compared.original, compared.input), console)
     show_regression(regression(compared.comparison, compared.comparison), console)
-    text = console.file.getvalue()
+    text = shown.getvalue()
     assert "output['map']" in text, "brackets are no markup"
     assert "5 of 6 convolution sites rewritten" in text
     assert "6 sites: 5 rewritten; left alone: 1 plain" in text

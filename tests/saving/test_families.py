@@ -29,6 +29,7 @@ class TiltedSampling(VolumeSampling):
     """With options, something that is set later, and a buffer that isn't saved."""
 
     attributes: ClassVar[tuple[str, ...]] = ("loud",)
+    ramp: Tensor
 
     def __init__(
         self, geometry: ConvGeometry, *, slopes: tuple[float, ...] = (), dtype: torch.dtype | None = None, device: Any = None

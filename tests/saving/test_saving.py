@@ -170,7 +170,7 @@ def test_any_part_of_a_rewritten_model(
 def undos(model: nn.Module) -> list[Callable[[], Any]]:
     """What puts each site of ``model`` back."""
     layers = [functools.partial(ccrewrite.revert, m) for m in model.modules() if isinstance(m, RewrittenConv)]
-    hosts = [(m, key) for m in model.modules() for key in m._modules.get(HOSTED) or ()]
+    hosts = [(m, key) for m in model.modules() for key in m._modules.get(HOSTED) or ()]  # pyright: ignore[reportGeneralTypeIssues]
     return layers + [functools.partial(unhost_, m, key) for m, key in hosts]
 
 
@@ -215,7 +215,7 @@ def large() -> nn.Module:
     "rule",
     [
         LargeToDcls(elements=3, steps=3, interpolation="linear"),
-        LargeToDcls(budget=0.3, steps=3, window=11, include="0"),
+        LargeToDcls(budget=0.3, steps=3, window=11, include=("0",)),
         LargeToDcls(elements=5, steps=3, interpolation="triangle", sharing="full"),
     ],
 )
@@ -373,23 +373,23 @@ def test_tensors_that_share_or_are_laid_out_otherwise(tmp_path: Path) -> None:
         model.register_buffer("cache", torch.zeros(2), persistent=False)
         return model
 
-    model = make().to(memory_format=torch.channels_last)
+    model = make().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ccrewrite.rewrite_(model, X)
     ccrewrite.save(model, tmp_path)
     assert "0.b.weight" not in load_file(tmp_path / "weights.safetensors")
-    same(ccrewrite.load(make().to(memory_format=torch.channels_last), tmp_path), model, X)
+    same(ccrewrite.load(make().to(memory_format=torch.channels_last), tmp_path), model, X)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.")  # torch.compile's own doing
 def test_wrapped_and_sharded_models(tmp_path: Path) -> None:
     model, inputs = rewritten("functional")
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # pyright: ignore[reportPrivateImportUsage]
     try:
         sharded = copied(model)
         for child in sharded.children():
-            fully_shard(child, mesh=dist.init_device_mesh("cpu", (1,)))
+            fully_shard(child, mesh=dist.init_device_mesh("cpu", (1,)))  # pyright: ignore[reportPrivateImportUsage]
         for wrapped in (sharded, nn.parallel.DistributedDataParallel(copied(model)), torch.compile(model)):
-            ccrewrite.save(wrapped, tmp_path)
+            ccrewrite.save(wrapped, tmp_path)  # pyright: ignore[reportArgumentType]
             same(ccrewrite.load(build("functional")[0], tmp_path), model, inputs)
     finally:
         dist.destroy_process_group()
@@ -634,7 +634,7 @@ def test_other_models(tmp_path: Path) -> None:
     bare[1] = nn.Identity()
     strided: Any = plain()
     strided[0].stride = (1, 1)
-    activation = nn.Sequential(*plain(), nn.Linear(3, 3))
+    activation = nn.Sequential(*plain().children(), nn.Linear(3, 3))
     linear: Any = plain()
     linear[3] = nn.Linear(1, 1)
     linear[3].weight = nn.Parameter(torch.zeros(8, 1, 3, 3))
@@ -643,7 +643,7 @@ def test_other_models(tmp_path: Path) -> None:
         (wider, r"not the model that was rewritten\. 4\.weight: expected float32 8x8x1x1, found float32 8x8x3x3"),
         (bare, r"1\.weight: expected float32 8, found nothing; .*and 1 more\. load takes a fresh original"),
         (activation, r"6\.weight: expected nothing, found float32 3x3"),
-        (nn.ModuleList(plain()), "its class: expected Sequential, found ModuleList"),
+        (nn.ModuleList(plain().children()), "its class: expected Sequential, found ModuleList"),
         (strided, r"0: expected layer Conv2d 4->8 k3 s2 p1, found Conv2d 4->8 k3 p1"),
         (linear, r"3: expected layer Conv2d .*, found Linear"),
     ]
@@ -680,7 +680,7 @@ def test_a_changed_byte(tmp_path: Path) -> None:
     ccrewrite.save(rewritten("plain")[0], tmp_path)
     for name, old, new in (("recipe.json", b'"reach": 0', b'"reach": 1'), ("weights.safetensors", None, None)):
         data = (tmp_path / name).read_bytes()
-        changed = data.replace(old, new) if old else data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+        changed = data.replace(old, new) if old and new is not None else data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
         assert changed != data
         (tmp_path / name).write_bytes(changed)
         refused(plain(), tmp_path, r"recipe\.json and weights\.safetensors are damaged, or not of one save")

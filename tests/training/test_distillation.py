@@ -61,7 +61,7 @@ def test_gradients_reach_the_model_alone_and_pull_it_back() -> None:
         for _ in range(30):
             optimizer.zero_grad()
             model(x)
-            loss = sum(distillation())
+            loss = sum(distillation(), torch.zeros(()))
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -78,7 +78,7 @@ def test_copies_of_the_model_leave_it_alone_and_closing_removes_the_hooks() -> N
         average[3].weight.zero_()
     model(x)
     average(x)
-    assert sum(distillation()).item() == pytest.approx(0, abs=1e-12)
+    assert sum(distillation(), torch.zeros(())).item() == pytest.approx(0, abs=1e-12)
     distillation.close()
     assert all(isinstance(hook, Forget) for hook in model._forward_hooks.values())
     assert not model[3]._forward_hooks
@@ -115,7 +115,7 @@ def test_mistakes() -> None:
     model, original = pair()
     for match, options in (("temperature must be", {"temperature": 0.0}), ("no module 'head'", {"features": ["head"]})):
         with pytest.raises(InputError, match=match):
-            Distillation(model, original, **options)
+            Distillation(model, original, **options)  # pyright: ignore[reportArgumentType]
     assert all(isinstance(hook, Forget) for hook in model._forward_hooks.values())
     with pytest.raises(InputError, match="from itself"):
         Distillation(model, model)

@@ -149,7 +149,7 @@ def test_data_don_t_depend_on_workers_or_processes() -> None:
 
     def drawn(workers: int, rank: int = 0, world: int = 1, start: int = 0) -> list[Tensor]:
         batches = Batches(loader(num_workers=workers), "data", 3, rank, world)
-        return [share.batch[0] for share in batches.epoch(1, start)]
+        return [share.batch[0] for share in batches.epoch(1, start)]  # pyright: ignore[reportIndexIssue]
 
     alone = drawn(0)
     assert [len(b) for b in alone] == [6, 6, 6, 2]
@@ -166,13 +166,13 @@ def test_shares_of_a_small_batch_count_for_what_they_are() -> None:
 
     shares = [list(Batches(loader(7, batch_size=4), "data", 0, rank, 4).epoch(0)) for rank in range(4)]
     assert [[s.weight for s in of_rank] for of_rank in shares] == [[1, 4 / 3], [1, 4 / 3], [1, 4 / 3], [1, 0]]
-    assert all(len(s.batch[0]) == 1 for of_rank in shares for s in of_rank)
+    assert all(len(s.batch[0]) == 1 for of_rank in shares for s in of_rank)  # pyright: ignore[reportIndexIssue]
 
 
 def test_the_users_generators_and_flags_are_left_alone() -> None:
     model = rewritten(network()).eval()
     generator = torch.Generator().manual_seed(9)
-    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002  # pyright: ignore[reportArgumentType]
     runs = [finetune(rewritten(network()), loader(generator=generator), F.cross_entropy, config=CONFIG) for _ in range(2)]
     finetune(model, loader(), F.cross_entropy, config=replace(CONFIG, mixed_precision="bf16", geometry_from=math.inf))
     assert runs[0] == runs[1]
@@ -181,7 +181,7 @@ def test_the_users_generators_and_flags_are_left_alone() -> None:
     assert "forward" not in vars(model)
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert before[1] == random.getstate()
-    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002  # pyright: ignore[reportArgumentType]
 
 
 def test_geometry_first_then_weights() -> None:
@@ -201,7 +201,7 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path: Path) -> None:
     history = finetune(model, data, F.cross_entropy, validation=data, config=config, out=tmp_path)
     assert history.stopped_early
     assert history.best_epoch == len(history.validations) - 3
-    assert min(history.validations) == history.validations[history.best_epoch]
+    assert min(history.validations) == history.validations[history.best_epoch]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with torch.no_grad():
         assert F.cross_entropy(model.eval()(data[0][0]), data[0][1]).item() == pytest.approx(min(history.validations), rel=1e-5)
     other = rewritten(network())
@@ -307,7 +307,7 @@ def test_mistakes_are_named(data: Any, loss: Any, options: dict[str, Any], says:
     model = rewritten(network())
     hooks = dict(model._forward_hooks)
     with pytest.raises(InputError, match=says):
-        finetune(model, loader() if data is None else data, loss, **{"config": CONFIG} | options)
+        finetune(model, loader() if data is None else data, loss, **{"config": CONFIG, **options})
     assert model._forward_hooks == hooks
     assert all(p.requires_grad for p in model.parameters())
     finetune(rewritten(network()), loader(6), F.cross_entropy, config=FinetuneConfig(epochs=1))  # nothing is left behind

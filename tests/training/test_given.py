@@ -67,6 +67,6 @@ def test_where_two_models_are_meant(original: nn.Module) -> None:
         assert distillation().outputs.item() < 1e-6
     for models in ((result, "resnet50"), ("resnet50", original)):
         with pytest.raises(InputError, match=r"must be an nn\.Module, or a result with a model; found str"):
-            training.Distillation(*models)
+            training.Distillation(*models)  # pyright: ignore[reportArgumentType]
         with pytest.raises(InputError, match=r"must be an nn\.Module, or a result with a model; found str"):
-            compare(*models, X)
+            compare(*models, X)  # pyright: ignore[reportArgumentType]

@@ -62,4 +62,4 @@ def test_a_plain_model_works_and_bad_input_is_named() -> None:
         (nn.Linear(2, 2), {"lr": 1.0, "position_lr_scale": -1.0}),
     ):
         with pytest.raises(InputError):
-            param_groups(net, **options)
+            param_groups(net, **options)  # pyright: ignore[reportArgumentType]

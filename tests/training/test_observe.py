@@ -87,14 +87,14 @@ def test_pictures(tmp_path: Path) -> None:
     assert [a.get_title() for a in figure.axes] == ["0, axis 0", "0, axis 1", "3", "4, axis 0", "4, axis 1"]
     taps = figure.axes[2]
     assert taps.get_ylim() == (2.5, -2.5)
-    ways = [line for line in taps.lines if len(line.get_xdata()) == 3]
+    ways = [line for line in taps.lines if len(line.get_xdata()) == 3]  # pyright: ignore[reportArgumentType]
     assert len(ways) == 6 * 9
     assert len(figure.axes[0].lines) == 3 * 2 + 1
     with Image.open(tmp_path / "taps.png") as picture:
-        assert len(picture.convert("RGB").getcolors(10**6)) > 50
+        assert len(picture.convert("RGB").getcolors(10**6)) > 50  # pyright: ignore[reportArgumentType]
     animate(recorder, tmp_path / "taps.gif", sites=["3"])
     with Image.open(tmp_path / "taps.gif") as picture:
-        assert picture.n_frames == 3
+        assert picture.n_frames == 3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match="no site 'head' was recorded; there are 0, 3, 4"):
         draw(recorder, sites=["head"])
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ccrewrite.errors import InputError
 from ccrewrite.nn import CCConv2d, DclsConv1d, DclsConv2d
@@ -113,7 +113,7 @@ def test_snapped_is_undone() -> None:
     before = {k: v.clone() for k, v in layer.state_dict().items()}
     with snapped(layer, width=0.1) as report:
         assert report["(root)"].moved > 0
-        assert layer.sampling.widths().max() < 0.11
+        assert cast(Tensor, layer.sampling.widths()).max() < 0.11
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
 
 

@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_it_goes_on(folder: RunFolder) -> None:
     checkpoint = folder.begin({"config": {"geometry_from": float("inf")}}, resume=True)
     assert checkpoint == folder.path / "checkpoint-00000002"
+    assert checkpoint is not None
     assert folder.progress(checkpoint).step == 2
     assert [row["step"] for row in folder.rows(2)] == [1, 2]
 

@@ -65,7 +65,7 @@ def test_it_is_trained_recorded_and_drawn(tmp_path: Path) -> None:
     assert movement.largest == pytest.approx(float(volume.abs().max()))
     assert torch.equal(recorder.recordings["0"][-1].tensors[0], volume)
     (axes,) = draw(recorder, tmp_path / "volume.png").axes
-    assert [len(line.get_xdata()) for line in axes.lines] == [4] * 9 + [9], "each value over the steps, and the starts"
+    assert [len(line.get_xdata()) for line in axes.lines] == [4] * 9 + [9], "each value over the steps, and the starts"  # pyright: ignore[reportArgumentType]
     animate(recorder, tmp_path / "volume.gif")
     again = Recorder(model)
     again.load_state_dict(recorder.state_dict())
@@ -80,7 +80,9 @@ def test_bounds_and_snapping_are_its_own() -> None:
     assert model[0].sampling.volume[0].tolist() == [1, 0.25, -0.5]
     report = snap(model)
     assert report["0"].moved == 0.5
-    assert report["0"].kernel_error > 0
+    error = report["0"].kernel_error
+    assert error is not None
+    assert error > 0
     assert model[0].sampling.volume[0].tolist() == [1, 0, 0]
     plain = network()
     clamp_positions(plain)

@@ -14,7 +14,7 @@ from ccrewrite import FinetuneConfig, finetune
 
 @pytest.mark.slow
 def test_tensorboard_has_what_the_log_has(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
 
     data = [(pictures(6), torch.arange(6) % 3)] * 3
     config = FinetuneConfig(epochs=2, trackers=("tensorboard",))

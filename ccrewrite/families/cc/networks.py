@@ -13,10 +13,10 @@ nodes: the filter starts as the weight, as torch draws it or as it was trained.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from ccrewrite.families.cc.profile import features, taper
 from ccrewrite.families.interpolation import keys_cubic
@@ -32,7 +32,7 @@ class Affine(nn.Module):
     """The parameters of ``nn.Linear`` without being one: what a user does to all linear layers of a model (initialise,
     quantize) is not meant for these."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype | None, device: Any) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype | None, device: Device) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype, device=device))
@@ -47,7 +47,7 @@ class Residual(nn.Module):
     ``last . sin(inner . z + b)``, with one output per tap, or (``shared``) one for all taps. The last layer starts at zero."""
 
     def __init__(
-        self, taps: int, hidden: int, *, shared: bool = False, dtype: torch.dtype | None = None, device: Any = None
+        self, taps: int, hidden: int, *, shared: bool = False, dtype: torch.dtype | None = None, device: Device = None
     ) -> None:
         super().__init__()
         self.taps, self.shared = taps, shared
@@ -71,7 +71,9 @@ class Residual(nn.Module):
 class FilterNetwork(nn.Module):
     """``psi`` along one axis: coordinates -> one value per tap. Starts as cubic interpolation between the taps."""
 
-    def __init__(self, taps: int, dilation: int, hidden: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(
+        self, taps: int, dilation: int, hidden: int, *, dtype: torch.dtype | None = None, device: Device = None
+    ) -> None:
         super().__init__()
         self.dilation = dilation
         self.inner = Affine(1, hidden, dtype, device)
@@ -89,20 +91,20 @@ class FilterNetwork(nn.Module):
         nn.init.uniform_(self.middle.bias, -math.pi, math.pi)
         if self.last.weight.is_meta:
             return
-        factory: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        kind, cpu = torch.float64, torch.device("cpu")
         taps = self.last.weight.shape[0]
         extent = self.dilation * (taps - 1) + 1
         half = (extent + 1) / 2
-        places = torch.linspace(-half, half, (extent + 1) * FINENESS + 1, **factory)
-        nodes = self.dilation * torch.arange(taps, **factory) - (extent - 1) / 2
-        on_grid = torch.arange(len(places), device="cpu") % FINENESS == 0
+        places = torch.linspace(-half, half, (extent + 1) * FINENESS + 1, dtype=kind, device=cpu)
+        nodes = self.dilation * torch.arange(taps, dtype=kind, device=cpu) - (extent - 1) / 2
+        on_grid = torch.arange(len(places), device=cpu) % FINENESS == 0
         importance = torch.where(on_grid, NODE_WEIGHT, 1.0)[:, None] * taper(places, extent)[:, None]
         layers = [p.detach().double().cpu() for affine in (self.inner, self.middle) for p in (affine.weight, affine.bias)]
-        hidden = torch.cat([features(places, layers), torch.ones(len(places), 1, **factory)], 1)
+        hidden = torch.cat([features(places, layers), torch.ones(len(places), 1, dtype=kind, device=cpu)], 1)
         target = keys_cubic(places[:, None] - nodes)
         # A little ridge keeps the coefficients small enough for float32.
-        system = torch.cat([importance * hidden, 1e-4 * torch.eye(hidden.shape[1], **factory)])
-        wanted = torch.cat([importance * target, torch.zeros(hidden.shape[1], taps, **factory)])
+        system = torch.cat([importance * hidden, 1e-4 * torch.eye(hidden.shape[1], dtype=kind, device=cpu)])
+        wanted = torch.cat([importance * target, torch.zeros(hidden.shape[1], taps, dtype=kind, device=cpu)])
         found = linalg.lstsq(system, wanted).solution
         self.last.weight.copy_(found[:-1].mT)
         self.last.bias.copy_(found[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from ccrewrite.families.interpolation import MIN_WIDTH, Interpolation, KeepInside
 from ccrewrite.families.look import readable
 from ccrewrite.ir.geometry import ConvGeometry, Ints
+from ccrewrite.ir.json_types import JsonObject
 
 
 class Axis(NamedTuple):
@@ -137,7 +138,7 @@ class Grid(NamedTuple):
     @staticmethod
     @lru_cache
     def from_text(text: str) -> Grid:
-        data: dict[str, Any] = json.loads(text)
+        data: JsonObject = json.loads(text)
         return Grid(tuple(Axis(**axis) for axis in data["axes"]), data["interpolation"], data["width"])
 
 

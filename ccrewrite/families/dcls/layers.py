@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.types import Device
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.dcls.sampling import DclsSampling
@@ -37,7 +38,7 @@ class DclsConv(ScratchConv):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
         *,
         elements: int | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
@@ -40,7 +40,7 @@ def share_positions(*layers: nn.Module) -> None:
         other.offset, other.widening = first.offset, first.widening
 
 
-def _same(name: str, expected: Any, found: Any, index: int) -> None:
+def _same(name: str, expected: object, found: object, index: int) -> None:
     if expected != found:
         raise InputError(
             f"layers that share positions must agree in {name}: {expected} in the first, {found} in number {index}"

@@ -64,7 +64,7 @@ def test_second_derivatives() -> None:
     for found in both(s):
         total = torch.stack([each.square().sum() for each in found]).sum()
         first = torch.autograd.grad(total, list(s.parameters()), create_graph=True)
-        seconds.append(list(torch.autograd.grad(sum(g.square().sum() for g in first), list(s.parameters()))))
+        seconds.append(list(torch.autograd.grad(sum(g.square().sum() for g in first), list(s.parameters()))))  # pyright: ignore[reportArgumentType, reportCallIssue]
     for one, other in zip(*seconds, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 

@@ -57,7 +57,7 @@ def test_a_network_fitted_to_a_trained_filter_says_how_well(taps: int, dilation:
     x = torch.randn(1, 3, 20, 20)
     assert float((layer(x) - conv(x)).detach().abs().max()) <= 50 * error + 1e-6
     with torch.no_grad():
-        layer.sampling.network[0].last.bias += 0.1
+        layer.sampling.network[0].last.bias += 0.1  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
     assert layer.sampling.fit_error(conv.weight) > 0.05
     assert CCConv2d.from_conv(conv).sampling.fit_error(conv.weight) == 0
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccrewrite.families.cc import operators
 from ccrewrite.families.cc.sampling import CCSampling
@@ -86,7 +87,7 @@ def test_what_torch_asks_of_an_operator(name: str) -> None:
     seen: list[Any] = []
     operator = torch.ops.ccrewrite.cc_conv
 
-    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watching(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is operator.default:
                 seen.append(args)

@@ -24,6 +24,7 @@ from ccrewrite.errors import InputError
 from ccrewrite.families.cc import resized as module
 from ccrewrite.families.resizable import scaled_size
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.typed import compiled
 
 # Dynamo's, of autograd functions.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -137,7 +138,7 @@ def definition(case: Case, layer: Any, asked: tuple[int, ...]) -> Tensor:
     g = ConvGeometry.from_module(conv)
     for axis, (n, m) in enumerate(zip(case.sizes, asked, strict=True)):
         matrix = axis_matrix(sampling, g, axis, n, m, sampling.alignment == "centred", conv.padding_mode)
-        x = torch.tensordot(x, matrix, dims=([2], [2]))  # each axis in turn becomes (outputs, taps) at the end
+        x = torch.tensordot(x, matrix, dims=([2], [2]))  # each axis in turn becomes (outputs, taps) at the end  # pyright: ignore[reportArgumentType]
     nd = g.ndim
     x = x.permute(0, 1, *range(2, 2 + 2 * nd, 2), *range(3, 3 + 2 * nd, 2)).flatten(-nd)
     x = x.reshape(len(x), g.groups, -1, *x.shape[2:])
@@ -472,7 +473,7 @@ def test_exported_programs_take_other_sizes(strict: bool) -> None:
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    return compiled(model, fullgraph=True, dynamic=True, backend="aot_eager")
 
 
 @pytest.mark.parametrize(

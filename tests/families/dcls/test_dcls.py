@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
         padding, numbers["stride"] = "same", (1,) * ndim
     mode = draw(st.sampled_from(["zeros", "circular", "replicate"]))
     torch.manual_seed(draw(st.integers(0, 2**20)))
-    conv = CONVS[ndim - 1](4, out, padding=padding, groups=groups, padding_mode=mode, dtype=torch.float64, **numbers)
+    conv = CONVS[ndim - 1](4, out, padding=padding, groups=groups, padding_mode=mode, dtype=torch.float64, **numbers)  # pyright: ignore[reportArgumentType]
     return conv, torch.randn(2, 4, *(11,) * ndim, dtype=torch.float64)
 
 
@@ -131,17 +131,25 @@ def test_ways_of_running(kind: str) -> None:
     layer, x = make(kind)
     moved(layer)
     expected = layer(x)
-    gradients = torch.autograd.grad(expected.square().sum(), [*layer.parameters()])
     stored = io.BytesIO()
     torch.save(layer, stored)
     stored.seek(0)
     again = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(stored, weights_only=False)]
     for other in [*again, torch.fx.symbolic_trace(nn.Sequential(layer))]:
         assert torch.equal(other(x), expected)
-    for strict in (False, True):
-        assert torch.allclose(torch.export.export(layer, (x,), strict=strict).module()(x), expected, atol=1e-6)
+    assert torch.allclose(torch.export.export(layer, (x,), strict=False).module()(x), expected, atol=1e-6)
     meta = copy.deepcopy(layer).to("meta")
     assert meta(x.to("meta")).shape == expected.shape
+
+
+@traced_functions
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+def test_compiled_and_strictly_exported(kind: str) -> None:
+    layer, x = make(kind)
+    moved(layer)
+    expected = layer(x)
+    gradients = torch.autograd.grad(expected.square().sum(), [*layer.parameters()])
+    assert torch.allclose(torch.export.export(layer, (x,), strict=True).module()(x), expected, atol=1e-6)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.allclose(compiled(x), expected, atol=1e-6)
@@ -183,7 +191,7 @@ def test_from_scratch_is_a_torch_layer_with_the_papers_start() -> None:
     assert uniform.positions()[1].abs().max() < 4
     convnext = DclsConv2d(64, 64, elements=34, window=17, groups=64, weight_init="trunc_normal")
     assert abs(convnext.weight.std().item() - 0.02) < 0.001
-    assert not convnext.bias.any()
+    assert not cast(Tensor, convnext.bias).any()
 
 
 @pytest.mark.parametrize("window", [8, (5, 9), (4, 6)])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ccrewrite.families.dcls import fit
-from ccrewrite.families.interpolation import INTERPOLATIONS
+from ccrewrite.families.interpolation import INTERPOLATIONS, Interpolation
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.nn import DclsSampling
 
@@ -22,7 +22,7 @@ def smooth(count: int, *window: int) -> Tensor:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", INTERPOLATIONS)
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_planted_taps_are_found(ndim: int, kind: str, shared: bool) -> None:
+def test_planted_taps_are_found(ndim: int, kind: Interpolation, shared: bool) -> None:
     """Two taps per kernel, a few samples apart: the fit's kernel is theirs."""
     torch.manual_seed(0)
     window = (9, 8, 7)[:ndim]
@@ -40,7 +40,7 @@ def test_planted_taps_are_found(ndim: int, kind: str, shared: bool) -> None:
 
 @pytest.mark.parametrize("kind", INTERPOLATIONS)
 @pytest.mark.parametrize("shared", [False, True])
-def test_errors_are_those_of_the_layer_and_refinement_helps(kind: str, shared: bool) -> None:
+def test_errors_are_those_of_the_layer_and_refinement_helps(kind: Interpolation, shared: bool) -> None:
     kernels = smooth(12, 7, 7)
     path = fit.select(kernels, 6, shared=shared, interpolation=kind)
     assert path.errors == sorted(path.errors, reverse=True)
@@ -58,6 +58,7 @@ def test_errors_are_those_of_the_layer_and_refinement_helps(kind: str, shared: b
         for axis in range(2):
             sampling.offset[axis] = (found.positions[axis] - 3).view(sampling.offset.shape[1:])
             if found.widths is not None:
+                assert sampling.widening is not None
                 sampling.widening[axis] = (found.widths[axis] / sampling.width).log().view(sampling.offset.shape[1:])
         kernel = sampling.kernel(found.weight[:, None])[:, 0]
     assert torch.allclose((kernel - kernels).square().flatten(1).sum(1), found.errors, rtol=1e-9)

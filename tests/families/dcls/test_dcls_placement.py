@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ccrewrite.families.dcls.sampling import SHARINGS
-from ccrewrite.families.interpolation import INTERPOLATIONS, KeepInside, interpolate
+from ccrewrite.families.interpolation import INTERPOLATIONS, Interpolation, KeepInside, interpolate
 from ccrewrite.ir.geometry import ConvGeometry
 from ccrewrite.nn import DclsSampling
 
 F64 = torch.float64
 
 
-def phi(kind: str, x: float, width: float) -> float:
+def phi(kind: Interpolation, x: float, width: float) -> float:
     if kind == "gaussian":
         return math.exp(-x * x / (2 * width * width))
     return max(0.0, (1.0 if kind == "linear" else width) - abs(x))
@@ -37,7 +38,7 @@ def by_definition(
         a, b = o * rows // out, i * columns // inner
         factors = []
         for kind, p, w, size in zip(kinds, positions, widths, window, strict=True):
-            values = [phi(kind, s - float(p[a, b, t]), float(w[a, b, t])) for s in range(size)]
+            values = [phi(kind, s - float(p[a, b, t]), float(w[a, b, t])) for s in range(size)]  # pyright: ignore[reportArgumentType]
             factors.append([v / sum(values) for v in values])
         for cell in itertools.product(*map(range, window)):
             kernel[(o, i, *cell)] += float(flat[o, i, t]) * math.prod(f[s] for f, s in zip(factors, cell, strict=True))
@@ -64,10 +65,10 @@ def samplings(draw: st.DrawFn) -> tuple[DclsSampling, Tensor]:
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     with torch.no_grad():
-        sampling.offset += 0.7 * torch.randn(sampling.offset.shape, generator=generator, dtype=F64)
+        sampling.offset.add_(0.7 * torch.randn(sampling.offset.shape, generator=generator, dtype=F64))
         if sampling.widening is not None:
-            sampling.widening += torch.rand(sampling.widening.shape, generator=generator, dtype=F64)
-            sampling.widening += math.log(0.5 / sampling.width) if sampling.interpolation == "gaussian" else 0
+            sampling.widening.add_(torch.rand(sampling.widening.shape, generator=generator, dtype=F64))
+            sampling.widening.add_(math.log(0.5 / sampling.width) if sampling.interpolation == "gaussian" else 0)
     return sampling, torch.randn(4, 2, *sampling.taps, generator=generator, dtype=F64)
 
 
@@ -86,7 +87,7 @@ def test_kernel_is_the_formula(case: tuple[DclsSampling, Tensor]) -> None:
             start[axis] = found[sampling.axes.index(axis)] + (size - 1) / 2
             kinds[axis] = sampling.interpolation
             if sampling.widening is not None:
-                widths[axis] = sampling.widths().detach()[sampling.axes.index(axis)]
+                widths[axis] = cast(Tensor, sampling.widths()).detach()[sampling.axes.index(axis)]
         else:
             dim = axis if sampling.elements is None else 1 + fixed.index(axis)
             grid = torch.arange(taps[dim], dtype=F64) * sampling.dilation[axis]
@@ -110,7 +111,7 @@ def test_first_and_second_derivatives(case: tuple[DclsSampling, Tensor]) -> None
             cell = (p + centre).floor().clamp_max(sampling.window[axis] - 2)
             offset.copy_(cell + 0.23 - centre - before)
         if sampling.interpolation == "triangle":
-            sampling.widening.fill_(math.log(1.55))
+            cast(Tensor, sampling.widening).fill_(math.log(1.55))
     names = [n for n, _ in sampling.named_parameters()]
     parameters = [p.detach().clone().requires_grad_() for p in sampling.parameters()]
     weight.requires_grad_()
@@ -133,7 +134,7 @@ class _Kernel(torch.nn.Module):
         return self.sampling.kernel(weight)
 
 
-def one_tap(kind: str, size: int, dtype: torch.dtype = F64) -> DclsSampling:
+def one_tap(kind: Interpolation, size: int, dtype: torch.dtype = F64) -> DclsSampling:
     geometry = ConvGeometry(1, 1, (size,), (1,), (0,), (1,), 1, (0,))
     return DclsSampling(geometry, interpolation=kind, elements=1, dtype=dtype)
 
@@ -146,7 +147,7 @@ def kernel_at(sampling: DclsSampling, position: float) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["linear", "triangle"])
 @pytest.mark.parametrize("position", [0.0, 1.0, 3.0, 4.0])
-def test_on_a_sample_the_derivative_is_the_mean_of_both_sides(kind: str, position: float) -> None:
+def test_on_a_sample_the_derivative_is_the_mean_of_both_sides(kind: Interpolation, position: float) -> None:
     """By finite differences from both sides; at the borders the outer side is constant."""
     sampling, step = one_tap(kind, 5), 1e-6
     cells = torch.eye(5, dtype=F64)
@@ -160,12 +161,13 @@ def test_on_a_sample_the_derivative_is_the_mean_of_both_sides(kind: str, positio
 def test_triangle_width_learns_from_its_start() -> None:
     """The reference's ``max`` never does: there the derivative is that of |SIG| at 0."""
     sampling = one_tap("triangle", 5)
+    assert sampling.widening is not None
     gradient = torch.autograd.grad(kernel_at(sampling, 2.0)[2], sampling.widening)[0]
     assert torch.allclose(gradient.flatten(), torch.tensor([-1.0], dtype=F64))
 
 
 @pytest.mark.parametrize("kind", INTERPOLATIONS)
-def test_a_tap_beyond_the_border_stays_on_it_and_can_come_back(kind: str) -> None:
+def test_a_tap_beyond_the_border_stays_on_it_and_can_come_back(kind: Interpolation) -> None:
     sampling = one_tap(kind, 5)
     assert torch.equal(kernel_at(sampling, 7.0), kernel_at(sampling, 4.0))
     outward, inward = (torch.autograd.grad(kernel_at(sampling, 7.0)[c], sampling.offset)[0].item() for c in (3, 4))
@@ -193,11 +195,12 @@ def test_gaussian_tails_hold_no_subnormal(ndim: int, dtype: torch.dtype) -> None
     geometry = ConvGeometry(4, 4, (size,) * ndim, (1,) * ndim, (0,) * ndim, (1,) * ndim, 4, (0,) * ndim)
     sampling = DclsSampling(geometry, interpolation="gaussian", elements=6, position_init="uniform", dtype=dtype)
     with torch.no_grad():
-        sampling.widening.normal_(-0.3, 0.3)
+        cast(Tensor, sampling.widening).normal_(-0.3, 0.3)
     weight = 1e-3 * torch.randn(4, 1, 6, dtype=dtype)
     kernel = sampling.kernel(weight)
     kernel.float().square().sum().backward()
     for tensor in (kernel, *(p.grad for p in sampling.parameters())):
+        assert tensor is not None
         assert not ((tensor != 0) & (tensor.abs() < torch.finfo(dtype).tiny)).any()
     assert (kernel == 0).any()
 
@@ -209,7 +212,7 @@ def test_however_sharp_a_gaussian_is_never_nan(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", INTERPOLATIONS)
-def test_the_backward_keeps_its_inputs_alone(kind: str) -> None:
+def test_the_backward_keeps_its_inputs_alone(kind: Interpolation) -> None:
     """``DclsConv2d(256, 256, 9 elements, window 7)``: the reference's Gaussian keeps 785 MB, for a 12 MB kernel."""
     geometry = ConvGeometry(256, 256, (7, 7), (1, 1), (3, 3), (1, 1), 1, (0, 0))
     sampling = DclsSampling(geometry, interpolation=kind, sharing="full", elements=9)
@@ -236,7 +239,7 @@ def test_derivatives_by_torch_func_agree() -> None:
     def kernel(offset: Tensor) -> Tensor:
         return torch.func.functional_call(module, {"sampling.offset": offset}, weight)
 
-    value, pullback = torch.func.vjp(kernel, sampling.offset.detach())
+    value, pullback, *_ = torch.func.vjp(kernel, sampling.offset.detach())
     (batched,) = torch.func.vmap(pullback)(cotangents)
     for cotangent, found in zip(cotangents, batched, strict=True):
         (expected,) = torch.autograd.grad(sampling.kernel(weight), sampling.offset, cotangent)

@@ -14,7 +14,7 @@ from ccrewrite.passes.fold import alternatives, fold
 
 
 def moved(channels: int = 8, by: float = 0.5, **options: Any) -> Any:
-    layer = DclsConv2d(channels, 8, 3, **{"dilation": 4} | options)
+    layer = DclsConv2d(channels, 8, 3, **{"dilation": 4, **options})
     nn.init.constant_(layer.sampling.offset, by)
     return layer
 
@@ -56,7 +56,7 @@ def test_no_choice_where_nothing_moved_or_the_class_is_somebody_elses() -> None:
             from ccrewrite import rewrite
 
             layer = rewrite(Own(256, 8, 3, dilation=12), torch.randn(1, 256, 26, 26)).model
-        nn.init.constant_(layer.sampling.offset, 0.5)
+        nn.init.constant_(layer.sampling.offset, 0.5)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
         assert names(layer) == offered
         result = fold(layer, torch.randn(1, 256, 26, 26), forms="estimated")
         assert (result["(root)"].code, result.check.ok) == (offered[0] if offered else "convolution", True)

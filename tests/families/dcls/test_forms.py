@@ -59,11 +59,11 @@ def cases(draw: st.DrawFn):
 
 @settings(max_examples=150, deadline=None)
 @given(cases())
-def test_outputs_and_gradients_are_those_of_the_effective_kernel(case):
+def test_outputs_and_gradients_are_those_of_the_effective_kernel(case: Any):
     form, groups, x, weight, positions, window, pads = case
-    given_ = [t.clone().requires_grad_() for t in (x, weight, positions)]
-    expected = reference(*given_, window, pads, groups)
-    out = dcls_conv(*given_, form, window, pads)
+    given_ = x, weight, positions = tuple(t.clone().requires_grad_() for t in (x, weight, positions))
+    expected = reference(x, weight, positions, window, pads, groups)
+    out = dcls_conv(x, weight, positions, form, window, pads)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     gradient = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
     found, wanted = (torch.autograd.grad(y, given_, gradient) for y in (out, expected))
@@ -79,7 +79,7 @@ def test_only_wanted_gradients_are_computed(form):
     for wanted in range(3):
         for i, t in enumerate(given_):
             t.requires_grad_(i == wanted)
-        (gradient,) = torch.autograd.grad(dcls_conv(*given_, form, (3, 3), [(1, 1), (1, 1)]).sum(), given_[wanted])
+        (gradient,) = torch.autograd.grad(dcls_conv(x, weight, positions, form, (3, 3), [(1, 1), (1, 1)]).sum(), given_[wanted])
         assert gradient.shape == given_[wanted].shape
         assert gradient.abs().sum() > 0
 

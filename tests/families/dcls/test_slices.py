@@ -126,7 +126,7 @@ def test_products_as_matrices_and_as_convolutions(sharing: str) -> None:
 @pytest.mark.parametrize("sharing", ["tap", "out", "depthwise"])
 def test_what_devices_other_than_a_cpu_run(sharing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    options = {"groups": 8, "sharing": "full"} if sharing == "depthwise" else {"sharing": sharing}
+    options: dict[str, Any] = {"groups": 8, "sharing": "full"} if sharing == "depthwise" else {"sharing": sharing}
     layer = DclsConv2d(8, 8, 3, dilation=3, padding=3, dtype=torch.float64, **options)
     with torch.no_grad():
         layer.sampling.offset.normal_()

@@ -170,8 +170,8 @@ def test_an_unmoved_layer_gets_its_weight_back() -> None:
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("layer", ["dilated", "strided"])
 def test_padding_modes(mode: str, layer: str) -> None:
-    options = {"dilation": 2, "padding": 2} if layer == "dilated" else {"stride": 2, "padding": 1}
-    conv = nn.Conv2d(2, 3, 3, padding_mode=mode, dtype=torch.float64, **options)
+    options: dict[str, Any] = {"dilation": 2, "padding": 2} if layer == "dilated" else {"stride": 2, "padding": 1}
+    conv = nn.Conv2d(2, 3, 3, padding_mode=mode, dtype=torch.float64, **options)  # pyright: ignore[reportArgumentType]
     x = torch.randn(1, 2, 11, 12, dtype=torch.float64)
     rewritten = move_(ccrewrite.rewrite(conv, x).model)
     result = fold(rewritten, x)
@@ -213,7 +213,7 @@ def test_a_weight_that_an_unknown_hook_computes() -> None:
     raw = nn.Parameter(conv.weight.detach().clone())
     del conv.weight
     conv.register_parameter("raw", raw)
-    conv.register_forward_pre_hook(lambda module, args: setattr(module, "weight", module.raw * 2))
+    conv.register_forward_pre_hook(lambda module, args: setattr(module, "weight", module.get_parameter("raw") * 2))
     x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
     model = nn.Sequential(conv)
     model(x)

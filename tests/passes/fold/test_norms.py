@@ -42,6 +42,8 @@ def test_batch_norms_are_folded_where_that_is_right() -> None:
     model, x = Normed2().double(), torch.randn(2, 3, 17, 17, dtype=torch.float64)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             if module.affine:

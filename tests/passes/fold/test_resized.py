@@ -21,7 +21,7 @@ from ccrewrite.passes.scales.resize import resize_
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 @pytest.mark.parametrize("moved", [False, True])
 def test_layers_at_another_output_size(moved: bool, mode: str) -> None:
-    layers = nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode=mode), nn.ConvTranspose2d(4, 2, 4, stride=2)
+    layers = nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode=mode), nn.ConvTranspose2d(4, 2, 4, stride=2)  # pyright: ignore[reportArgumentType]
     model, x = nn.Sequential(*layers).double(), torch.randn(2, 3, 15, 14, dtype=torch.float64)
     rewritten: Any = ccrewrite.rewrite(model, x).model
     if moved:

@@ -74,7 +74,7 @@ def test_where_the_weight_is_read_elsewhere(kind: type[VolumeSampling]) -> None:
             self.layers = model(kind)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layers(x) * self.layers[0].weight.square().sum()
+            return self.layers(x) * self.layers[0].weight.square().sum()  # pyright: ignore[reportCallIssue]
 
     result = fold(Reads(), X)
     assert (result["layers.0"].code, result.check.ok) == ("geometry", True)
@@ -84,7 +84,7 @@ def test_where_the_weight_is_read_elsewhere(kind: type[VolumeSampling]) -> None:
 def test_a_layer_that_it_offers_is_taken() -> None:
     assert [a.name for a in alternatives(model(Rounding))["0"]] == ["quiet", "loud"]
     for forms, code in (("estimated", "loud"), ({"0": "quiet"}, "quiet"), ({"0": "dense"}, "convolution")):
-        result = fold(model(Rounding), X, forms=forms)
+        result = fold(model(Rounding), X, forms=forms)  # pyright: ignore[reportArgumentType]
         assert (result["0"].code, result.check.ok) == (code, True)
         assert worst(result.model, model(Rounding), X) <= 1e-12
     assert fold(model(Rounding), X, forms="estimated")["0"].message == "4 filters, each turned up or down"

@@ -53,7 +53,7 @@ def test_what_is_asked_for_by_name_is_done_and_listed() -> None:
 
 @pytest.mark.parametrize("target", ["litert", "ethos-u"])
 @pytest.mark.parametrize("options", [{"dilation": 2}, {"output_padding": 1}, {"dilation": 3, "output_padding": 1}])
-def test_transposed_layers_without_dilation_and_output_padding(target: str, options: dict[str, int]) -> None:
+def test_transposed_layers_without_dilation_and_output_padding(target: str, options: dict[str, Any]) -> None:
     """Instead, zeros in the kernel, and a crop."""
     model, x = rewritten(nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, **options), 7, 8)
     result: Any = fold(model, x, target=target)

@@ -18,7 +18,7 @@ X = torch.randn(2, 4, 15, 14, dtype=torch.float64, generator=torch.Generator().m
 
 def strided(conv: nn.Module, shift: float, x: Tensor = X) -> Any:
     model = ccrewrite.rewrite(conv.double(), x).model
-    nn.init.constant_(model.sampling.shift, shift)
+    nn.init.constant_(model.sampling.shift, shift)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model
 
 
@@ -76,7 +76,7 @@ def test_outputs_are_those_of_the_kernel_without_its_border(case: str) -> None:
 
 def test_a_norm_goes_into_what_is_left() -> None:
     model = ccrewrite.rewrite(nn.Sequential(nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8)).double().eval(), X).model
-    nn.init.constant_(model[0].sampling.shift, 0.3)
+    nn.init.constant_(model[0].sampling.shift, 0.3)  # pyright: ignore[reportIndexIssue]
     folded = fold(model, X, forms={"0": "dense"}, cut=0.1, batch_norm=True)
     assert folded.check.ok
     assert [n.code for n in folded.norms] == ["folded"]
@@ -96,7 +96,7 @@ def test_what_is_not_cut() -> None:
 
     model = ccrewrite.rewrite(Functional(), X).model
     for sampling in (m for m in model.modules() if isinstance(m, ccrewrite.nn.Sampling)):
-        nn.init.constant_(sampling.offset, 0.04)
+        nn.init.constant_(sampling.offset, 0.04)  # pyright: ignore[reportArgumentType]
     other = strided(nn.Conv2d(4, 8, 3, stride=2, padding=1), 0.3)
     for folded, given in (fold(model, X, cut=0.2), model), (fold(other, X, cut=0.2, forms={"(root)": "filtered"}), other):
         assert folded[0].cut_error == 0

@@ -6,7 +6,7 @@ import copy
 import functools
 import pickle
 from collections.abc import Generator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def run(model: nn.Module, inputs: Tensor) -> Tensor:
 def sizes_in(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
     sizes: dict[str, tuple[int, ...]] = {}
     handles = [
-        s.register_forward_hook(lambda m, a, out, n=n: sizes.__setitem__(n, tuple(out.shape[-m.ndim :])))
+        s.register_forward_hook(lambda m, a, out, n=n, d=s.ndim: sizes.__setitem__(n, tuple(cast(Tensor, out).shape[-d:])))
         for n, s in samplings_of(model).items()
     ]
     run(model, inputs)
@@ -244,6 +244,7 @@ def test_gradients_reach_everything_at_another_size() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own doing
 def test_compiles_whole_where_the_sizes_are_known() -> None:
     model, x = rewritten("unet_cat_2d")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -226,6 +226,9 @@ def test_numbers_that_the_model_owns_keep_their_values() -> None:
     """A pad length and a counter kept in buffers: the former is known, the latter not written."""
 
     class Counts(nn.Module):
+        total: Tensor
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv1d(1, 4, 4, 2)
@@ -235,8 +238,9 @@ def test_numbers_that_the_model_owns_keep_their_values() -> None:
         def forward(self, x: Tensor) -> Tensor:
             self.calls.add_(1)
             self.calls += 1
-            left = self.total // 2
-            return self.conv(F.pad(x, (left, self.total - left), mode="reflect")).mean(2)
+            left: Any = self.total // 2
+            right: Any = self.total - left
+            return self.conv(F.pad(x, (left, right), mode="reflect")).mean(2)
 
     x = torch.randn(1, 1, 16)
     model: Any = ccrewrite.rewrite(Counts(), x).model
@@ -256,7 +260,7 @@ def sizes_of(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
     """Output size of each site in a run."""
     sizes: dict[str, tuple[int, ...]] = {}
     handles = [
-        s.register_forward_hook(lambda m, a, out, n=n: sizes.__setitem__(n, tuple(out.shape[-m.ndim :])))
+        s.register_forward_hook(lambda m, a, out, n=n, d=s.ndim: sizes.__setitem__(n, tuple(cast(Tensor, out).shape[-d:])))
         for n, s in samplings_of(model).items()
     ]
     run(model, inputs)

@@ -129,7 +129,7 @@ def runs() -> None:
     from ccrewrite.cli import app
 
     def command(*arguments: str) -> Any:
-        return CliRunner().invoke(app, ["finetune", "config.toml", *arguments])
+        return CliRunner().invoke(app, ["finetune", "config.toml", *arguments])  # pyright: ignore[reportArgumentType]
 
     torch.manual_seed(0)
     whole, calls = models.loss, 0
@@ -173,7 +173,7 @@ def documents() -> None:
     from ccrewrite.cli import app
 
     torch.manual_seed(0)
-    planned = CliRunner().invoke(app, ["plan", "models:options", "--config", str(HERE / "options.toml"), "--json"])
+    planned = CliRunner().invoke(app, ["plan", "models:options", "--config", str(HERE / "options.toml"), "--json"])  # pyright: ignore[reportArgumentType]
     assert planned.exit_code == 0, planned.output
     (HERE / "plan.json").write_text(planned.stdout)
     _, x = models.build("layers")
@@ -189,7 +189,7 @@ def documents() -> None:
     move_(rewritten)
     os.environ["CCREWRITE_CACHE"] = str(HERE)
     lowered = ccrewrite.lower(rewritten, x, mode="training", measured=True)
-    assert [c.how for c in lowered.choices] == ["measured"]
+    assert [c.how for c in lowered.choices] == ["measured"]  # pyright: ignore[reportAttributeAccessIssue]
     (HERE / "lowered.json").write_text(lowered.to_json() + "\n")
 
 

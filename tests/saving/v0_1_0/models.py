@@ -60,7 +60,7 @@ class Functional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv1d(x, self.kernel, dilation=2, padding=2)
-        x = F.conv_transpose1d(x, self.blur, stride=2, groups=4)
+        x = F.conv_transpose1d(x, self.blur, stride=2, groups=4)  # pyright: ignore[reportArgumentType]
         return F.conv1d(x, weight=self.mixed.tanh(), stride=3)
 
 
