@@ -159,7 +159,10 @@ def names_by_source(original: nn.Module, model: nn.Module, x: Tensor, directory:
     yield "recipe.json", {saved["site"] for saved in recipe["samplings"]}
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("layers", "functional", "nested", "a graph")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_one_name_everywhere(name: str, tmp_path: Path) -> None:
     original, x, expected = built(name)
     model = moved(ccrewrite.rewrite(original, x).model)

@@ -95,10 +95,10 @@ def test_it_learns_and_geometry_moves() -> None:
     "options",
     [
         {},
-        {"accumulate": 2},
-        {"weights_from": 3},
-        {"mixed_precision": "bf16"},
         {"distillation": 1.0, "feature_distillation": 1.0},
+        pytest.param({"accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param({"weights_from": 3}, marks=pytest.mark.slow),
+        pytest.param({"mixed_precision": "bf16"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
