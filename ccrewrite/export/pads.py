@@ -43,6 +43,10 @@ def _explicit_(node: ir.Node) -> None:
         extra = np.array(get("output_padding", [0] * len(kernel)))
         if wanted:
             total = None if known is None else strides * (known - 1) + extra + extent - np.array(wanted[-len(kernel) :])
+            more = extra if total is None else extra + np.maximum(-total, 0)
+            if total is not None and min(total) < 0 and all(more < strides):  # what isn't reached is added at the high ends
+                node.attributes["output_padding"] = ir.AttrInt64s("output_padding", [int(n) for n in more])
+                total = np.maximum(total, 0)
         else:
             total = extent + extra - strides if auto.startswith("SAME") else None
         if total is not None and min(total) >= 0:

@@ -29,19 +29,20 @@ def seen_in(path: Path, sites: Iterable[str], fed: Mapping[str, np.ndarray], dir
         in_float32_(model)
     asked = {name for name, value in model.graph.initializers.items() if value in model.graph.inputs}
     flat = taken(model, changed=any(fed[name].any() for name in asked & fed.keys()))
-    found = {site: _ends(flat.graph, site) for site in sites}
+    constants = _constants(flat.graph)
+    found = {site: _ends(flat.graph, site, constants) for site in sites}
     known = {site: ends for site, ends in found.items() if ends}
     values = [value for ends in known.values() for ins, out in ends for value in (*ins, out)]
     tensors = iter(Probed(flat, values, fed, (), directory).run()[1])
     return {site: [([next(tensors) for _ in ins], next(tensors)) for ins, _ in ends] for site, ends in known.items()}
 
 
-def _ends(graph: ir.Graph, site: str) -> Ends:
+def _ends(graph: ir.Graph, site: str, constants: set[ir.Value]) -> Ends:
     """What goes into each call of ``site`` and comes out of it; none where one has other ends."""
     ends: Ends = []
     for nodes in _calls(graph, site):
         made = {value for node in nodes for value in node.outputs}
-        ins = {v for n in nodes for v in n.inputs if v is not None and v not in made and not _constant(v)}
+        ins = {v for n in nodes for v in n.inputs if v is not None and v not in made and v not in constants}
         ins = {value for value in ins if value.dtype in FLOATS or value.dtype is None}
         outs = [v for v in made if v.is_graph_output() or any(user not in nodes for user, _ in v.uses())]
         outs = [value for value in outs if value.dtype in FLOATS]
@@ -51,12 +52,13 @@ def _ends(graph: ir.Graph, site: str) -> Ends:
     return ends
 
 
-def _constant(value: ir.Value) -> bool:
-    """Whether it is known when the file is loaded."""
-    node = value.producer()
-    if node is None:
-        return value.const_value is not None
-    return all(v is None or _constant(v) for v in node.inputs)
+def _constants(graph: ir.Graph) -> set[ir.Value]:
+    """What is known when the file is loaded."""
+    found = set(graph.initializers.values())
+    for node in graph:  # in order, so that what a node takes has been looked at
+        if all(value is None or value in found for value in node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def _calls(graph: ir.Graph, site: str) -> list[set[ir.Node]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 import ccrewrite
 from ccrewrite.errors import ExportError
 from ccrewrite.export import onnx as export
+from ccrewrite.export.metadata import MODULE
+from ccrewrite.export.regions import seen_in
 from ccrewrite.export.rewrite import rewrite_onnx
 from ccrewrite.families.cc.onnx import kernel
 from ccrewrite.families.dcls.onnx import DclsForm
@@ -194,3 +197,21 @@ def test_a_site_of_a_computed_weight_is_judged_with_its_weight(
     monkeypatch.setattr(export, "prepared", broken)
     with pytest.raises(ExportError, match=r":conv2d is off by .* on the input that it gets"):
         ccrewrite.export_onnx(model, tmp_path / "m.onnx", X)
+
+
+def test_sites_of_deep_files(tmp_path: Path) -> None:
+    """What goes into a site behind 1,500 nodes is no constant; what comes of initializers alone is."""
+    names = ["x", *(f"v{i}" for i in range(1500))]
+    nodes = [helper.make_node("Identity", [before], [after]) for before, after in itertools.pairwise(names)]
+    nodes += [helper.make_node("Mul", ["w", "w"], ["squared"])]
+    nodes += [helper.make_node("Conv", [names[-1], "squared"], ["y"], name="conv", strides=[2])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 1, 9]), ("y", None))]
+    weight = numpy_helper.from_array(np.array([[[1.0, 2.0, 3.0]]], np.float32), "w")
+    file = helper.make_model(helper.make_graph(nodes, "deep", ends[:1], ends[1:], [weight]), ir_version=9)
+    file.opset_import[0].version = 17
+    file.graph.node[-1].metadata_props.add(key=MODULE, value="conv")
+    onnx.save(onnx.shape_inference.infer_shapes(file), tmp_path / "deep.onnx")
+    x = np.arange(9, dtype=np.float32).reshape(1, 1, 9)
+    (([seen], made),) = seen_in(tmp_path / "deep.onnx", ["conv"], {"x": x}, tmp_path, in_float32=False)["conv"]
+    np.testing.assert_array_equal(seen.numpy(), x)
+    np.testing.assert_allclose(made.numpy().ravel(), [22.0, 50.0, 78.0, 106.0])
