@@ -65,8 +65,9 @@ def test_sizes(rewritten: nn.Module, value: Any) -> None:
         ccrewrite.resize_(rewritten, {"0": value}, X)
     with pytest.raises(InputError, match="'0': expected one positive ratio, or 2"), ccrewrite.resized(rewritten, {"0": value}):
         rewritten(X)
-    with pytest.raises(InputError, match="sizes are a mapping of sites to ratios"):
-        ccrewrite.resize_(rewritten, 0.5)  # type: ignore[arg-type]
+    for wrong in (0.5, 0, (), torch.zeros(1)):
+        with pytest.raises(InputError, match="sizes are a mapping of sites to ratios"):
+            ccrewrite.resize_(rewritten, wrong)  # type: ignore[arg-type]
 
 
 def test_a_result_is_taken_where_its_model_is_meant(tmp_path: Path) -> None:

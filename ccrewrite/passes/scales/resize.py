@@ -101,6 +101,8 @@ def resize_(model: GivenModel, settings: Settings | None, example_inputs: object
     (torch.Size([1, 8, 12, 18]), torch.Size([1, 8, 1, 1]))
     """
     model = model_of(model)
+    if settings is not None and not isinstance(settings, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"sizes are a mapping of sites to ratios, found {settings!r}")
     for holder in wrappers(model):
         for key, hook in list(forward_pre_hooks_of(holder).items()):
             if isinstance(hook, Resizing):
@@ -171,8 +173,6 @@ def _require_hits(model: nn.Module, settings: Settings) -> None:
     """Group names are paths of sites or of modules around them, so a key that hits none can be told without a run."""
     known = samplings_of(model)
     sites = [site for name, site in rewritten_sites(model).items() if name in known]
-    if not isinstance(settings, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"sizes are a mapping of sites to ratios, found {settings!r}")
     for key in settings:
         if not any(hits(key, (site.name, *site.aliases)) for site in sites):
             raise SelectionError(f"{key!r} hits no resizable site or module that holds one; the sites are {', '.join(known)}")
