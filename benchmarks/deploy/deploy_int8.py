@@ -53,10 +53,12 @@ class Case(NamedTuple):
 def cases() -> dict[str, Case]:
     torch.manual_seed(0)
     train, (test, labels) = canvases(CALIBRATION, seed=0, split="train")[0], canvases(60, seed=0, split="test")
-    drawn, tested = (part.tensors for part in digits())
+    drawn, (tried, drawn_labels) = (part.tensors for part in digits())
+    # Where they are, and one pixel off along each axis: one drawing of 397 is a quarter of a point.
+    around = [tried.roll((rows, columns), (2, 3)) for rows in (-1, 0, 1) for columns in (-1, 0, 1)]
     found = {
         "demo": Case(segmenter().eval(), train, test, labels),
-        "digits": Case(trained(), drawn[0][:100], *tested, 0.01),
+        "digits": Case(trained(), drawn[0][:100], torch.cat(around), drawn_labels.repeat(9), 0.01),
     }
     for name, build, shape in (("unet", UNet, (3, 32, 32)), ("tcn", TCN, (4, 64)), ("depthwise", depthwise, (3, 32, 32))):
         found[name] = Case(build().eval(), torch.randn(CALIBRATION, *shape), torch.randn(16, *shape), None)
@@ -75,7 +77,7 @@ def outcome(way: str, case: Case, moved: nn.Module, directory: Path) -> dict[str
         "folded": [after.quantized, after.convolutions],
         "error": float((found - exact).norm() / exact.norm()),
     }
-    if case.labels is not None:
+    if case.labels is not None and after.exact is None:
         result |= {"float": _right(exact, case.labels), "int8": _right(found, case.labels)}
     return result
 
