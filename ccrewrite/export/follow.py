@@ -3,6 +3,7 @@ that may have been computed of the old one are named."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,8 +131,9 @@ def _doubt(watched: Watched, old: Ints, new: Ints, known: set[Ints]) -> str | No
             padded = {a for a, low, high in zip(axes, numbers, numbers[len(numbers) // 2 :], strict=False) if low or high}
             doubtful = bool(padded & changed)
         case _:  # a cut near the native end, not a few samples from the start
-            ends = dict(zip(axes, numbers, strict=True))
-            doubtful = any(old[axis] / 2 < ends.get(axis, END) < END for axis in changed)
+            computed = len(node.inputs) > 3 and node.inputs[3] is not None and values[3] is None
+            every = itertools.product(range(len(old)), numbers) if computed else zip(axes, numbers, strict=False)
+            doubtful = any(old[axis] / 2 < end < END for axis, end in every if axis in changed)
     return f"{called} {numbers} of {watched.name}" if doubtful else None
 
 

@@ -80,6 +80,16 @@ def test_numbers_that_may_have_been_sizes(node: Any, numbers: tuple[int, ...], m
     assert path.with_name("out.onnx").exists()
 
 
+@pytest.mark.parametrize(("end", "doubts"), [(2, ()), (8, ("ends [8] of it",))])
+def test_a_cut_along_computed_axes(end: int, doubts: tuple[str, ...], tmp_path: Path) -> None:
+    """As torch's exporters of opset 13 write slices: whichever axis it is."""
+    nodes = [helper.make_node("Unsqueeze", ["last", "z"], ["axes"]), op("Slice", "z", "n", "axes")]
+    numbers = [*OTHERS, ints("n", end), helper.make_tensor("last", TensorProto.INT64, [], [2])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SizeWarning)
+        assert trial(file(tmp_path, *nodes, numbers=numbers)).doubts == doubts
+
+
 def test_pads_that_same_padding_would_not_make(tmp_path: Path) -> None:
     """On eight samples it would pad one side only."""
     assert trial(file(tmp_path, STRIDED, stem_pads=(0, 1))).doubts == ()
