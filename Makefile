@@ -50,6 +50,7 @@ deploy: .venv-deploy/.ready  ## which runtime takes which form of a folded layer
 
 quantize: .venv-deploy/.ready  ## int8 by the quantizers that people use: reports/deploy/int8; positions trained for it; ONNX files back to training
 	.venv-deploy/bin/python benchmarks/deploy/deploy_int8.py
+	.venv-deploy/bin/python benchmarks/deploy/deploy_targets.py
 	.venv-deploy/bin/python -m pytest -m slow tests/deploy/test_int8.py tests/deploy/test_torch_model.py
 
 foreign: $(READY)  ## ONNX files that others made, out of packages, rewritten: reports/deploy/foreign_files.md
