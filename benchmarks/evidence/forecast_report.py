@@ -98,7 +98,7 @@ def _means(by_seed: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    return float(scipy.stats.spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def halved(work: Path) -> list[Entry]:

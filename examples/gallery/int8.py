@@ -60,9 +60,9 @@ def main() -> None:
         sizes = {kind: (folder / f"{kind}.onnx").stat().st_size // 1000 for kind in ("float", "int8")}
 
     held_out = images[40:].numpy()
-    before, after = (session.run(None, {entry: held_out})[0] for session in (plain, small))
-    error = np.linalg.norm(after - before) / np.linalg.norm(before)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
-    agree = float((after.argmax(1) == before.argmax(1)).mean())  # pyright: ignore[reportAttributeAccessIssue]
+    before, after = (np.asarray(session.run(None, {entry: held_out})[0]) for session in (plain, small))
+    error = np.linalg.norm(after - before) / np.linalg.norm(before)
+    agree = float((after.argmax(1) == before.argmax(1)).mean())
     print(f"{sizes['float']} KB in float32, {sizes['int8']} KB in int8")
     print(f"relative error of the outputs {error:.3f}; {agree:.4f} of the pixels get the same class")
     assert agree > 0.97

@@ -168,13 +168,13 @@ def test_an_output_shape_at_an_open_size_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", [".", "other"])
 def test_weights_in_files_of_their_own(kind: str, location: str, folder: str, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    options = {"strides": [2]} if kind == "strided" else {"strides": [1], "dilations": [2], "pads": [2, 2]}
+    options: dict[str, Any] = {"strides": [2]} if kind == "strided" else {"strides": [1], "dilations": [2], "pads": [2, 2]}
     onnx.save_model(
         model([conv(**options)]),
         tmp_path / "m.onnx",
         save_as_external_data=True,
         location=location,
-        size_threshold=0,  # pyright: ignore[reportArgumentType]
+        size_threshold=0,
     )
     (before,) = session(tmp_path / "m.onnx").run(None, {"x": X})
     target = tmp_path / folder / "n.onnx"

@@ -152,7 +152,7 @@ def test_sites_of_a_copy_in_float32_are_judged(
                 value.const_value = ir.tensor(value.const_value.numpy() * value.const_value.dtype.numpy().type(1.5))
         return file
 
-    options = {"opset": 22} if dtype == torch.bfloat16 else {}
+    options: dict[str, Any] = {"opset": 22} if dtype == torch.bfloat16 else {}
     model, x = moved().to(dtype), X.to(dtype)
     if not wrong:
         assert ccrewrite.export_onnx(model, tmp_path / "m.onnx", x, **options).check.runs[0].in_float32
@@ -187,7 +187,7 @@ def test_a_site_of_a_computed_weight_is_judged_with_its_weight(
     prepare = export.prepared
 
     def broken(*arguments: Any, **named: Any) -> Any:
-        ready = prepare(*arguments, **named)
+        ready: Any = prepare(*arguments, **named)
         ready.model.ccrewrite["conv2d"].register_forward_hook(lambda module, args, out: out * 1.001)
         return ready
 

@@ -79,7 +79,7 @@ def test_gradients_and_transforms(case: str) -> None:
 def test_exported(case: str) -> None:
     """Read between samples by depthwise convolutions, and nothing is interpolated; the batch stays open."""
     model, x = rewritten(case)
-    folded = fold(model, x, forms={"(root)": "shifted"}).model.eval()
+    folded: Any = fold(model, x, forms={"(root)": "shifted"}).model.eval()
     batched = x.dim() == len(folded.window) + 2
     shapes = ({0: torch.export.Dim.DYNAMIC},) if batched else None
     program = torch.export.export(folded, (torch.cat([x, x]) if batched else x,), dynamic_shapes=shapes, strict=False)

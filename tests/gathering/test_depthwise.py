@@ -31,7 +31,8 @@ def test_as_torch_has_it(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 2**16)))
     shapes = ((batch, channels, *sizes), (channels, 1, *cells), (channels,))
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    found, wanted = depthwise_conv(*tensors, pads), expected(*tensors, pads)
+    input, weight, bias = tensors
+    found, wanted = depthwise_conv(input, weight, bias, pads), expected(input, weight, bias, pads)
     torch.testing.assert_close(found, wanted)
     arrived = torch.randn_like(wanted)
     for one, other in zip(
@@ -45,7 +46,7 @@ def test_second_derivatives(pads: list[tuple[int, int]]) -> None:
     torch.manual_seed(0)
     shapes = (2, 2, 4, 5), (2, 1, 3, 4), (2,)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradgradcheck(lambda *t: depthwise_conv(*t, pads), tensors)
+    assert torch.autograd.gradgradcheck(lambda x, weight, bias: depthwise_conv(x, weight, bias, pads), tensors)
 
 
 @pytest.mark.parametrize("reach", [0, 9])
