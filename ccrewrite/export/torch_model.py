@@ -46,7 +46,7 @@ def torch_model(path: str | os.PathLike[str], example_inputs: Mapping[str, Tenso
     except ImportError as error:
         raise InputError(f"torch_model needs onnx2torch: pip install onnx2torch ({error})") from error
     import onnx_ir as ir
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import optimizer
 

@@ -65,7 +65,7 @@ def onnxruntime_qdq(model: nn.Module, data: Tensor, directory: Path, *, sizes: M
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.batches, None)
 
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    types: dict[str, Any] = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(
         directory / "ready.onnx", directory / "int8.onnx", Batches(), quant_format=QuantFormat.QDQ, per_channel=True, **types
     )  # fmt: skip

@@ -63,7 +63,8 @@ def test_convert_rewrite_train_and_export(name: str, tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([p for p in rewritten.parameters() if p.requires_grad], 1e-4)
     losses: list[float] = []
     for _ in range(4):
-        loss = sum(((a - b) ** 2).mean() for a, b in zip(outputs(rewritten, inputs), targets, strict=True))
+        found = outputs(rewritten, inputs)
+        loss = torch.stack([((a - b) ** 2).mean() for a, b in zip(found, targets, strict=True)]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
