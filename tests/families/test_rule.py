@@ -71,7 +71,7 @@ def test_large_to_dcls(options: dict[str, Any], says: str) -> None:
     ("options", "says"),
     [
         ({"interpolation": "cubic"}, "DclsSampling: interpolation must be one of"),
-        ({"axes": 1}, "DclsSampling: axes must be a Sequence or None"),
+        ({"axes": 1}, "DclsSampling: axes must be a sequence or None"),
         ({"width": "1", "interpolation": "gaussian"}, "DclsSampling: width must be a number or None"),
         ({"position_init": "grid"}, "DclsSampling: position_init must be one of 'normal', 'uniform'"),
         ({"weight_init": "zeros"}, "DclsConv2d: weight_init must be one of 'kaiming', 'trunc_normal', found 'zeros'"),
