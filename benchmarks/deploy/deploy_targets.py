@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
+import openvino  # pyright: ignore[reportMissingImports]
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import to_edge_transform_and_lower
-from executorch.runtime import Runtime
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
+from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ def in_onnx(model: nn.Module, x: Tensor, target: Target, path: Path) -> np.ndarr
         config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         return openvino.Core().compile_model(path, "CPU", config)(x.numpy())[0]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
 @torch.no_grad()
