@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ OTHER_SIZES: tuple[Callable[[int], int], ...] = (
 """To try in place of an example's: networks want multiples of powers of two, or sizes that differ from them by as much."""
 
 
-def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def arguments(model: nn.Module, inputs: Inputs) -> dict[str, object]:
     """The arguments by the names that ``model.forward`` has for them."""
     try:
         return dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
@@ -72,7 +72,8 @@ def without_ones(model: nn.Module, inputs: Inputs, shapes: Mapping[str, object])
 def _open_sizes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, object]) -> dict[str, int]:
     """By the names of the open axes."""
     found = arguments(model, inputs)
-    return {label: found[name].shape[axis] for name, axes in shapes.items() for axis, label in named_axes(axes).items()}
+    named = {name: named_axes(axes) for name, axes in shapes.items()}
+    return {label: cast(Tensor, found[n]).shape[axis] for n, axes in named.items() for axis, label in axes.items()}
 
 
 def _at(model: nn.Module, inputs: Inputs, shapes: Mapping[str, object], sizes: Mapping[str, int]) -> Inputs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -36,7 +35,8 @@ def unwrap_pads_(model: ir.Model) -> int:
 
 
 def _unwrap_(node: ir.Node, pads: list[int]) -> None:
-    value: Any = node.inputs[0]
+    value = node.inputs[0]
+    assert value is not None  # the data, which every Pad has
     new: list[ir.Node] = []
 
     def constant(numbers: list[int]) -> ir.Value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Look:
     def __init__(self, samplings: Sequence[Sampling]) -> None:
         self.samplings = list(samplings)
 
-    def __call__(self, model: nn.Module, args: Any) -> None:
+    def __call__(self, model: nn.Module, args: object) -> None:
         if not torch.compiler.is_compiling():
             _looked.seen.append(_look(self.samplings))
 
@@ -56,7 +56,7 @@ class Look:
 class Forget:
     """Forward hook beside ``Look``: what was seen counts until the forward ends, also where it raises."""
 
-    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, model: nn.Module, args: object, output: object) -> None:
         if not torch.compiler.is_compiling() and _looked.seen:
             _looked.seen.pop()
 
@@ -79,7 +79,7 @@ def look_once_(model: nn.Module) -> None:
         model.register_forward_hook(Forget(), always_call=True)
 
 
-def require_values(sampling: Sampling, tensors: Sequence[Any], weight: Tensor) -> None:
+def require_values(sampling: Sampling, tensors: Sequence[object], weight: Tensor) -> None:
     """Raise ``InputError`` where ``tensors``, of the geometry, have no values, and the weight that they are to move has."""
     if any(isinstance(t, Tensor) and t.is_meta for t in tensors) and not weight.is_meta:  # (of a tracer they are no tensors)
         where = sampling.site or f"this {type(sampling).__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self, cast
 
 from torch import nn
 
@@ -23,13 +23,13 @@ class ScratchConv(RewrittenConv):
     sampling_class: ClassVar[type[Sampling]]
     torch_class: ClassVar[type[ConvNd]]
 
-    def __init_subclass__(cls, *, replaces: type[ConvNd] | None = None, **options: Any) -> None:
+    def __init_subclass__(cls, *, replaces: type[ConvNd] | None = None, **options: object) -> None:
         super().__init_subclass__(**options)
         if replaces is not None:
             cls.torch_class = cls.ccrewrite_replaced = replaces
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
+    def from_conv(cls, conv: nn.Module, **options: object) -> Self:
         """This layer on ``conv``'s own parameters (shared, not copied), computing what ``conv`` computes.
 
         ``options`` are those of the sampling. Raises ``InputError`` where ``conv`` is no ``torch_class``, or has a forward of

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import cast
 
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from ccrewrite.api import rewrite
 from ccrewrite.errors import InputError
@@ -31,6 +30,7 @@ from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.lowering.expenses import costs_of
 from ccrewrite.passes.decide import Patterns
 from ccrewrite.passes.rules import Rules
+from ccrewrite.training.batches import Loss
 
 RATES = (1e-3, 1e-2)
 STEPS = 28
@@ -44,8 +44,8 @@ SITE_SECONDS = 1.0
 def forecast(
     model: Model,
     example_inputs: object,
-    train_data: Any,
-    loss: Callable[[Any, Any], Tensor],
+    train_data: object,
+    loss: Loss,
     *,
     rules: Rules = None,
     include: Patterns = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ def _rise(
     data: Data,
     geometry: Sequence[nn.Parameter],
     start: Sequence[Tensor],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     losses: Sequence[float],
 ) -> tuple[float, ...]:
     """Of the loss on each of ``batches``, over ``losses``, where ``geometry`` is at ``start``; it is left as it was."""

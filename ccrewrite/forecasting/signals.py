@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def signals(
     moments = {t: Moments([t]) for t in wanted}
     for batch in data.training:
         loss = data.loss_of(model, batch)
-        none = cast("tuple[Any, ...]", (None,) * len(wanted))
+        none = cast("tuple[Tensor | None, ...]", (None,) * len(wanted))
         found = torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else none
         for tensor, gradient in zip(wanted, found, strict=True):
             moments[tensor].add([gradient])

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import CodeType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,9 @@ def watched(
             def enter(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name) -> None:
                 before(name, args, kwargs)
 
-            def leave(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Any, name: str = name) -> None:
+            def leave(
+                _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor, name: str = name
+            ) -> None:
                 if after is not None:
                     after(name, args, kwargs, output)
 
@@ -174,7 +176,7 @@ class ConvolutionMode(TorchFunctionMode):
         obstacle: Obstacle | None = "autograd-function" if function else "other-object" if other else None
         return self.stack[-1][0] if path is None else path, obstacle, function or other
 
-    def _holds(self, thing: Any) -> bool:
+    def _holds(self, thing: object) -> bool:
         """Whether it is somebody's own object that holds a module or tensor of the model."""
         if type(thing).__module__.partition(".")[0] in ("ccrewrite", "torch"):
             return False

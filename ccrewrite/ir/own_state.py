@@ -7,7 +7,7 @@ import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class OwnState:
         if isinstance(value, tuple):
             return list(cast("tuple[object, ...]", value))
         if isinstance(value, np.ndarray):
-            self._keep_array(cast("np.ndarray[tuple[int, ...], np.dtype[Any]]", value))
+            self._keep_array(cast("np.ndarray[tuple[int, ...], np.dtype[np.generic]]", value))
             return []
         setter = _generator(value)
         if setter is not None:
@@ -81,7 +81,7 @@ class OwnState:
             return []
         return [vars(value)] if _plain_object(value) else []
 
-    def _keep_array(self, array: np.ndarray[tuple[int, ...], np.dtype[Any]]) -> None:
+    def _keep_array(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
         if array.size > LIMIT or array.dtype.hasobject or not array.flags.writeable:
             return
         values = array.copy()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ class WriteGuard(DispatchMode):
 
 
 @cache
-def _written(func: OpOverload[..., Any]) -> tuple[tuple[int, str], ...]:
+def _written(func: OpOverload[..., object]) -> tuple[tuple[int, str], ...]:
     """Position and name of each argument that ``func`` writes to."""
     schema = schema_of(func)
     arguments = enumerate(schema.arguments) if schema.is_mutable or "batch_norm" in schema.name else ()

@@ -146,7 +146,7 @@ def _settled(
     """``outputs`` that differ, where the model is so noisy that they do though each site, in a package that gives their values
     too, is right. Raises ``ExportError`` where one is wrong."""
 
-    def values(observed: nn.Module) -> list[Any]:
+    def values(observed: nn.Module) -> list[torch.Tensor]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "observed.pt2")
             file.write_bytes(packaged_as(observed).getbuffer())

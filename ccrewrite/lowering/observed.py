@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +36,25 @@ class Observed(nn.Module):
         self.handles = [m.register_forward_hook(hooks[name], with_kwargs=True) for name, m in sites.items()]
 
     def _hook(self, name: str, ins: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+        def hook(module: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], out: Tensor) -> None:
             self.calls.names.append((name, ins))
             self.calls.values += [*(args[:ins] or [kwargs["input"]]), out]
 
         return hook
 
-    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def forward(self, *args: object, **kwargs: object) -> list[Tensor]:
         self.calls = Calls()
         self.model(*args, **kwargs)
         return self.calls.values
 
 
 def judge(
-    given: nn.Module, inputs: Inputs, prepared: nn.Module, run: Callable[[nn.Module], Any], *, gradients: bool = False
+    given: nn.Module,
+    inputs: Inputs,
+    prepared: nn.Module,
+    run: Callable[[nn.Module], Iterable[Tensor]],
+    *,
+    gradients: bool = False,
 ) -> Verdict:
     """The sites of ``prepared``, which stands for ``given`` with their modules at the same paths, as ``run`` runs it: it is
     given a module that takes ``inputs``, compiles it, and returns what it gives. ``gradients``: so that these could be had.

@@ -49,7 +49,7 @@ class _Call:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    out: Any
+    out: Tensor
     computed: bool
     norm: list[nn.Module] = field(default_factory=list[nn.Module])
 
@@ -116,14 +116,14 @@ def _recorded(model: nn.Module) -> Generator[dict[str, list[_Call]]]:
     by_output: dict[int, _Call] = {}
 
     def site_hook(name: str, computed: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: Tensor) -> None:
             call = _Call(module, args, kwargs, out, computed)
             calls[name].append(call)
             by_output[id(out)] = call
 
         return hook
 
-    def norm_hook(module: nn.Module, args: Any, out: Any) -> None:
+    def norm_hook(module: nn.Module, args: tuple[object, ...], out: object) -> None:
         if args and id(args[0]) in by_output:
             by_output[id(args[0])].norm.append(module)
 

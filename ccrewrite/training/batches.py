@@ -20,6 +20,8 @@ from ccrewrite.errors import InputError
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.ir.typed import manual_seed
 
+Loss = Callable[[Any, Any], Tensor]
+"""Of the model's outputs and the target (of a batch that is a mapping, the batch): a scalar, the mean over the batch."""
 Place = tuple[int, object]
 """Of a sample: its place in the epoch, and its index in the dataset."""
 
@@ -48,7 +50,7 @@ class Loader(Protocol):
     pin_memory: bool
     timeout: float
     worker_init_fn: Callable[[int], None] | None
-    multiprocessing_context: Any
+    multiprocessing_context: object
     prefetch_factor: int | None
 
 
@@ -188,7 +190,7 @@ def inputs_and_target(batch: object) -> tuple[tuple[object, ...] | dict[str, obj
     raise InputError(f"a batch must be (*inputs, target) or a mapping, found {found}")
 
 
-def task_loss(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: object) -> Tensor:
+def task_loss(model: nn.Module, loss: Loss, batch: object) -> Tensor:
     """The loss of one batch. Raises ``InputError`` where it is no scalar tensor."""
     inputs, target = inputs_and_target(batch)
     outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ccrewrite.errors import InputError
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.passes.scales.resize import resized
-from ccrewrite.training.recalibrate import Setting, Statistics, load_statistics_, recalibrate, statistics
+from ccrewrite.passes.scales.scale_groups import Settings
+from ccrewrite.training.recalibrate import Statistics, load_statistics_, recalibrate, statistics
 
 
 class ScaleEnsemble(nn.Module):
@@ -39,7 +40,7 @@ class ScaleEnsemble(nn.Module):
     def __init__(
         self,
         model: GivenModel,
-        settings: Sequence[Setting],
+        settings: Sequence[Settings],
         *,
         average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:

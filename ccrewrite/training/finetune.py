@@ -18,13 +18,13 @@ from ccrewrite.ir.options import check_arguments
 from ccrewrite.ir.outcome import GivenModel, model_of
 from ccrewrite.ir.preserve import random_states_kept
 from ccrewrite.training.accelerating import Accelerated, Made
-from ccrewrite.training.batches import Batches
+from ccrewrite.training.batches import Batches, Loss
 from ccrewrite.training.config import Compile, FinetuneConfig
 from ccrewrite.training.gains import gains
 from ccrewrite.training.groups import ParamGroup, param_groups
 from ccrewrite.training.loop import History, Loop
 from ccrewrite.training.run_folder import RunFolder
-from ccrewrite.training.steps import Loss, Schedule, Steps
+from ccrewrite.training.steps import Schedule, Steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,8 @@ from ccrewrite.ir.torch_private import NormBase
 from ccrewrite.ir.typed import named_modules
 from ccrewrite.ir.wrappers import unwrapped
 from ccrewrite.passes.scales.resize import resized
+from ccrewrite.passes.scales.scale_groups import Settings
 
-Setting = Mapping[str, Any]
-"""Internal sizes as ``ccrewrite.resized`` takes them; empty: the native ones."""
 Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
 """Of each batch norm by name: running mean, running variance, batches tracked."""
 
@@ -47,7 +46,7 @@ def load_statistics_(model: GivenModel, values: Statistics) -> None:
 def recalibrate(
     model: GivenModel,
     batches: Iterable[object],
-    settings: Sequence[Setting] | None = None,
+    settings: Sequence[Settings] | None = None,
     *,
     device: torch.device | str | None = None,
 ) -> list[Statistics]:
@@ -57,9 +56,9 @@ def recalibrate(
         model: any module; its training flags and parameters are left as they are.
         batches: inputs of the model: tensors, or tuples or lists whose first entry is the input (labels are ignored), or
             mappings, passed by name. Iterated once per setting.
-        settings: internal sizes, as ``ccrewrite.resized`` takes them. None: the model as it is, whose statistics are replaced.
-            Otherwise the model's own stay, and those of each setting are returned, to be switched to (``load_statistics_``,
-            ``ScaleEnsemble``).
+        settings: internal sizes, as ``ccrewrite.resized`` takes them; an empty mapping: the native ones. None: the model as it
+            is, whose statistics are replaced. Otherwise the model's own stay, and those of each setting are returned, to be
+            switched to (``load_statistics_``, ``ScaleEnsemble``).
         device: where the inputs are moved to.
 
     Returns the statistics, one per setting (one in all, where ``settings`` is None): plain averages over all batches.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from ccrewrite.errors import InputError
 from ccrewrite.families.sampling import Sampling
@@ -77,11 +76,11 @@ class FreezeSchedule:
                 if not trains:
                     parameter.grad = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Where the schedule stands."""
         return {"done": self.done}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a stored state."""
         self.done = int(state["done"])
         self._apply()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any, Protocol, cast
 
@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from ccrewrite import nn as layers
 from ccrewrite.errors import InputError
 from ccrewrite.training.accelerating import Accelerated, prepared, sent, size_of, summed
-from ccrewrite.training.batches import Share, task_loss
+from ccrewrite.training.batches import Loss, Share, task_loss
 from ccrewrite.training.config import FinetuneConfig
 from ccrewrite.training.distillation import Distillation
 from ccrewrite.training.positions import clamp_positions
 from ccrewrite.training.schedules import FreezeSchedule
 from ccrewrite.training.sharded import gathered
-
-Loss = Callable[[Any, Any], Tensor]
-"""Of the model's outputs and the target (of a batch that is a mapping, the batch): a scalar, the mean over the batch."""
 
 TERMS = ("task", "distillation", "features", "repulsion", "smoothness")
 """What a loss is the sum of."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ from ccrewrite.families import regions
 from ccrewrite.families.cc.profile import MAX_SHIFT, SUPPORT, Along, factor
 from ccrewrite.families.look import readable
 from ccrewrite.ir.geometry import Ints
-from ccrewrite.ir.typed import TensorsFunction, from_numpy
+from ccrewrite.ir.typed import Context, TensorsFunction, from_numpy
 
-Array = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating]
 
 
 def factors(alongs: Sequence[Along], taps: Ints, dilation: Ints, margin: Ints, axes: Sequence[int]) -> dict[int, Tensor]:
@@ -49,12 +49,19 @@ def _takes(along: Along) -> bool:
     return small and along.shift is not None and along.shift.device.type == "cpu" and readable([along.shift])
 
 
+class _Kept(Context, Protocol):
+    near: _Near
+    index: Ints
+    spacing: int
+    margin: int
+
+
 class _Factors(TensorsFunction):
     """Of axes with as many taps, as far apart, in windows with the same margin."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, index: Ints, spacing: int, margin: int, shift: Tensor, *layers: Tensor
+        ctx: _Kept, index: Ints, spacing: int, margin: int, shift: Tensor, *layers: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(shift, *layers)
         ctx.near = near = _Near(index, shift, layers)
@@ -62,7 +69,7 @@ class _Factors(TensorsFunction):
         return from_numpy(_placed(near.values(), spacing, margin)).unbind()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Kept, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         shift, *layers = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative will be wanted: by operators that have one
             found = _differentiable(ctx, gradients, shift, layers)
@@ -131,7 +138,7 @@ def _taken(gradient: Array, taps: int, spacing: int, margin: int) -> Array:
     return np.stack([full[:, tap, spacing * tap : spacing * tap + near] for tap in range(taps)], 1)
 
 
-def _differentiable(ctx: Any, gradients: Sequence[Tensor], shift: Tensor, layers: Sequence[Tensor]) -> list[Tensor | None]:
+def _differentiable(ctx: _Kept, gradients: Sequence[Tensor], shift: Tensor, layers: Sequence[Tensor]) -> list[Tensor | None]:
     found: list[Tensor] = []
     for i, index in enumerate(ctx.index):
         along = Along("cubic", index, shift, tuple(layers[4 * i : 4 * i + 4]), spacing=ctx.spacing)

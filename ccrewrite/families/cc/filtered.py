@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ccrewrite.gathering.filters import Bank
 from ccrewrite.gathering.strided import Strided, near_taps
 from ccrewrite.ir.geometry import ConvGeometry, Ints
 from ccrewrite.ir.operators import CONVOLUTIONS, TRANSPOSED
-from ccrewrite.ir.typed import TensorFunction
+from ccrewrite.ir.typed import Context, TensorFunction
 
 PER_SAMPLE = {False: 100, True: 110}
 """What a filtered sample costs, in multiplications of a dense convolution: in inference, and in training where these count
@@ -76,10 +76,15 @@ def filtered_conv(
     return _Filtered.apply(input, weight, bias, geometry, margin, *factors)
 
 
+class _Kept(Context, Protocol):
+    geometry: ConvGeometry
+    margin: Ints
+
+
 class _Filtered(TensorFunction):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
+        ctx: _Kept,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -94,7 +99,7 @@ class _Filtered(TensorFunction):
         return out if bias is None else out.add_(bias.view(-1, *(1,) * geometry.ndim))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         input, weight, *factors = ctx.saved_tensors
         g, wants = ctx.geometry, ctx.needs_input_grad
         d_bias = gradient.sum((0, *range(2, gradient.dim()))) if wants[2] else None

@@ -17,7 +17,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def cc_native(
     return (_run_transposed if transposed else _run)(input, kernel, bias, plan, g.groups)
 
 
-def _forms(alongs: Sequence[Along], geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any]) -> list[Form]:
+def _forms(alongs: Sequence[Along], geometry: ConvGeometry, margin: Ints, sizes: Sequence[int]) -> list[Form]:
     learned = continuous(alongs)
     shared = [a for a in learned if alongs[a].shared]
     chosen = cheapest(geometry, margin, sizes, learned, shared)
@@ -180,7 +180,7 @@ def _kept_cost(geometry: ConvGeometry, margin: Ints, sizes: Ints, learned: Ints,
 def cheapest(
     geometry: ConvGeometry,
     margin: Ints,
-    sizes: Sequence[Any],
+    sizes: Sequence[int],
     learned: Sequence[int] | None = None,
     shared: Sequence[int] = (),
 ) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ def cheapest(
 
 
 def _cheapest(
-    geometry: ConvGeometry, margin: Ints, sizes: Sequence[Any], learned: Sequence[int] | None, shared: Sequence[int]
+    geometry: ConvGeometry, margin: Ints, sizes: Sequence[int], learned: Sequence[int] | None, shared: Sequence[int]
 ) -> tuple[tuple[int, ...], int]:
     g, axes = geometry, range(geometry.ndim)
     learned = axes if learned is None else learned

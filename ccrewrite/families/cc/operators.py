@@ -10,7 +10,7 @@ Opaque to autograd and to torch.compile's partitioner: only inputs are kept, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from ccrewrite.gathering.strided import (
 )
 from ccrewrite.ir.geometry import ConvArguments, ConvGeometry, Ints
 from ccrewrite.ir.operators import autocast, full_precision
-from ccrewrite.ir.typed import differentiated_, fake_of
+from ccrewrite.ir.typed import Context, differentiated_, fake_of
 
 MIN_CHANNELS = 16
 """Input channels of a group (transposed: output channels), from which the form pays: slices are read along them."""
@@ -163,15 +163,32 @@ ARGUMENTS = "Tensor input, Tensor weight, Tensor[] factors, int[] numbers, bool 
 
 
 @torch.library.custom_op("ccrewrite::cc_conv", mutates_args=(), schema=f"({ARGUMENTS}) -> Tensor")
-def _forward(input: Tensor, *arguments: Any) -> Tensor:
-    return forward_of(input, *arguments).clone()
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    factors: Sequence[Tensor],
+    numbers: Sequence[int],
+    transposed: bool,
+    groups: int,
+) -> Tensor:
+    return forward_of(input, weight, factors, numbers, transposed, groups).clone()
 
 
 @torch.library.custom_op(
     "ccrewrite::cc_conv_backward", mutates_args=(), schema=f"(Tensor gradient, {ARGUMENTS}, bool[] wants) -> Tensor[]"
 )
-def _backward(gradient: Tensor, *arguments: Any) -> list[Tensor]:
-    return [found.clone() for found in backward_of(gradient, *arguments)]
+def _backward(
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    factors: Sequence[Tensor],
+    numbers: Sequence[int],
+    transposed: bool,
+    groups: int,
+    wants: Sequence[bool],
+) -> list[Tensor]:
+    every = backward_of(gradient, input, weight, factors, numbers, transposed, groups, wants)
+    return [found.clone() for found in every]
 
 
 @fake_of(_forward)
@@ -190,8 +207,17 @@ def _(
 
 
 @fake_of(_backward)
-def _(gradient: Tensor, input: Tensor, weight: Tensor, factors: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
-    wants, nothing = arguments[-1], input.new_empty(0)
+def _(
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    factors: Sequence[Tensor],
+    numbers: Sequence[int],
+    transposed: bool,
+    groups: int,
+    wants: Sequence[bool],
+) -> list[Tensor]:
+    nothing = input.new_empty(0)
     last = input.new_empty(input.shape[0], *input.shape[2:], input.shape[1]).movedim(-1, 1)
     return [
         last if wants[0] else nothing,
@@ -200,15 +226,26 @@ def _(gradient: Tensor, input: Tensor, weight: Tensor, factors: Sequence[Tensor]
     ]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, factors, *ctx.others = inputs
+_Inputs = tuple[Tensor, Tensor, Sequence[Tensor], Sequence[int], bool, int]
+
+
+class _Kept(Context, Protocol):
+    numbers: Sequence[int]
+    transposed: bool
+    groups: int
+
+
+def _setup_context(ctx: _Kept, inputs: _Inputs, output: Tensor) -> None:
+    input, weight, factors, ctx.numbers, ctx.transposed, ctx.groups = inputs
     ctx.save_for_backward(input, weight, *factors)
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | list[Tensor] | list[None] | None, ...]:
     input, weight, *factors = ctx.saved_tensors
-    wants = [*ctx.needs_input_grad[:2], any(ctx.needs_input_grad[2])]
-    found = torch.ops.ccrewrite.cc_conv_backward(gradient, input, weight, factors, *ctx.others, wants)
+    of_factors = cast("Sequence[bool]", ctx.needs_input_grad[2])  # of a list of tensors, one for each
+    wants = [*ctx.needs_input_grad[:2], any(of_factors)]
+    numbers = ctx.numbers, ctx.transposed, ctx.groups
+    found = torch.ops.ccrewrite.cc_conv_backward(gradient, input, weight, factors, *numbers, wants)
     first, second = (g if wanted else None for g, wanted in zip(found[:2], wants, strict=False))
     return first, second, (found[2:] if wants[2] else [None] * len(factors)), None, None, None
 

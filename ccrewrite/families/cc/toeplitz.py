@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -50,7 +48,7 @@ def from_taps(x: Tensor, axis: int, factor: Tensor, stride: int, low: int, outpu
     return _blockwise(matrix, x, axis, inputs * taps, BLOCK * taps).narrow(axis, 0, outputs)
 
 
-def _single(count: Any) -> bool:
+def _single(count: int) -> bool:
     return has_static_value(count) and count <= 2 * BLOCK
 
 
@@ -69,6 +67,6 @@ def _blockwise(matrix: Tensor, x: Tensor, axis: int, read: int, step: int) -> Te
     return found.flatten(axis - 1, axis)
 
 
-def _padded(x: Tensor, axis: int, low: Any, high: Any) -> Tensor:
+def _padded(x: Tensor, axis: int, low: int, high: int) -> Tensor:
     """Zeros before and after; negative numbers crop."""
     return F.pad(x, [0, 0] * (-axis - 1) + [low, high])

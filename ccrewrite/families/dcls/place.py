@@ -7,13 +7,13 @@ of the size taps x window is built, and the backward recomputes the factors inst
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ccrewrite.families.interpolation import interpolate, interpolate_backward
-from ccrewrite.ir.typed import TensorFunction
+from ccrewrite.ir.typed import Context, TensorFunction
 
 MAX_NDIM = 3
 
@@ -31,6 +31,14 @@ def placed(
     """``place`` with everything for axes that are alike together: positions (and widths) ``(axes, A, B, T)``."""
     absent = [None] * (MAX_NDIM - len(sizes))
     return Place.apply(weight, kinds, sizes, *positions, *absent, *widths, *absent)
+
+
+_Inputs = tuple[Tensor, tuple[str, ...], tuple[int, ...], *tuple[Tensor | None, ...]]
+
+
+class _Kept(Context, Protocol):
+    kinds: tuple[str, ...]
+    sizes: tuple[int, ...]
 
 
 class Place(TensorFunction):
@@ -68,12 +76,12 @@ class Place(TensorFunction):
         return kernel.view(*weight.shape[:3], *cells)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Kept, inputs: _Inputs, output: Tensor) -> None:
         weight, ctx.kinds, ctx.sizes, *places = inputs
         ctx.save_for_backward(weight, *places)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *places = ctx.saved_tensors
         factors = _factors(ctx.kinds, ctx.sizes, places)
         first, rest = factors[0], _outer(factors[1:])
@@ -111,10 +119,12 @@ class Place(TensorFunction):
         return d_weight, None, None, *d_positions, *d_widths
 
 
-def _factors(kinds: tuple[str, ...], sizes: tuple[int, ...], places: Sequence[Any]) -> list[Tensor]:
+def _factors(kinds: tuple[str, ...], sizes: tuple[int, ...], places: Sequence[Tensor | None]) -> list[Tensor]:
     """Of every axis, ``(A, B, T, cells)``."""
-    ndim = sum(len(places[i]) for i in range(len(sizes)))
-    found = (interpolate(kind, places[i], places[MAX_NDIM + i], sizes[i], ndim) for i, kind in enumerate(kinds))
+    positions = [position for position in places[:MAX_NDIM] if position is not None]
+    ndim = sum(len(position) for position in positions)
+    axes = zip(kinds, positions, places[MAX_NDIM:], sizes, strict=False)  # widths are as many as MAX_NDIM
+    found = (interpolate(kind, position, width, size, ndim) for kind, position, width, size in axes)
     return [factor for together in found for factor in together.unbind()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -74,10 +73,10 @@ class WidthSchedule:
                     assert sampling.widening is not None
                     sampling.widening.add_(change)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Where the schedule stands; the widths themselves are the model's."""
         return {"done": self.done}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a stored state, beside the model's own ``load_state_dict``."""
         self.done = int(state["done"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, cast
+from typing import cast
 
 from torch import fx
 
@@ -14,7 +14,7 @@ from ccrewrite.ir.geometry import per_axis
 from ccrewrite.passes.scales.grids import Grid, Grids, Merged, broadcast, then, windowed
 from ccrewrite.passes.scales.nodes import named_arguments, packet_of, shape_of, window_axes
 
-GridsOf = Callable[[Any], Grids]
+GridsOf = Callable[[object], Grids]
 """The grids of a node that was carried already."""
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from torch import fx, nn
 
 from ccrewrite.families.adopt import HOSTED
 from ccrewrite.families.sites import RewrittenSite, rewritten_sites
 from ccrewrite.ir.geometry import ConvGeometry
+from ccrewrite.ir.torch_private import ConvNd
 from ccrewrite.passes.scales.carry import carried
 from ccrewrite.passes.scales.grids import Grid, Grids, windowed
 from ccrewrite.passes.scales.nodes import modules_of, shape_of, window_axes, without_call
@@ -36,7 +37,7 @@ class SamplingCall:
         """Of the convolution that the sampling stands for."""
         if self.site.key is not None:
             return self.site.sampling.geometry
-        geometry = ConvGeometry.from_module(cast(Any, self.site.module))
+        geometry = ConvGeometry.from_module(cast(ConvNd, self.site.module))
         if geometry.padding_mode != "zeros" and not self.site.sampling.resized:  # the layer has padded the input
             return replace(geometry, padding=(0,) * geometry.ndim)
         return geometry
@@ -70,8 +71,8 @@ class Follower:
             if spatial and all(isinstance(g, Grid) for g in spatial):
                 yield node, cast("tuple[Grid, ...]", spatial), None if call is None else call.site
 
-    def of(self, node: Any) -> Grids:
-        known = self.grids.get(node)
+    def of(self, node: object) -> Grids:
+        known = self.grids.get(node) if isinstance(node, fx.Node) else None
         return (None,) * len(shape_of(node)) if known is None else known
 
     def of_call(self, call: SamplingCall) -> Grids:

@@ -28,7 +28,7 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
     return {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
 
 
-def shape_of(node: Any) -> Sequence[Any]:
+def shape_of(node: object) -> Sequence[int]:
     """() for what is no node, or gives no tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value.shape if isinstance(value, Tensor) else ()

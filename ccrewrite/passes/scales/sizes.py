@@ -34,10 +34,10 @@ from ccrewrite.passes.scales.whereabouts import OUTPUT, Where, Whereabouts, hint
 from ccrewrite.passes.verify import leaves
 
 Expr = Any
+"""A size: a ``sympy`` expression over the sites' symbols, or an int. sympy's operators have no types."""
 Size = int | torch.SymInt
 Sizes = Callable[[str, tuple[Size, ...]], tuple[Size, ...]]
 """A site's name and the sizes that its output has by itself -> those that it gets."""
-"""A size: a ``sympy`` expression over the sites' symbols, or an int. sympy's operators have no types."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ are: what they are made of is never compiled, so they cost no time to compile ei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ccrewrite.families.dcls.forms.slices import way_of
 from ccrewrite.families.dcls.forms.ways import Way
 from ccrewrite.gathering.places import Layout
 from ccrewrite.ir.operators import autocast
-from ccrewrite.ir.typed import differentiated_, fake_of
+from ccrewrite.ir.typed import Context, differentiated_, fake_of
 
 
 def dcls_slices(input: Tensor, weight: Tensor, offset: Tensor, grid: str, layout: Layout) -> Tensor:
@@ -101,18 +101,35 @@ def _(
 
 
 @fake_of(_backward)
-def _(gradient: Tensor, input: Tensor, weight: Tensor, offset: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    wants = arguments[-1]
+def _(
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    grid: str,
+    window: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[int],
+    groups: int,
+    wants: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
     first, third = (like.new_empty(like.shape if want else (0,)) for like, want in ((input, wants[0]), (offset, wants[2])))
     return first, weight.new_empty(weight.shape), third
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, offset, *ctx.others = inputs
-    ctx.save_for_backward(input, weight, offset)
+_Others = tuple[str, Sequence[int], Sequence[int], Sequence[int], int]
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+class _Kept(Context, Protocol):
+    others: _Others
+
+
+def _setup_context(ctx: _Kept, inputs: tuple[Tensor, Tensor, Tensor, *_Others], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.others = inputs[3:]
+
+
+def _differentiate(ctx: _Kept, gradient: Tensor) -> tuple[Tensor | None, ...]:
     wants = list(ctx.needs_input_grad[:3])
     found = torch.ops.ccrewrite.dcls_slices_backward(gradient, *ctx.saved_tensors, *ctx.others, wants)
     return *(g if wanted else None for g, wanted in zip(found, wants, strict=True)), None, None, None, None, None
