@@ -174,7 +174,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no resizable site"):
         export_onnx(plain, tmp_path / "m.onnx", x, sizes="input")
     model = ccrewrite.rewrite(plain, x).model
-    with pytest.raises(InputError, match="fixed, ratio, input"):
+    with pytest.raises(InputError, match="'fixed', 'ratio', 'input'"):
         export_onnx(model, tmp_path / "m.onnx", x, sizes="free")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has none"):
         export_onnx(model, tmp_path / "m.onnx", x, sizes="ratio")

@@ -26,6 +26,7 @@ CASES: dict[str, Any] = {
     "linear": lambda: ccnn.CCConv1d(2, 2, 4, stride=2, padding=1, basis="linear"),
     "mlp": lambda: ccnn.CCConv1d(2, 2, 4, stride=2, padding=1, kernel="mlp", hidden=8),
     "causal": lambda: ccnn.CCConv1d(2, 2, 4, stride=2, reach=0),
+    "wide": lambda: ccnn.CCConv1d(2, 2, 66, stride=33, padding=60),
     "volume": lambda: ccnn.CCConv3d(1, 1, 2, stride=2),
     "circular": lambda: ccnn.CCConv2d(1, 2, 3, stride=2, padding=1, padding_mode="circular"),
     "reflect": lambda: ccnn.CCConv1d(1, 2, 4, stride=2, padding=3, padding_mode="reflect"),
@@ -115,6 +116,18 @@ def test_long_signals_lose_no_phase(block: int, monkeypatch: pytest.MonkeyPatch)
     layer.output_size = 8001
     exact = layer.double()(x.double())
     assert float((torch.from_numpy(found) - exact).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride"), [(3, 2), (16, 8), (16, 16), (41, 4), (256, 128), (400, 160), (401, 100), (512, 16)]
+)
+def test_a_matrix_reads_few_samples(taps: int, stride: int) -> None:
+    """Whatever the kernel, as spectrograms have it: else its matrices would be gigabytes of zeros."""
+    what, _ = operator(ccnn.CCConv1d(1, 1, taps, stride=stride).requires_grad_(False))
+    outputs, together = bands.block_of(what.axes[0])
+    assert taps % together == 0
+    assert outputs == 1 or together == taps, "else rows would have to be put in order"
+    assert stride * (outputs - 1) + together <= BLOCK + bands.MANY
 
 
 def test_the_checker_takes_it(tmp_path: Any) -> None:

@@ -13,7 +13,19 @@ from ccrewrite.families.cc.onnx.resampling import Resampling
 from ccrewrite.ir.onnx_nodes import Nodes
 
 BLOCK = 32
-"""Outputs that share a matrix."""
+"""Samples that the outputs of one matrix lie apart; at most, outputs that share a matrix."""
+MANY = 64
+"""Taps: the rows of an output that has more are shared among several matrices."""
+
+
+def block_of(axis: Axis) -> tuple[int, int]:
+    """How many outputs, and how many taps of each, share a matrix. A matrix has a row for each, and a column for every sample
+    that one of them reads: where they lie far apart, it would be nearly all zeros."""
+    if axis.transposed:
+        return BLOCK, 1
+    if axis.stride < BLOCK and axis.taps <= MANY:
+        return BLOCK // axis.stride, axis.taps
+    return 1, max(n for n in range(1, BLOCK + 1) if axis.taps % n == 0)
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,8 @@ class Band:
 
 
 def applied(op: Nodes, x: Data, axis: Axis, r: Resampling, band: Band) -> ir.Value:
-    """``x`` with its axis resampled, block by block: a small matrix for ``BLOCK`` outputs and the samples that they read. One
-    of all outputs and all samples would be mostly zeros, and gigabytes of them where the axis is long."""
+    """``x`` with its axis resampled, block by block: a small matrix for a few outputs (``block_of``) and the samples that they
+    read. One of all outputs and all samples would be mostly zeros, and gigabytes of them where the axis is long."""
     columns, matrices = (_interleaved if r.interleaved else _side_by_side)(op, axis, r, band)
     values = x.second_last(op, x.value)
     at, shape = x.rank - 2, op.Shape(values)
@@ -78,9 +90,10 @@ def applied(op: Nodes, x: Data, axis: Axis, r: Resampling, band: Band) -> ir.Val
 
 def _side_by_side(op: Nodes, axis: Axis, r: Resampling, band: Band) -> tuple[ir.Value, ir.Value]:
     """For each block the samples that it reads, (blocks, samples), and its matrix, (blocks, outputs * taps, samples)."""
-    outputs = _blocks(op, r)
-    start = op.Reshape(op.Add(op.Gather(band.start, outputs, axis=0), r.low), [0, -1, 1])
-    weights = _rows(op, op.Gather(band.weights, outputs, axis=0), band.width, [0, -1])
+    count, taps = block_of(axis)
+    outputs = _blocks(op, r, count)
+    start = op.Reshape(op.Add(op.Gather(band.start, outputs, axis=0), r.low), [-1, count * taps, 1])
+    weights = _rows(op, op.Gather(band.weights, outputs, axis=0), band.width, [-1, count * taps])
     first, last = (op.Gather(start, place, axis=1) for place in (0, -1))
     read = op.Add(op.ReduceMax(op.Sub(last, first), keepdims=0), band.width)
     samples = op.Add(first, op.count(read))
@@ -91,7 +104,7 @@ def _side_by_side(op: Nodes, axis: Axis, r: Resampling, band: Band) -> tuple[ir.
 
 def _interleaved(op: Nodes, axis: Axis, r: Resampling, band: Band) -> tuple[ir.Value, ir.Value]:
     """The same of samples that have a value for each tap: (blocks, samples * taps), (blocks, outputs, samples * taps)."""
-    outputs, taps, apart = _blocks(op, r), axis.taps, axis.dilation * band.taps
+    outputs, taps, apart = _blocks(op, r, BLOCK), axis.taps, axis.dilation * band.taps
     start = op.Add(op.Gather(band.start, outputs, axis=0), r.low)  # (blocks, outputs, taps, 1)
     weights = _rows(op, op.Gather(band.weights, outputs, axis=0), band.width, [0, 0, taps])
     lowest, highest = (op.Gather(op.Gather(start, place, axis=1), 0, axis=1) for place in (0, -1))
@@ -107,11 +120,11 @@ def _interleaved(op: Nodes, axis: Axis, r: Resampling, band: Band) -> tuple[ir.V
     return op.Reshape(columns, [0, -1]), op.Reshape(op.Transpose(matrices, perm=[0, 1, 3, 2]), flat)
 
 
-def _blocks(op: Nodes, r: Resampling) -> ir.Value:
-    """The outputs, (blocks, ``BLOCK``): beyond the last one it is there again."""
-    count = op.Div(op.Add(r.asked, BLOCK - 1), BLOCK)
-    every = op.Min(op.count(op.Mul(count, BLOCK)), op.Sub(r.asked, 1))
-    return op.Reshape(every, [-1, BLOCK])
+def _blocks(op: Nodes, r: Resampling, each: int) -> ir.Value:
+    """The outputs, (blocks, ``each``): beyond the last one it is there again."""
+    count = op.Div(op.Add(r.asked, each - 1), each)
+    every = op.Min(op.count(op.Mul(count, each)), op.Sub(r.asked, 1))
+    return op.Reshape(every, [-1, each])
 
 
 def _rows(op: Nodes, weights: ir.Value, width: ir.Value, others: list[int]) -> ir.Value:
