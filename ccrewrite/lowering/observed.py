@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def judge(
     given: nn.Module,
     inputs: Inputs,
     prepared: nn.Module,
-    run: Callable[[nn.Module], Iterable[Tensor]],
+    run: Callable[[nn.Module], object],
     *,
     gradients: bool = False,
 ) -> Verdict:
@@ -66,7 +67,7 @@ def judge(
             inputs.run(module)
             called = module.calls.names
             try:
-                values = [value.detach().clone() for value in run(module)]
+                values = [value.detach().clone() for value in cast("Iterable[Tensor]", run(module))]
             except Exception:  # of torch's compilers, and whatever they raise
                 return {}
         if len(values) != sum(ins + 1 for _, ins in called):

@@ -42,7 +42,8 @@ def same(found: nn.Module, expected: nn.Module, inputs: tuple[Tensor, ...]) -> N
     assert list(a) == list(b)
     assert all(torch.equal(a[n], b[n]) for n in a)
     assert [type(m).__name__ for m in found.modules()] == [type(m).__name__ for m in expected.modules()]
-    found.eval(), expected.eval()
+    found.eval()
+    expected.eval()
     for wanted in (True, False):
         with torch.set_grad_enabled(wanted):
             torch.manual_seed(0)
@@ -69,7 +70,8 @@ def test_saved_and_loaded(name: str, geometry_only: bool, tmp_path: Path) -> Non
 def test_hugging_face_folder(name: str, tmp_path: Path) -> None:
     original, model, inputs = rewritten(name)
     kind: Any = type(original)
-    model.save_pretrained(tmp_path), ccrewrite.save(model, tmp_path, geometry_only=True)
+    model.save_pretrained(tmp_path)
+    ccrewrite.save(model, tmp_path, geometry_only=True)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [kind.__name__]
     same(ccrewrite.load(kind.from_pretrained(tmp_path), tmp_path), model, inputs)
 
@@ -78,7 +80,8 @@ def test_hugging_face_folder(name: str, tmp_path: Path) -> None:
 def test_hugging_face_configuration(name: str, tmp_path: Path) -> None:
     original, model, inputs = rewritten(name)
     kind: Any = type(original)
-    model.config.save_pretrained(tmp_path), ccrewrite.save(model, tmp_path)
+    model.config.save_pretrained(tmp_path)
+    ccrewrite.save(model, tmp_path)
     fresh = kind(kind.config_class.from_pretrained(tmp_path))
     if name in NORMED_AFTERWARDS:
         with pytest.raises(InputError, match=r"parametrizations\.weight\.original0: expected .*, found nothing"):
@@ -96,7 +99,8 @@ def test_hugging_face_and_sparse_layers(tmp_path: Path) -> None:
     original = Net(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])).eval()
     x = torch.randn(1, 3, 64, 64)
     result: Any = ccrewrite.rewrite(original, x, rules=[ccrewrite.LargeToDcls(elements=5, steps=3), "strided-to-cc"])
-    result.model.save_pretrained(tmp_path), ccrewrite.save(result, tmp_path)
+    result.model.save_pretrained(tmp_path)
+    ccrewrite.save(result, tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         Net.from_pretrained(tmp_path)
     same(ccrewrite.load(Net(Net.config_class.from_pretrained(tmp_path)), tmp_path), result.model, (x,))

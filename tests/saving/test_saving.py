@@ -80,12 +80,14 @@ def same(found: nn.Module, expected: nn.Module, inputs: Any) -> None:
     ]
     assert ties[0] == ties[1]
     modes = [model.training for model in (found, expected)]
-    found.eval(), expected.eval()
+    found.eval()
+    expected.eval()
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             pairs = zip(outputs(found, inputs), outputs(expected, inputs), strict=True)
             assert all(torch.equal(x, y) for x, y in pairs)
-    found.train(modes[0]), expected.train(modes[1])
+    found.train(modes[0])
+    expected.train(modes[1])
 
 
 def plain_attributes(sampling: Sampling) -> dict[str, Any]:
