@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrewrite.errors import ExportError
+from ccrewrite.export.memory import Need
 from ccrewrite.export.traced_sizes import TracedSizes
 from ccrewrite.families.onnx import DOMAIN, OnnxCall, OnnxForm, OnnxOperator
 from ccrewrite.families.sampling import Sampling
@@ -24,11 +25,13 @@ from ccrewrite.ir.typed import named_modules
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a site that is kept. ``tensors``: the names of what its node takes after x, weight and bias."""
+    """One call of a site that is kept. ``tensors``: the names of what its node takes after x, weight and bias. ``need``: the
+    memory that it takes at the sizes that are traced."""
 
     site: str
     operator: OnnxOperator
     tensors: tuple[str, ...]
+    need: Need
 
 
 Calls = dict[str, Call]
@@ -69,9 +72,11 @@ class KeptSampling(Sampling):
         """The call as one operator, whose output has ``size``. ``sizes``: what it takes beside the form's tensors."""
         call = OnnxCall(geometry, geometry.pads, tuple(int(n) for n in weight.shape), input.dtype)
         form, calls, key = self.kept.form, self.kept.calls, str(len(self.kept.calls))
-        calls[key] = Call(self.kept.site, form.operator(call), (*sizes, *form.tensors))
         learned = [getattr(self, _buffer(name)) for name in form.tensors]
         batched = input if input.dim() == self.ndim + 2 else input[None]
+        shape, asked = (tuple(map(_known, s)) for s in (batched.shape, size))
+        need = Need.of(self.kept.site, form, call, shape, asked)
+        calls[key] = Call(self.kept.site, form.operator(call), (*sizes, *form.tensors), need)
         out = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{calls[key].operator.name}",
             [batched, weight, bias, *sizes.values(), *learned],
@@ -166,6 +171,14 @@ def _native(geometry: ConvGeometry, natural: Ints, asked: Ints) -> Tensor:
     size, least = _vector(asked), _vector([n - e for n, e in zip(natural, geometry.output_padding, strict=True)])
     taken = (size >= least) & (size < least + torch.tensor(geometry.stride))
     return torch.where(taken.all(), size, _vector(natural))
+
+
+def _known(size: int | torch.SymInt) -> int:
+    """What a size is for the example inputs; 1 where that depends on their values."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    node = cast(Any, size).node
+    return int(node.hint) if node.has_hint() else 1
 
 
 def _sizes(size: int | Sequence[int], ndim: int) -> Ints:

@@ -18,6 +18,7 @@ from ccrewrite.export.check import checked, inputs_of_file, session_of
 from ccrewrite.export.examples import at_other_sizes, without_ones
 from ccrewrite.export.files import require_packages, save, write
 from ccrewrite.export.latency import latency_against
+from ccrewrite.export.memory import MEMORY, require_memory
 from ccrewrite.export.prepare import FUNCTION, Prepared, prepared
 from ccrewrite.export.report import ExportedFile, OnnxSite, times
 from ccrewrite.export.sizes import Mode, SizePlan, plan_sizes, without_sizes
@@ -49,6 +50,7 @@ def export_onnx(
     tolerance: float | None = None,
     target: str | Target | None = None,
     latency: bool = False,
+    memory: int = MEMORY,
 ) -> ExportedFile:
     """Write a model, folded, as an ONNX file that has proved to compute the same.
 
@@ -85,6 +87,8 @@ def export_onnx(
             folded to forms that it takes (``ccrewrite.fold``), pads that it doesn't take become crops, and what else it doesn't
             take is said in a ``TargetWarning`` before the file is written, and in ``file.not_taken``.
         latency: also time the file in onnxruntime next to the original's, which is exported for that (``file.latency``).
+        memory: bytes that a layer of an open size may take when the file runs it, as estimated at the sizes of the example
+            inputs. None is written that takes more.
 
     Returns:
         What is in the file, and what was compared.
@@ -92,7 +96,7 @@ def export_onnx(
     Raises:
         InputError: for arguments that can't be used (a ``target`` that reads no ONNX files, or none of this ``opset``), where a
             package is missing (extra ``onnx``), a layer can't have an open size in ONNX or the file can't be written.
-        ExportError: where torch can't export the model or the file failed a check.
+        ExportError: where torch can't export the model, a layer takes more than ``memory``, or the file failed a check.
 
     >>> import ccrewrite, tempfile
     >>> model, x = nn.Conv1d(2, 3, 3, dilation=2), torch.randn(1, 2, 16)
@@ -124,6 +128,7 @@ def export_onnx(
     def written(ready: Prepared, plan: SizePlan | None) -> tuple[Any, dict[str, str], dict[str, int]]:
         """The graph, its initializers that were learned (and whose they are), its operators before constants were folded."""
         graph = traced(ready.model, example, shapes, opset, plan)
+        require_memory((call.need for call in ready.calls.values()), memory, "export with sizes='fixed'")
         expand_(graph, ready.calls, functions=functions)
         learned = name_tensors_(graph, ready.tensors)
         before = histogram(graph)

@@ -4,15 +4,19 @@ once it moved, against the original."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from ccrewrite.errors import ExportError
 from ccrewrite.export.check import compared, run_file, runtime, session_of
+from ccrewrite.export.convolutions import convolutions
 from ccrewrite.export.follow import tried
+from ccrewrite.export.memory import Need
 from ccrewrite.export.noise import OTHERWISE, noise_of
 from ccrewrite.export.probed import Probed
 from ccrewrite.export.report import FileCheck, FileRun, SizeTrial
@@ -38,6 +42,23 @@ class Proof:
         self.original = source.file(directory)
         self.expected = run_file(session_of(self.original), inputs)
         self.notes: dict[str, None] = dict.fromkeys([SEEDED] if source.random else [])
+
+    def needs(self) -> list[Need]:
+        """Of the sites that get a size input, at their native sizes."""
+        model = self.variants.model.clone()
+        sited = zip(convolutions(model), self.variants.sites, strict=True)
+        forms = self.variants.forms
+        convs = [replace(c, site=s) for c, s in sited if s.name in forms and forms[s.name].sized]
+        shapes = [s[0] if (s := conv.site.input_shapes) else () for conv in convs]
+        if not all(shape and all(shape) for shape in shapes):  # the file leaves some open
+            shape_nodes = [ir.node("Shape", [conv.node.inputs[0]]) for conv in convs]
+            for node in shape_nodes:
+                node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+                model.graph.append(node)
+            probed = Probed(model, [node.outputs[0] for node in shape_nodes], self.inputs, (), self.directory)
+            shapes = [tuple(int(n) for n in shape) for shape in probed.run()[1]]
+        pairs = zip(convs, shapes, strict=True)
+        return [Need.of(c.site.name, forms[c.site.name], c.call, shape, (1,) * (len(shape) - 2)) for c, shape in pairs]
 
     def trials(self) -> tuple[SizeTrial, ...]:
         """Runs at other sizes. Raises ``ExportError`` where the sites, moved, compute something else natively."""

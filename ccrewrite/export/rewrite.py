@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ccrewrite.errors import InputError, SelectionError, SizeWarning
 from ccrewrite.export.files import require_packages, save
+from ccrewrite.export.memory import MEMORY, require_memory
 from ccrewrite.export.report import OnnxSite, RewrittenFile, SizeTrial
 from ccrewrite.families.onnx import OnnxForm
 from ccrewrite.families.rule import Rule
@@ -46,6 +47,7 @@ def rewrite_onnx(
     example_inputs: Mapping[str, object] | None = None,
     tolerance: float | None = None,
     latency: bool = True,
+    memory: int = MEMORY,
 ) -> RewrittenFile:
     """Write an ONNX file with the convolutions of another one rewritten.
 
@@ -75,6 +77,8 @@ def rewrite_onnx(
         tolerance: the largest difference allowed, relative to each output's largest magnitude. None: 1e-5 (1e-2 in float16);
             or, where each site by itself is as exact as that, what rounding changes in the original (``result.check.note``).
         latency: time both files in onnxruntime, which takes a few tenths of a second (``result.latency``).
+        memory: bytes that a site with a size input may take when the file runs it at another size, as estimated at those of
+            the example inputs. None is written that takes more.
 
     Returns:
         What was done: the plan, the new inputs, what was compared.
@@ -83,7 +87,7 @@ def rewrite_onnx(
         InputError: for a file that can't be read or converted (external data missing), for rules that are not exact, options
             that can't be used, and where ``path_out`` can't be written.
         SelectionError: where there is nothing to rewrite.
-        ExportError: where the new file differs.
+        ExportError: where a site takes more than ``memory``, or the new file differs.
 
     >>> import ccrewrite, tempfile
     >>> x = torch.randn(1, 2, 16)
@@ -122,6 +126,7 @@ def rewrite_onnx(
     variants = Variants(source.model, plan.sites, forms)
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
         proof = Proof(source, variants, inputs, tolerance, Path(scratch))
+        require_memory(proof.needs(), memory, "leave the site out with exclude=")
         step("rewrite_onnx", "trying other sizes", 0.3)
         trials = proof.trials()
         file = variants.file()

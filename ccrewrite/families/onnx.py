@@ -74,3 +74,11 @@ class OnnxForm(ABC):
     @abstractmethod
     def operator(self, call: OnnxCall) -> OnnxOperator:
         """What computes ``call``."""
+
+    def memory(self, call: OnnxCall, input: Ints, native: Ints, asked: Ints) -> int:
+        """Bytes that one run of a ``sized`` operator takes at the most, estimated; 0: no more than a convolution.
+
+        ``input``: the shape of x. ``native`` and ``asked``: output sizes, as the operator gets them. Exports are refused above
+        their limit, before anything is written or run.
+        """
+        return 0

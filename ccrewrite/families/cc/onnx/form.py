@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ccrewrite.families.cc.onnx.axis import Axis, Profile
+from ccrewrite.families.cc.onnx.memory import memory_of
 from ccrewrite.families.cc.onnx.operator import CCConv
 from ccrewrite.families.cc.profile import gain
 from ccrewrite.families.cc.sampling import CCSampling
 from ccrewrite.families.onnx import OnnxCall, OnnxForm
+from ccrewrite.ir.geometry import Ints
 from ccrewrite.ir.onnx_nodes import DTYPES
 
 
@@ -41,6 +43,18 @@ class CCForm(OnnxForm):
             for a, along in enumerate(layer.along())
         )
         return CCConv(axes, g.groups)
+
+    def memory(self, call: OnnxCall, input: Ints, native: Ints, asked: Ints) -> int:
+        g = call.geometry
+        hidden = [self.tensors[f"layer{a}_0"].numel() if f"gain{a}" in self.tensors else None for a in range(g.ndim)]
+        data = (input[0], g.in_channels, *input[2:])
+        if g.transposed:  # resampled after its convolution: side by side its taps, or natively its outputs
+            sizes = [
+                n * k if own is not None else (n - 1) * s + d * (k - 1) + 1
+                for n, k, s, d, own in zip(input[2:], g.kernel_size, g.stride, g.dilation, hidden, strict=True)
+            ]
+            data = (input[0], g.out_channels, *sizes)
+        return memory_of(self.operator(call).axes, data, native, asked, hidden, call.dtype.itemsize)
 
 
 def learned(layer: CCSampling) -> dict[str, Tensor]:
