@@ -210,7 +210,7 @@ def main() -> None:
             else {"producer": "", "opset": "", "refused": run.stderr.strip()[-300:]}
         )
         print(name, found[name], flush=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(found, separators=(",", ":")) + "\n")
         head = (HERE / "foreign_files_head.md").read_text()
         (OUT / "foreign_files.md").write_text(f"{head}\n{table(found)}\n")
     sys.exit(any("refused" in f for f in found.values()))

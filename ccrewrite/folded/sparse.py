@@ -42,7 +42,8 @@ SHORT = 48
 
 
 def sum_of_boxes(input: Tensor, weight: Tensor, boxes: Sequence[Box], steps: Sequence[int], pads: Pads) -> Tensor:
-    """The depthwise convolution (stride 1, dilation ``steps``) with ``weight``, which is zero outside ``boxes``."""
+    """The depthwise convolution (stride 1, dilation ``steps``) with ``weight``, which is zero outside ``boxes``. A channel may
+    have several outputs."""
     ndim = len(steps)
     if ndim == 1 and len(weight) == input.shape[1] and input.device.type == "cpu" and not torch.compiler.is_compiling():
         return _sum_along_rows(input, weight, boxes, steps[0], pads[0])
@@ -56,7 +57,7 @@ def sum_of_boxes(input: Tensor, weight: Tensor, boxes: Sequence[Box], steps: Seq
             part = part.narrow(axis, first * step, n + (after - first - 1) * step)
             kernel = kernel.narrow(axis, first, after - first)
         zeros, ones = [0] * ndim, [1] * ndim
-        term = torch.ops.aten.convolution(part, kernel, None, ones, zeros, list(steps), False, zeros, len(weight))
+        term = torch.ops.aten.convolution(part, kernel, None, ones, zeros, list(steps), False, zeros, data.shape[1])
         total = term if total is None else total + term
     assert total is not None
     return total

@@ -121,7 +121,7 @@ def _magnitude(tensor: Tensor) -> float:
     if tensor.is_complex():
         return float(tensor.abs().max())
     low, high = tensor.aminmax()  # in one pass, with nothing written
-    return float(torch.maximum(-low, high))
+    return float(torch.maximum(low.abs(), high.abs()))
 
 
 @trainable_made()

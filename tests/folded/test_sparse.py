@@ -26,6 +26,8 @@ CASES: dict[str, tuple[int, dict[str, Any], tuple[int, ...]]] = {
     "circular": (1, {"elements": 5, "window": 33, "padding": 16, "padding_mode": "circular"}, (2, 6, 40)),
     "no batch, same": (1, {"elements": 5, "window": 32, "padding": "same"}, (6, 40)),
     "two outputs each": (2, {"elements": 4, "window": 11, "sharing": "full", "out_channels": 12}, (2, 6, 15, 15)),
+    "two outputs each, in boxes": (2, {"elements": 2, "window": 15, "sharing": "tap", "out_channels": 12}, (2, 6, 17, 17)),
+    "two outputs each, along a row": (1, {"elements": 2, "window": 65, "sharing": "tap", "out_channels": 12}, (2, 6, 80)),
     "no bias": (3, {"elements": 4, "window": 7, "bias": False}, (1, 6, 9, 8, 9)),
 }
 
