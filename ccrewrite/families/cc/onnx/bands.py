@@ -16,6 +16,8 @@ BLOCK = 32
 """Samples that the outputs of one matrix lie apart; at most, outputs that share a matrix."""
 MANY = 64
 """Taps: the rows of an output that has more are shared among several matrices."""
+FEW = 8
+"""Of an output that has ``BLOCK`` to ``MANY`` taps too, if at least so many can share one: fewer read samples too often."""
 
 
 def block_of(axis: Axis) -> tuple[int, int]:
@@ -23,9 +25,9 @@ def block_of(axis: Axis) -> tuple[int, int]:
     that one of them reads: where they lie far apart, it would be nearly all zeros."""
     if axis.transposed:
         return BLOCK, 1
-    if axis.stride < BLOCK and axis.taps <= MANY:
-        return BLOCK // axis.stride, axis.taps
-    return 1, max(n for n in range(1, BLOCK + 1) if axis.taps % n == 0)
+    together = max(n for n in range(1, BLOCK + 1) if axis.taps % n == 0)
+    few = axis.taps <= BLOCK or (axis.taps <= MANY and together < FEW)
+    return (BLOCK // axis.stride, axis.taps) if few and axis.stride < BLOCK else (1, together)
 
 
 @dataclass(frozen=True)
