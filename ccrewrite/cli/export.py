@@ -13,13 +13,12 @@ from ccrewrite.cli.arguments import inputs_of, load
 from ccrewrite.cli.console import warn
 from ccrewrite.cli.parameters import Factory, Input, Json, Saved, Selection, Tolerance, selecting
 from ccrewrite.errors import InputError
-from ccrewrite.export.memory import MEMORY
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-Memory = Annotated[int, typer.Option(help="bytes that a site of an open size may take when the file runs")]
+Memory = Annotated[int | None, typer.Option(help="bytes that a site of an open size may take when the file runs; 2 GiB")]
 Runtime = Annotated[
     str | None, typer.Option("--target", help="the runtime it goes to: onnxruntime-cpu, tensorrt, ... (docs/deploy.md)")
 ]
@@ -55,7 +54,7 @@ def export(
     tolerance: Tolerance = None,
     runtime: Runtime = None,
     latency: Annotated[bool, typer.Option("--latency", help="time the file next to the original's")] = False,
-    memory: Memory = MEMORY,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Fold the rewritten model, export it to ONNX and verify the file in onnxruntime. Exits with 2 if that fails."""
@@ -67,7 +66,7 @@ def export(
         "tolerance": tolerance,
         "target": runtime,
         "latency": latency,
-        "memory": memory,
+        **allowed(memory),
     }
     typer.echo(export_command(model, inputs, target, dynamic=dynamic, as_json=as_json, **how))
 
@@ -81,12 +80,17 @@ def rewrite_onnx(
     selection: Selection,
     tolerance: Tolerance = None,
     latency: Annotated[bool, typer.Option(help="time both files in onnxruntime")] = True,
-    memory: Memory = MEMORY,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Rewrite the convolutions of an ONNX file, verify and save it. Exits with 2 if the outputs differ."""
-    how: dict[str, Any] = {"tolerance": tolerance, "latency": latency, "memory": memory}
+    how: dict[str, Any] = {"tolerance": tolerance, "latency": latency, **allowed(memory)}
     typer.echo(rewrite_onnx_command(source, target, inputs=input, as_json=as_json, **how, **selection))
+
+
+def allowed(memory: int | None) -> dict[str, Any]:
+    """What is left out has the function's own default, which is not imported for --help."""
+    return {} if memory is None else {"memory": memory}
 
 
 def rewritten_model(factory: str, input: list[str] | None, saved: Path | None) -> tuple[nn.Module, object]:

@@ -69,9 +69,6 @@ DYNAMIC: dict[str, dict[Any, Any]] = {
 }
 """Model -> the axes left open, which gives the second shape; elsewhere the first input's batch."""
 
-FIXED_BATCH = {"hf_dpt_depth"}
-"""Models whose own code makes the batch size a constant in the export, rewritten or not: a file for each."""
-
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
@@ -83,14 +80,6 @@ def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
                 export_onnx(each, tmp_path / "m.onnx", inputs)
         return
     dynamic = DYNAMIC.get(name, {0: "batch"})
-    if name in FIXED_BATCH:
-        for each in (model, rewritten):
-            with pytest.raises(ExportError, match="Reshape"):
-                export_onnx(each, tmp_path / "m.onnx", inputs, dynamic=dynamic)
-        for count in (1, 2):
-            several = tuple(t.repeat_interleave(count, 0) for t in inputs)
-            assert export_onnx(rewritten, tmp_path / "m.onnx", several).check.max_rel_error <= 1e-4
-        return
     report = export_onnx(rewritten, tmp_path / "m.onnx", inputs, dynamic=dynamic)
     assert len({str(c.shapes) for c in report.check.runs}) == 2
     print(f"onnxruntime, float32: {name} {report.check.max_rel_error:.1e}, {report.ops_after}")  # noqa: T201
