@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ccrewrite
 
-FIRST = 40
+FIRST = 100
 MANY = int(os.environ.get("CCREWRITE_NETWORKS", "2000"))
 
 
