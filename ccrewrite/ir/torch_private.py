@@ -81,10 +81,14 @@ def unwatched(*tensors: Tensor) -> bool:
 
 def onednn_multiplies() -> bool:
     """Whether ``onednn_product`` can be called: elsewhere than on x86 nobody has tried it."""
-    return _X86 and _C._get_mkldnn_enabled()
+    return _ONEDNN and _C._get_mkldnn_enabled()
 
 
-_X86 = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and platform.machine().lower() in ("x86_64", "amd64")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
 
 
 def onednn_product(one: Tensor, other: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccrewrite.gathering import mixing
 from ccrewrite.gathering.mixing import mix, mix_backward
+
+ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
 def operands(batch: int, out: int, inner: int, samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +31,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-@pytest.mark.skipif(not mixing.onednn_multiplies(), reason="no oneDNN")
+@pytest.mark.skipif(not ONEDNN, reason="never called where torch has no oneDNN, or off x86")
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("out", "inner", "samples"), [(64, 48, 400), (16, 300, 250), (130, 20, 500)])
 def test_onednn_multiplies_the_same(batch: int, out: int, inner: int, samples: int, products: list[int]) -> None:
@@ -53,4 +57,15 @@ def test_what_is_differentiated_or_looked_at_is_left_to_torch(products: list[int
     torch.testing.assert_close(
         torch.vmap(lambda x: mix(x, mixed_by, 1))(data[None])[0], mix(data.double(), mixed_by.double(), 1).float()
     )
+    assert not products
+
+
+@pytest.mark.parametrize("out", [16, 64])
+def test_without_onednn(out: int, products: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing, "onednn_multiplies", lambda: False)
+    data, mixed_by, gradient = operands(2, out, 300, 250)
+    found = [mix(data, mixed_by, 1), *mix_backward(gradient, data, mixed_by, 1, True)]
+    wide = data.double(), mixed_by.double(), gradient.double()
+    for one, other in zip(found, [mix(*wide[:2], 1), *mix_backward(wide[2], *wide[:2], 1, True)], strict=True):
+        assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
     assert not products
